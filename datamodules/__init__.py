@@ -1,0 +1,30 @@
+"""Images for any recipe."""
+
+from datamodules.base import ImageDataModule, Splits
+from datamodules.batch import Batch
+from datamodules.dataset import ImageDataset, ImageFiles, ImagesInMemory
+from datamodules.digits import Digits
+from datamodules.folder import ImageFolder
+from datamodules.loader import ResumableLoader
+from datamodules.sampler import GlobalBatchSampler
+from datamodules.standard import CIFAR10, CIFAR100, KMNIST, MNIST, STL10, SVHN, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "KMNIST",
+    "MNIST",
+    "STL10",
+    "SVHN",
+    "Batch",
+    "Digits",
+    "FashionMNIST",
+    "GlobalBatchSampler",
+    "ImageDataModule",
+    "ImageDataset",
+    "ImageFiles",
+    "ImageFolder",
+    "ImagesInMemory",
+    "ResumableLoader",
+    "Splits",
+]

@@ -1,0 +1,201 @@
+"""What all DataModules share: the properties that recipes read, and the loaders."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.batch import Batch
+from datamodules.cpus import usable_cpus
+from datamodules.dataset import ImageDataset
+from datamodules.loader import ResumableLoader
+from datamodules.sampler import GlobalBatchSampler
+
+_MAX_WORKERS = 16  # more rarely load faster, and each holds memory
+_STATISTICS_FILES = 2048  # images that mean and std are taken from where each must be decoded
+_STATISTICS_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a DataModule.
+
+    Attributes:
+        class_names: of the labels 0, 1, ...; empty where nothing is labelled.
+        train: to train on; label -1 where unlabelled.
+        val: to validate on, if any.
+        test: to test on, if any.
+    """
+
+    class_names: tuple[str, ...]
+    train: ImageDataset
+    val: ImageDataset | None = None
+    test: ImageDataset | None = None
+
+
+class ImageDataModule(LightningDataModule):
+    """Images of one size for any recipe. Subclasses write ``load`` and, where there is something to download,
+    ``prepare_data``.
+
+    The properties are available after ``setup``, which a Trainer calls on the DataModule before it calls it on the
+    recipe. Under a Trainer each loader hands out its device's share of the global batches.
+
+    Args:
+        batch_size: images per step over all devices together; must divide by their number.
+        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
+            usable CPUs divided by the devices of the machine, at most 16.
+
+    Raises:
+        ValueError: if ``batch_size`` is not positive or ``num_workers`` is negative.
+    """  # noqa: D205
+
+    def __init__(self, batch_size: int = 256, num_workers: int | None = None) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}: it must be at least 0, or none to choose it")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._splits: Splits | None = None
+
+    def load(self) -> Splits:
+        """Reads the images."""
+        raise NotImplementedError(f"{type(self).__name__} must write load()")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the images, once, whatever the stage."""
+        if self._splits is None:
+            self._splits = self.load()
+
+    @property
+    def splits(self) -> Splits:
+        """The datasets behind the loaders."""
+        if self._splits is None:
+            raise RuntimeError(f"{type(self).__name__} has not read its images yet: call prepare_data() and setup()")
+        return self._splits
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 0, 1, ...; empty where nothing is labelled."""
+        return self.splits.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; 0 where nothing is labelled."""
+        return len(self.class_names)
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        _, channels, height, width = self.splits.train.images(torch.tensor([0])).shape
+        return channels, height, width
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel over the training images, in [0, 1].
+
+        Of all of them where they are in memory, else of 2048 that stand evenly spaced in the dataset.
+        """
+        return self._statistics[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel over the pixels that ``mean`` is taken from; at least 1/255."""
+        return self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        train = self.splits.train
+        count = len(train) if train.in_memory else min(len(train), _STATISTICS_FILES)
+        positions = torch.arange(count) * len(train) // count
+        total = torch.zeros(2, self.image_shape[0], dtype=torch.int64)  # integers: exact, whatever the order
+        for chunk in positions.split(_STATISTICS_CHUNK):
+            image = train.images(chunk).transpose(0, 1).flatten(1).to(torch.int32)  # [C, B*H*W]
+            total += torch.stack([image.sum(1), image.square().sum(1)])
+        first, second = total.double() / (count * self.image_shape[1] * self.image_shape[2])
+        std = (second - first.square()).clamp(min=0).sqrt()
+        return tuple((first / 255).tolist()), tuple((std / 255).clamp(min=1 / 255).tolist())
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The training images in batches, in a new order every epoch; an incomplete last batch is dropped.
+
+        Raises:
+            ValueError: if there are fewer training images than ``batch_size``, or if it does not divide over the
+                devices.
+        """
+        train = self.splits.train
+        if len(train) < self.batch_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but there are only {len(train)} training images: "
+                f"use a batch_size of at most {len(train)}"
+            )
+        loader = ResumableLoader(**self._options(train, torch.arange(len(train)), training=True))
+        loader.trainer = self.trainer
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """The validation images in order; no loader where there are none, and Lightning does not validate."""
+        val = self.splits.val
+        return [] if val is None else self._in_order(val)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test images in order.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.splits.test is None:
+            raise ValueError(f"{type(self).__name__} has no test images here")
+        return self._in_order(self.splits.test)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test images in order, or the training images where there is no test split."""
+        return self._in_order(self.splits.test or self.splits.train)
+
+    def bank_dataloader(self) -> DataLoader[Batch]:
+        """The labelled training images in order, none left out: for nearest neighbours and probes.
+
+        Raises:
+            ValueError: if none is labelled.
+        """
+        train = self.splits.train
+        labelled = (train.label >= 0).nonzero().flatten()
+        if not len(labelled):
+            raise ValueError(f"{type(self).__name__} has no labelled training images here")
+        return self._in_order(train, labelled)
+
+    def _in_order(self, dataset: ImageDataset, positions: Tensor | None = None) -> DataLoader[Batch]:
+        positions = torch.arange(len(dataset)) if positions is None else positions
+        return DataLoader(**self._options(dataset, positions, training=False))
+
+    def _options(self, dataset: ImageDataset, positions: Tensor, training: bool) -> dict[str, Any]:
+        devices, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        sampler = GlobalBatchSampler(positions, self.batch_size, devices, rank, training)
+        workers = self._workers(dataset)
+        return {
+            "dataset": dataset,
+            "batch_size": sampler.batch_size,
+            "sampler": sampler,
+            "num_workers": workers,
+            "collate_fn": _as_it_is,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": workers > 0,
+        }
+
+    def _workers(self, dataset: ImageDataset) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if dataset.in_memory:
+            return 0
+        devices = 1 if self.trainer is None else self.trainer.num_devices
+        return min(max(usable_cpus() // devices, 1), _MAX_WORKERS)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """The collate function: datasets hand out whole batches."""
+    return batch

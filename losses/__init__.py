@@ -1,0 +1,5 @@
+"""Losses: tensors in, scalar out. No Lightning, no process groups, no logging."""
+
+from losses.ntxent import NTXent
+
+__all__ = ["NTXent"]

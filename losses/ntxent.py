@@ -1,0 +1,64 @@
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NTXent(nn.Module):
+    """Normalised temperature-scaled cross-entropy (Chen et al., 2020, arXiv:2002.05709, Equation 1 and Algorithm 1).
+
+    Every view is an anchor once. It has to find the other view of its image, by cosine similarity, among all views
+    of the batch but itself; the loss is the mean over all anchors. Computed in float32, or float64 for float64 input.
+
+    Args:
+        temperature: of the softmax over similarities, > 0 (Table 5: 0.1 for long training of large batches, 0.5 for
+            short training of small ones).
+
+    Raises:
+        ValueError: if the temperature is not a positive number.
+    """
+
+    def __init__(self, temperature: float = 0.5) -> None:
+        super().__init__()
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature is {temperature}: it must be a positive number; the paper uses 0.1 to 0.5")
+        self.temperature = temperature
+
+    def forward(
+        self, z1: Tensor, z2: Tensor, candidates: tuple[Tensor, Tensor] | None = None, offset: int = 0
+    ) -> Tensor:
+        """Computes the loss of N images.
+
+        Args:
+            z1: embeddings of the first views [N, D]; need not be normalised.
+            z2: embeddings of the second views [N, D], in the order of ``z1``.
+            candidates: first and second views [M, D] of all images to choose from, with these N among them:
+                the views of all devices. None for (z1, z2).
+            offset: the row of ``candidates`` at which these N images start.
+
+        Returns:
+            The mean over the 2N anchors, a scalar.
+
+        Raises:
+            ValueError: if the shapes do not match, or the candidates do not hold the anchors.
+        """
+        c1, c2 = candidates if candidates is not None else (z1, z2)
+        if z1.ndim != 2 or z1.shape != z2.shape or c1.shape != c2.shape or c1.shape[1:] != z1.shape[1:]:
+            shapes = ", ".join(str(list(z.shape)) for z in (z1, z2, c1, c2))
+            raise ValueError(f"embeddings are {shapes}: both views must be [N, D], all candidates [M, D] of the same D")
+        n, m = len(z1), len(c1)
+        if not 0 <= offset <= m - n:
+            raise ValueError(f"offset is {offset}: {n} images among {m} candidates start at 0 to {m - n}")
+        with torch.autocast(z1.device.type, enabled=False):
+            anchors = _unit(torch.cat([z1, z2]))  # [2N, D]
+            others = anchors if candidates is None else _unit(torch.cat([c1, c2]))  # [2M, D]
+            logits = anchors @ others.T / self.temperature  # [2N, 2M]
+            first = torch.arange(offset, offset + n, device=z1.device)
+            itself, positive = torch.cat([first, first + m]), torch.cat([first + m, first])
+            logits = logits.scatter(1, itself[:, None], -torch.inf)  # masked: a subtracted term would keep its gradient
+            return F.cross_entropy(logits, positive)
+
+
+def _unit(z: Tensor) -> Tensor:
+    return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)

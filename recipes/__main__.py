@@ -1,0 +1,5 @@
+"""``python -m recipes`` is the ``recipes`` command."""
+
+from recipes.cli import main
+
+main()

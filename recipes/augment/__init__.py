@@ -1,0 +1,33 @@
+"""Random views of images: stateless, a whole batch at a time, on the device of the batch."""
+
+from recipes.augment.base import Views
+from recipes.augment.colour import ColorJitter, Colour, Grayscale, Intensity
+from recipes.augment.compose import Compose
+from recipes.augment.filters import GaussianBlur, Solarize
+from recipes.augment.geometry import Geometry, HorizontalFlip, RandomAffine, RandomResizedCrop
+from recipes.augment.normalize import Normalize
+from recipes.augment.random import Key, uniform
+from recipes.augment.views import BYOLViews, HandwritingViews, MoCoV2Views, SimCLRViews, SupervisedViews
+
+__all__ = [
+    "BYOLViews",
+    "ColorJitter",
+    "Colour",
+    "Compose",
+    "GaussianBlur",
+    "Geometry",
+    "Grayscale",
+    "HandwritingViews",
+    "HorizontalFlip",
+    "Intensity",
+    "Key",
+    "MoCoV2Views",
+    "Normalize",
+    "RandomAffine",
+    "RandomResizedCrop",
+    "SimCLRViews",
+    "Solarize",
+    "SupervisedViews",
+    "Views",
+    "uniform",
+]

@@ -1,0 +1,163 @@
+"""The random views that papers define."""
+
+from torch import Tensor
+
+from recipes.augment.base import Views
+from recipes.augment.colour import ColorJitter, Grayscale, Intensity
+from recipes.augment.compose import Compose
+from recipes.augment.filters import GaussianBlur, Solarize
+from recipes.augment.geometry import HorizontalFlip, RandomAffine, RandomResizedCrop
+from recipes.augment.random import Key
+
+
+class SimCLRViews(Compose):
+    """Views of SimCLR (Chen et al., 2020, arXiv:2002.05709, Appendix A): crop, flip, colour distortion, blur.
+
+    For CIFAR-10 the paper takes ``strength=0.5, blur=0.0`` (Appendix B.9).
+
+    Args:
+        size: height and width of a view in pixels; None is the size of the image.
+        strength: s of the colour distortion, at least 0 and at most 2.5, where hue turns half the circle.
+        blur: the share of views that are blurred.
+        scale: range of the crop's area, as a share of the image's.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        strength: float = 1.0,  # Appendix A, get_color_distortion(s=1.0)
+        blur: float = 0.5,  # Appendix A, Gaussian blur
+        scale: tuple[float, float] = (0.08, 1.0),  # Appendix A, random crop and resize
+    ) -> None:
+        if not 0 <= strength <= 2.5:
+            raise ValueError(f"strength is {strength}: it must be between 0 (no distortion) and 2.5")
+        s = strength
+        super().__init__(
+            [
+                RandomResizedCrop(size, scale),
+                HorizontalFlip(0.5),  # Appendix A
+                ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=0.8),  # Appendix A, color distortion
+                Grayscale(0.2),  # Appendix A, color drop
+                GaussianBlur((0.1, 2.0), p=blur),  # Appendix A: sigma, and a kernel of a tenth of the image
+            ]
+        )
+
+
+class MoCoV2Views(Compose):
+    """Views of MoCo v2 (Chen et al., 2020, arXiv:2003.04297, Section 3, and its published code).
+
+    Args:
+        size: height and width of a view in pixels; None is the size of the image.
+        blur: the share of views that are blurred.
+        scale: range of the crop's area, as a share of the image's.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        blur: float = 0.5,  # code, aug_plus: GaussianBlur([.1, 2.]), p=0.5
+        scale: tuple[float, float] = (0.2, 1.0),  # code, RandomResizedCrop(224, scale=(0.2, 1.))
+    ) -> None:
+        super().__init__(
+            [
+                RandomResizedCrop(size, scale),
+                HorizontalFlip(0.5),  # code; it stands last there, which makes no difference
+                ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),  # code, aug_plus
+                Grayscale(0.2),  # code, aug_plus
+                GaussianBlur((0.1, 2.0), p=blur),
+            ]
+        )
+
+
+class BYOLViews(Views):
+    """Views of BYOL (Grill et al., 2020, arXiv:2006.07733, Appendix B): two distributions, T and T'.
+
+    Views with an even number come from T and views with an odd number from T' (Table 6).
+
+    Args:
+        size: height and width of a view in pixels; None is the size of the image.
+        scale: range of the crop's area, as a share of the image's.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),  # Appendix B, random cropping
+    ) -> None:
+        super().__init__()
+        self.first = _byol(size, scale, blur=1.0, solarize=0.0)  # Table 6, T
+        self.second = _byol(size, scale, blur=0.1, solarize=0.2)  # Table 6, T'
+
+    def view(self, image: Tensor, key: Key) -> Tensor:
+        """Draws a view of float images [B, C, H, W]."""
+        return (self.first if key.view % 2 == 0 else self.second).view(image, key)
+
+
+def _byol(size: int | None, scale: tuple[float, float], blur: float, solarize: float) -> Compose:
+    return Compose(
+        [
+            RandomResizedCrop(size, scale),
+            HorizontalFlip(0.5),  # Table 6
+            ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),  # Table 6
+            Grayscale(0.2),  # Table 6
+            GaussianBlur((0.1, 2.0), p=blur),  # Appendix B: kernel 23 of 224 pixels
+            Solarize(0.5, p=solarize),  # Appendix B: threshold 0.5
+        ]
+    )
+
+
+class SupervisedViews(Compose):
+    """The usual views for training a classifier: random crop and flip (Szegedy et al., 2015, arXiv:1409.4842).
+
+    Args:
+        size: height and width of a view in pixels; None is the size of the image.
+        scale: range of the crop's area, as a share of the image's.
+        flip: the share of views that are flipped; 0 where left and right differ in meaning.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),  # Szegedy et al., Section 6
+        flip: float = 0.5,
+    ) -> None:
+        super().__init__([RandomResizedCrop(size, scale), HorizontalFlip(flip)])
+
+
+class HandwritingViews(Compose):
+    """Views of digits and letters: another slant, size, place and pen, never mirrored.
+
+    Args:
+        degrees: the largest rotation in degrees.
+        shear: the largest slant in degrees.
+        scale: range of the magnification.
+        translate: the largest shift, as a share of the image's side.
+        gain: largest change of the factor on the strokes' intensity.
+        offset: largest number that is added to or taken from all values, where values are in [0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        degrees: float = 15.0,  # Cireşan et al., 2010, arXiv:1003.0358, Section 2: beta
+        shear: float = 15.0,  # Cireşan et al., Section 2: beta
+        scale: tuple[float, float] = (0.8, 1.2),  # Cireşan et al., Section 2: gamma up to 20 %
+        translate: float = 2 / 28,  # Hinton et al., 2015, arXiv:1503.02531, Section 3: two pixels of MNIST
+        gain: float = 0.4,  # our choice, as is the next
+        offset: float = 0.1,
+    ) -> None:
+        super().__init__([RandomAffine(degrees, translate, scale, shear), Intensity(gain, offset)])

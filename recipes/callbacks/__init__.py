@@ -1,0 +1,28 @@
+"""What runs beside training: evaluation, monitoring, pictures and the run's directory."""
+
+from recipes.callbacks.collapse import CollapseMonitor, effective_rank, feature_std
+from recipes.callbacks.features import Collector, Features, extract
+from recipes.callbacks.health import Health
+from recipes.callbacks.pictures import Pictures
+from recipes.callbacks.predictions import PredictionFile
+from recipes.callbacks.probes import accuracy, few_label_draws, knn, linear_probe
+from recipes.callbacks.representation_probe import RepresentationProbe
+from recipes.callbacks.run_directory import RunDirectory
+
+__all__ = [
+    "CollapseMonitor",
+    "Collector",
+    "Features",
+    "Health",
+    "Pictures",
+    "PredictionFile",
+    "RepresentationProbe",
+    "RunDirectory",
+    "accuracy",
+    "effective_rank",
+    "extract",
+    "feature_std",
+    "few_label_draws",
+    "knn",
+    "linear_probe",
+]

@@ -1,0 +1,84 @@
+"""Reading what a run left behind. Nothing that is loaded runs code: weights only, and no class that is not ours."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+if TYPE_CHECKING:
+    from recipes.recipe import Recipe
+
+
+def load(path: str | Path) -> "Recipe":
+    """Builds the recipe of a run with its trained weights, in eval mode on the CPU.
+
+    Args:
+        path: a checkpoint file, or a run directory (then its last checkpoint).
+
+    Returns:
+        The recipe: ``recipe(images)`` gives features, ``recipe.encoder`` is the trained encoder.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if the checkpoint was not made by the ``recipes`` command, or names classes that are not imported.
+    """
+    from jsonargparse import ArgumentParser
+
+    from recipes.recipe import Recipe
+
+    path = checkpoint_path(path)
+    checkpoint = _read(path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Recipe, "model")
+    config = parser.parse_object({"model": _trusted(path, checkpoint["model"])})
+    recipe = parser.instantiate_classes(config).model
+    recipe.load_state_dict(checkpoint["state_dict"])
+    return recipe.eval()
+
+
+def config_of(path: str | Path) -> dict[str, Any]:
+    """The configuration of the run that wrote a checkpoint, without what belonged to its command alone."""
+    config = _trusted(Path(path), _read(Path(path))["config"])
+    for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+        config.pop(key, None)
+    return config
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """The checkpoint file that a path means: itself, or the last one of a run directory."""
+    path = Path(path)
+    for file in (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file, or a run directory with checkpoints/last.ckpt")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError or KeyError
+        raise ValueError(f"{path} is not a checkpoint that can be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or not {"config", "model", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"{path} holds no configuration: it was not written by the recipes command; give --config")
+    return checkpoint
+
+
+def _trusted(path: Path, text: str) -> dict[str, Any]:
+    config = yaml.safe_load(text)
+    for name in _class_paths(config):
+        if name.rpartition(".")[0] not in sys.modules:
+            raise ValueError(f"{path} names the class {name}, which is not imported: import it first, or give --config")
+    return config
+
+
+def _class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("class_path"), str):
+            yield config["class_path"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from _class_paths(part)

@@ -1,0 +1,228 @@
+"""The ``recipes`` command: a LightningCLI with bare config names, run directories and errors for people."""
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import datamodules
+import losses
+import recipes
+from datamodules import ImageDataModule
+from recipes.callbacks import CollapseMonitor, Health, Pictures, PredictionFile, RepresentationProbe, RunDirectory
+from recipes.catalogue import CONFIGS, OVERVIEW, config_names, nearest, table
+from recipes.checkpoint import checkpoint_path, config_of
+from recipes.messages import one_line
+
+COMMANDS = ("fit", "validate", "test", "predict", "list")
+RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        args: of the command, such as ["fit", "--config", "simclr-digits"]; None takes those of the process.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(OVERVIEW)
+        return
+    if args[0] == "list":
+        sys.stdout.write(table())
+        return
+    try:
+        if args[0] not in COMMANDS:
+            raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+        Command(_prepare(args))
+    except (ValueError, OSError, MisconfigurationException) as error:
+        if (message := _meant_for_the_user(error)) is None:
+            raise
+        _fail(message)
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, and which word was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints one line and ends the process with code 2."""
+        if not self.exit_on_error:  # a parser inside the parser: the outer one will say it
+            super().error(message, ex)
+        _fail(one_line(message, self))
+
+
+class Command(LightningCLI):
+    """``recipes fit|validate|test|predict``: parses, instantiates and runs.
+
+    Args:
+        args: of the command, with configs already resolved to paths.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            recipes.Recipe,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # checkpoints hold the configuration as text, not as pickled arguments
+            parser_class=Parser,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run directory and the callbacks that every run has."""
+        parser.add_argument("--name", type=str | None, help="of the run; by default that of the config")
+        parser.add_argument("--runs", type=str, default="runs", help="folder in which every run makes its directory")
+        for key, callback in {
+            "checkpoint": ModelCheckpoint,
+            "probe": RepresentationProbe,
+            "collapse": CollapseMonitor,
+            "health": Health,
+            "pictures": Pictures,
+            "prediction": PredictionFile,
+        }.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.set_defaults(
+            {
+                "data": {"class_path": "datamodules.Digits"},
+                "checkpoint.filename": "last",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("data", "model.init_args.num_classes", compute_fn=_num_classes, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the run directory and sends the files of every logger there."""
+        config = self.config[self.subcommand]
+        config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
+        self.directory = _new_directory(Path(config.runs) / config.name)
+        logger = config.trainer.logger
+        for each in logger if isinstance(logger, list) else [logger]:
+            arguments = getattr(each, "init_args", {})
+            if "save_dir" in arguments and arguments["save_dir"] in (None, "."):
+                arguments["save_dir"] = str(self.directory)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds what every run has: metrics.csv, config.yaml and checkpoints, all in the run directory."""
+        trainer = self._get(self.config_init, "trainer")
+        if trainer["logger"] is not False:
+            given = trainer["logger"]
+            others = given if isinstance(given, list) else [] if given in (None, True) else [given]
+            kwargs["logger"] = [CSVLogger(self.directory, name="", version=""), *others]
+        self._get(self.config_init, "checkpoint").dirpath = str(self.directory / "checkpoints")
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        directory = RunDirectory(self.directory, text, self._model_config(text))
+        kwargs["callbacks"] = [*(trainer["callbacks"] or []), directory]
+        kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
+        return super().instantiate_trainer(**kwargs)
+
+    def _model_config(self, text: str) -> str:
+        model = yaml.safe_load(text)["model"]
+        if "num_classes" in inspect.signature(type(self.model).__init__).parameters:
+            model["init_args"]["num_classes"] = self.datamodule.num_classes
+        return yaml.safe_dump(model)
+
+    def after_fit(self) -> None:
+        """Measures the trained encoder on the test images."""
+        if self.trainer.state.finished:
+            self.trainer.test(self.model, datamodule=self.datamodule)
+
+
+def _prepare(args: list[str]) -> list[str]:
+    """Resolves config names and run directories, and puts a checkpoint's own configuration before the options."""
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(_PATH_OPTIONS) else [arg])]
+    named = any(re.match(r"(-c|--config|--model)($|=)", arg) for arg in args)
+    first: list[str] = []
+    for place in range(1, len(args)):
+        option, value = args[place - 1 : place + 1]
+        if option in ("-c", "--config"):
+            args[place] = str(_config_path(value))
+            first = first or ["--name", Path(value).stem]
+        elif option == "--ckpt_path" and value not in ("last", "best", "hpc"):
+            args[place] = str(checkpoint_path(value))
+            if not named:
+                first = ["--config", yaml.safe_dump(config_of(args[place]))]
+    if args[1:2] != ["--help"] and args[-1] == "--help" and "--model" in args[:-2]:
+        return [args[0], "--model.help", args[args.index("--model") + 1]]
+    return [args[0], *first, *args[1:]]
+
+
+_PATH_OPTIONS = ("-c=", "--config=", "--ckpt_path=")
+
+
+def _config_path(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    packaged = CONFIGS / f"{name}.yaml"
+    if packaged.is_file():
+        return packaged
+    raise FileNotFoundError(
+        f"no config {name!r}{nearest(name, config_names())}: give a name from 'recipes list' or a path to a YAML file"
+    )
+
+
+def _new_directory(parent: Path) -> Path:
+    """A directory for this run alone, the same in the processes that this one starts for further devices."""
+    if "LOCAL_RANK" in os.environ and RUN_DIRECTORY in os.environ:
+        return Path(os.environ[RUN_DIRECTORY])
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    directory, number = parent / time, 1
+    while rank_zero_only.rank == 0:
+        try:
+            directory.mkdir(parents=True)
+            break
+        except FileExistsError:  # another run of this second
+            number += 1
+            directory = parent / f"{time}_{number}"
+    os.environ[RUN_DIRECTORY] = str(directory)
+    return directory
+
+
+def _short(config: Any) -> str:
+    return config.class_path.rpartition(".")[2]
+
+
+def _meant_for_the_user(error: BaseException) -> str | None:
+    """What our own code raised to say what to change, for which a traceback would only be in the way."""
+    if isinstance(error, MisconfigurationException):
+        return str(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+    if any(raised_in.is_relative_to(Path(str(home.__file__)).parent) for home in (recipes, datamodules, losses)):
+        return str(error)
+    return _meant_for_the_user(error.__cause__) if error.__cause__ else None  # the parser wraps what constructors raise
+
+
+def _fail(message: str) -> NoReturn:
+    if rank_zero_only.rank == 0:
+        sys.stderr.write(f"recipes: error: {' '.join(message.split())}\n")
+    raise SystemExit(2)
+
+
+def _num_classes(data: ImageDataModule) -> int:
+    data.prepare_data(); data.setup()
+    return data.num_classes

@@ -1,0 +1,3 @@
+from recipes.contrastive.simclr import SimCLR
+
+__all__ = ["SimCLR"]

@@ -1,0 +1,53 @@
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from datamodules import Batch
+from losses import NTXent
+from recipes.augment import SimCLRViews, Views
+from recipes.nn import Encoder, projection_head
+from recipes.optim import LARS, WarmupCosine
+from recipes.recipe import Recipe
+
+
+class SimCLR(Recipe):
+    """A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020, arXiv:2002.05709).
+
+    Two random views of every image attract each other and repel the views of all other images in the global batch
+    (Algorithm 1). The projection head serves the loss alone: features are taken before it (Section 4.2).
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F]; f(·) in the paper.
+        projection_dim: width of z, where the loss is taken (Section 4.2).
+        temperature: of the softmax over similarities, > 0.
+        views: draws one random view; applied twice to every image. Null takes the paper's (Section 3, Appendix A).
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if the temperature or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projection_dim: int = 128,  # Section 4.2
+        temperature: float = 0.1,  # Section 2.2 and Appendix B.9: 0.1 for ImageNet; 0.5 is best on CIFAR-10
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: LARS(p, lr=0.3, weight_decay=1e-6),  # Section 2.2
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=10),  # Section 2.2
+        lr_batch_size: int | None = 256,  # Section 2.2: 0.3 × batch size / 256
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        self.views = views or SimCLRViews()
+        self.projector = projection_head(self.feature_dim, self.feature_dim, projection_dim)  # g(·), Section 4.2
+        self.loss = NTXent(temperature)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Algorithm 1."""
+        views = torch.cat([self.views(batch.image, self.key(batch, view)) for view in (0, 1)])
+        z1, z2 = self.projector(self(views)).chunk(2)  # one pass, so that batch norm sees both views
+        loss = self.loss(z1, z2, (self.gather(z1), self.gather(z2)), offset=self.global_rank * len(z1))
+        self.log("train/loss", loss)
+        return loss

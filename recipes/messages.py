@@ -1,0 +1,65 @@
+"""The parser's messages, said in one line with the word that was probably meant."""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+from jsonargparse import ArgumentParser
+
+from recipes.catalogue import nearest
+
+_TYPES = {"NoneType": "null", "str": "a string"}
+
+
+def one_line(message: str, parser: ArgumentParser) -> str:
+    """Shortens a message of the parser to what was given, what is allowed, and what to do."""
+    if found := re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
+        path, option = found[-1]
+        name = path.rpartition(".")[2]
+        return f"{name} has no argument {option!r}{nearest(option, _arguments(path))}; see --model.help or --data.help"
+    if found := re.findall(r'Parser key "([\w.]+)":(?:(?!Parser key).)*?dot import path string: (\S+)', message, re.S):
+        key, word = found[-1]
+        return f"{key}: there is no {word!r}{nearest(word, _class_names())}; 'recipes list' shows what there is"
+    if found := re.findall(r"class_path '([\w.]+)':\s+the following arguments are required: ([\w., ]+)", message):
+        path, missing = found[-1]
+        return f"{path.rpartition('.')[2]} needs a value for {missing}"
+    if found := re.findall(r"required: (?:\w+\.)?(model|data)\b", message):
+        return f"no {found[0]} given: choose a config (--config simclr-digits) or name one (--{found[0]} ...)"
+    if found := re.findall(r"unrecognized arguments: --([^\s=]+)", message) or re.findall(
+        r"does not accept option '([^']+)'", message
+    ):
+        return f"there is no option {found[0]!r}{nearest(found[0], _options(parser))}; see --help"
+    if found := re.findall(r'Parser key "([\w.]+)":((?:(?!Parser key).)*)', message, re.S):
+        key, rest = found[-1]
+        rest = "".join(re.split(r"((?:Got|Given) value: [^\n]*)", rest, maxsplit=1)[:2])  # the rest is of outer keys
+        given = re.search(r"(?:Got value|Given value): ([^\n]*?)(?:\. Got value.*)?$", rest, re.M)
+        types = dict.fromkeys(_TYPES.get(name, name) for name in re.findall(r"Expected a <class '([\w.]+)'>", rest))
+        if given and types:
+            return f"{key} is {given[1]!r}: it must be {' or '.join(types)}"
+    return " ".join(message.split())
+
+
+def _arguments(path: str) -> list[str]:
+    from jsonargparse._util import import_object
+
+    return list(inspect.signature(import_object(path).__init__).parameters)[1:]
+
+
+def _class_names() -> Iterator[str]:
+    import torch
+
+    import datamodules
+    import recipes
+
+    modules = (recipes, datamodules, recipes.nn, recipes.augment, recipes.optim, torch.optim, torch.optim.lr_scheduler)
+    for module in modules:
+        yield from (name for name, value in vars(module).items() if inspect.isclass(value))
+
+
+def _options(parser: ArgumentParser) -> Iterator[str]:
+    import recipes
+
+    yield from (option.lstrip("-") for action in parser._actions for option in action.option_strings)
+    for name in recipes.__all__:
+        if inspect.isclass(value := getattr(recipes, name)):
+            yield from (f"model.{argument}" for argument in list(inspect.signature(value.__init__).parameters)[1:])

@@ -1,0 +1,34 @@
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """Maps images to features; every recipe trains one.
+
+    The networks of ``recipes.nn`` are subclasses. To use any other network, wrap it:
+    ``Encoder(network, feature_dim=512, in_channels=3)``.
+
+    Args:
+        network: maps float images [B, C, H, W] to features [B, F].
+        feature_dim: F, the number of features of an image, > 0.
+        in_channels: C, 1 or 3.
+    """
+
+    def __init__(self, network: nn.Module, feature_dim: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.network = network
+        self.feature_dim = feature_dim
+        self.in_channels = in_channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps normalised float images [B, C, H, W] to features [B, F]."""
+        return self.network(image)
+
+
+def check_image(encoder: Encoder, image: Tensor, size: int) -> None:
+    """Raises a ValueError unless the images [B, C, H, W] are those that an encoder of one image size was made for."""
+    if image.shape[1:] != (encoder.in_channels, size, size):
+        given = " × ".join(str(n) for n in image.shape[1:])
+        raise ValueError(
+            f"images are {given} (channels × height × width), but this {type(encoder).__name__} was made for "
+            f"{encoder.in_channels} × {size} × {size}: set its in_channels and image_size, or resize the images"
+        )

@@ -1,0 +1,51 @@
+from torch import nn
+
+
+def projection_head(
+    in_dim: int,
+    hidden_dim: int,
+    out_dim: int,
+    layers: int = 2,
+    batch_norm: bool = True,
+    output_batch_norm: bool = False,
+) -> nn.Sequential:
+    """A multilayer perceptron from features to the space where a loss is taken.
+
+    =================  ======  ==========  =================  ========================================================
+    as in              layers  batch_norm  output_batch_norm  source
+    =================  ======  ==========  =================  ========================================================
+    SimCLR             2       yes         yes                arXiv:2002.05709, Section 4.2; its code, ``model_util.py``
+    SimCLR v2          3       yes         yes                arXiv:2006.10029, Section 2
+    MoCo v2            2       no          no                 arXiv:2003.04297, Section 3
+    BYOL, SwAV         2       yes         no                 arXiv:2006.07733, Section 3.3; arXiv:2006.09882
+    =================  ======  ==========  =================  ========================================================
+
+    Args:
+        in_dim: number of features.
+        hidden_dim: width of the hidden layers.
+        out_dim: width of the output.
+        layers: number of linear layers, at least 1; ReLU stands between them.
+        batch_norm: whether batch norm stands before every ReLU.
+        output_batch_norm: whether batch norm, with a scale and without a shift, follows the last layer.
+
+    Returns:
+        Maps [B, in_dim] to [B, out_dim].
+
+    Raises:
+        ValueError: if ``layers`` is not positive.
+    """
+    if layers < 1:
+        raise ValueError(f"layers is {layers}: it must be at least 1")
+    widths = [in_dim] + [hidden_dim] * (layers - 1)
+    modules: list[nn.Module] = []
+    for size, width in zip(widths, widths[1:]):
+        modules.append(nn.Linear(size, width, bias=not batch_norm))  # batch norm takes the mean away again
+        if batch_norm:
+            modules.append(nn.BatchNorm1d(width))
+        modules.append(nn.ReLU(inplace=True))
+    modules.append(nn.Linear(widths[-1], out_dim, bias=not output_batch_norm))
+    if output_batch_norm:
+        norm = nn.BatchNorm1d(out_dim)
+        norm.bias.requires_grad_(False)  # SimCLR's code: no shift in the last layer
+        modules.append(norm)
+    return nn.Sequential(*modules)

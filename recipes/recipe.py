@@ -1,0 +1,148 @@
+"""What all recipes share: an encoder, its optimiser and schedule, random keys, and gathering across devices."""
+
+import math
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from datamodules import Batch
+from recipes.augment import Key, Normalize
+from recipes.nn import Encoder, evaluating, load_mismatch
+from recipes.optim import RunSchedule, parameter_groups
+
+
+class Recipe(LightningModule):
+    """A way to train an encoder. A subclass adds what its method needs and writes ``training_step``.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+            A schedule of ``recipes.optim`` moves every step and knows the length of the run; torch's move every epoch.
+        lr_batch_size: the global batch size that the learning rate is stated for: the one in use is
+            lr × batch size / lr_batch_size (linear scaling rule, Goyal et al., 2017, arXiv:1706.02677).
+            Null uses it as it stands.
+
+    Raises:
+        ValueError: if ``lr_batch_size`` is not positive.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if lr_batch_size is not None and lr_batch_size <= 0:
+            raise ValueError(f"lr_batch_size is {lr_batch_size}: give a positive number, or null to use the lr as it is")
+        self.encoder = encoder
+        self.feature_dim = encoder.feature_dim
+        self.normalize = Normalize()
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.lr_batch_size = lr_batch_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
+        return self.encoder(self.normalize(image))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the features [B, F], which callbacks collect and measure."""
+        return self(batch.image)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the features [B, F], which callbacks collect and measure."""
+        return self(batch.image)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the features [B, F] with the indices [B] of their images."""
+        return {"index": batch.index, "feature": self(batch.image)}
+
+    def key(self, batch: Batch, view: int = 0) -> Key:
+        """The random key of one view of a batch: a function of (seed, epoch, image, view) and of nothing else."""
+        return Key(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch.index, view)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Joins x [B, ...] of all devices to [devices × B, ...], in rank order; the identity on one device.
+
+        Differentiable: the gradients that all devices give to this device's rows are summed, so that DDP's average
+        over devices is the gradient of the mean over the global batch.
+        """
+        if self.trainer.world_size == 1:
+            return x
+        return self.all_gather(x, sync_grads=True).flatten(0, 1)
+
+    def setup(self, stage: str) -> None:
+        """Takes mean and standard deviation from the DataModule, and checks that encoder and images fit."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "image_shape"):
+            return
+        self.normalize.set(data.mean, data.std)
+        channels, height, width = data.image_shape
+        name = type(self.encoder).__name__
+        if channels != self.encoder.in_channels:
+            raise ValueError(
+                f"the images have {channels} channels, {name} takes {self.encoder.in_channels}: "
+                f"set in_channels of the encoder to {channels}"
+            )
+        try:
+            with torch.no_grad(), evaluating(self.encoder):
+                feature = self(torch.zeros(1, *data.image_shape, dtype=torch.uint8, device=self.device))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name} cannot take images of {height}×{width} pixels; choose larger images or an encoder for small "
+                f"ones ({str(error).splitlines()[0]})"
+            ) from error
+        if feature.shape != (1, self.feature_dim):
+            raise ValueError(
+                f"{name} gives {list(feature.shape)} for one image; an encoder gives [1, feature_dim], "
+                f"here [1, {self.feature_dim}]"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
+        optimizer = self.optimizer(parameter_groups(self))
+        if self.lr_batch_size is not None:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.global_batch_size / self.lr_batch_size
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        if not isinstance(scheduler, RunSchedule):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ValueError("the run has no end: a schedule over the run needs trainer.max_epochs or trainer.max_steps")
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        scheduler.start(int(total), steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def global_batch_size(self) -> int:
+        """How many images make one optimiser step: the batch size of the DataModule × accumulated batches."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "batch_size"):
+            raise ValueError(
+                "lr_batch_size scales the learning rate with the batch size of a DataModule, and this run has none: "
+                "pass a DataModule to fit, or lr_batch_size=None"
+            )
+        return data.batch_size * self.trainer.accumulate_grad_batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes whose checkpoint it is."""
+        checkpoint["recipe"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another recipe or of another network, before anything is loaded."""
+        theirs, ours = checkpoint.get("recipe"), type(self).__name__
+        if theirs is not None and theirs != ours:
+            raise ValueError(f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}")
+        if problem := load_mismatch(self, checkpoint["state_dict"]):
+            raise ValueError(f"the checkpoint does not fit this {ours}: {problem}")

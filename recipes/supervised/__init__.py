@@ -1,0 +1,3 @@
+from recipes.supervised.supervised import Supervised
+
+__all__ = ["Supervised"]

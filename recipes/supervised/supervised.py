@@ -1,0 +1,84 @@
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from datamodules import Batch
+from recipes.augment import SupervisedViews, Views
+from recipes.nn import Encoder
+from recipes.optim import WarmupCosine
+from recipes.recipe import Recipe
+
+
+class Supervised(Recipe):
+    """Classification with cross-entropy on labelled images: the baseline of every other recipe.
+
+    Images without a label (-1) take no part in the loss.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F]; a linear layer on top gives the logits.
+        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1) (Szegedy et al., 2016,
+            arXiv:1512.00567, Section 7).
+        views: draws one random view of every image. Null takes a padded random crop and a flip (He et al., 2016,
+            arXiv:1512.03385, Section 4.2).
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if ``num_classes`` or ``label_smoothing`` is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+        ),  # Goyal et al., 2017, Section 5.1: lr 0.1 per 256 images; weight decay: Zagoruyko & Komodakis, 2016
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=5),  # Goyal et al., Section 2.2
+        lr_batch_size: int | None = 256,
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}: classification needs at least 2; are the images labelled?")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}: it must be in [0, 1)")
+        self.views = views or SupervisedViews()
+        self.head = nn.Linear(self.feature_dim, num_classes)
+        self.label_smoothing = label_smoothing
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of one random view of every image."""
+        logits = self.head(self(self.views(batch.image, self.key(batch))))
+        loss = F.cross_entropy(logits.float(), batch.label, ignore_index=-1, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
+        feature = self(batch.image)
+        logits = self.head(feature).float()
+        self.val_accuracy(logits, batch.label)
+        loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
+        self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
+        self.log("val/accuracy", self.val_accuracy)
+        return feature
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``test/accuracy``; returns the features [B, F]."""
+        feature = self(batch.image)
+        self.test_accuracy(self.head(feature).float(), batch.label)
+        self.log("test/accuracy", self.test_accuracy)
+        return feature
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns features [B, F], class probabilities [B, classes] and indices [B]."""
+        feature = self(batch.image)
+        return {"index": batch.index, "feature": feature, "probability": self.head(feature).float().softmax(1)}

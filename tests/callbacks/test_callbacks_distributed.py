@@ -1,0 +1,60 @@
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer, seed_everything
+
+from datamodules import Digits
+from recipes import SimCLR
+from recipes.nn import ConvNet
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process measured is in its folder ``one``, what two measured in ``two``."""
+    folder = tmp_path_factory.mktemp("callbacks")
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    seed_everything(1, verbose=False)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, limit_val_batches=0, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(SimCLR(ConvNet((8, 16)), scheduler=None), Digits())
+    trainer.save_checkpoint(folder / "checkpoint.ckpt")
+    runpy.run_path(str(SCRIPT))["evaluate"](folder / "one", devices=1)
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(SCRIPT), str(folder / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_uneven_and_empty_shards_of_two_processes_are_joined_in_order_and_without_repeats(folder: Path) -> None:
+    expected = [
+        [[[float(i), 10.0 * i] for i in indices], [i % 3 for i in indices], indices]
+        for indices in ([0, 1, 2, 3, 4, 6], [0, 1, 5])
+    ]
+    for rank in (0, 1):
+        assert json.loads((folder / "two" / f"gather{rank}.json").read_text()) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(folder: Path) -> None:
+    one = json.loads((folder / "one" / "metrics0.json").read_text())
+    for rank in (0, 1):
+        two = json.loads((folder / "two" / f"metrics{rank}.json").read_text())
+        assert two == pytest.approx(one, abs=1e-4)
+    assert {"val/knn", "val/linear", "val/feature_std", "val/effective_rank"} <= one.keys()
+    assert {"test/linear_5_per_class", "test/random_encoder/knn", "test/raw_pixels/knn_1_per_class"} <= one.keys()
+    reports = [json.loads((folder / name / "evaluation.json").read_text()) for name in ("one", "two")]
+    assert [report["protocol"].pop("devices") for report in reports] == [1, 2]
+    assert reports[0]["protocol"] == reports[1]["protocol"]
