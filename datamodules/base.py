@@ -38,11 +38,12 @@ class Splits:
 
 
 class ImageDataModule(LightningDataModule):
-    """Images of one size for any recipe. Subclasses write ``load`` and, where there is something to download,
-    ``prepare_data``.
+    """Images of one size for any recipe.
+
+    Subclasses write ``load`` and, where there is something to download, ``prepare_data``.
 
     The properties are available after ``setup``, which a Trainer calls on the DataModule before it calls it on the
-    recipe. Under a Trainer each loader hands out its device's share of the global batches.
+    recipe; ``num_classes`` is at once where a subclass knows it. Under a Trainer each loader hands out its device's share of the global batches.
 
     Args:
         batch_size: images per step over all devices together; must divide by their number.
@@ -51,7 +52,7 @@ class ImageDataModule(LightningDataModule):
 
     Raises:
         ValueError: if ``batch_size`` is not positive or ``num_workers`` is negative.
-    """  # noqa: D205
+    """
 
     def __init__(self, batch_size: int = 256, num_workers: int | None = None) -> None:
         super().__init__()
@@ -62,6 +63,8 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._splits: Splits | None = None
+        self._train_loader: ResumableLoader | None = None
+        self._position: dict[str, Any] = {}
 
     def load(self) -> Splits:
         """Reads the images."""
@@ -86,7 +89,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; 0 where nothing is labelled."""
+        """How many classes there are; 0 where nothing is labelled. The datasets here know it before ``setup``."""
         return len(self.class_names)
 
     @cached_property
@@ -134,9 +137,23 @@ class ImageDataModule(LightningDataModule):
                 f"batch_size is {self.batch_size}, but there are only {len(train)} training images: "
                 f"use a batch_size of at most {len(train)}"
             )
-        loader = ResumableLoader(**self._options(train, torch.arange(len(train)), training=True))
-        loader.trainer = self.trainer
-        return loader
+        self._train_loader = ResumableLoader(**self._options(train, torch.arange(len(train)), training=True))
+        self._train_loader.trainer = self.trainer
+        self._train_loader.load_state_dict(self._position)
+        self._position = {}
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the position in the epoch.
+
+        Lightning keeps it with its loops too, but forgets to hand it back where a recipe asks for
+        ``estimated_stepping_batches`` in ``configure_optimizers``, because the loaders are then made before.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Sets the position at which the next training loader begins."""
+        self._position = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The validation images in order; no loader where there are none, and Lightning does not validate."""

@@ -10,6 +10,7 @@ from datamodules.dataset import ImagesInMemory
 from datamodules.split import split
 
 _NATIVE = 8  # pixels
+_NAMES = tuple("0123456789")
 _TEST, _VAL = 360, 180  # 20 % and 10 % of 1,797; 1,257 are left to train on
 
 
@@ -44,6 +45,11 @@ class Digits(ImageDataModule):
         self.size = size
         self.mode = mode
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(_NAMES)
+
     def load(self) -> Splits:
         """Reads the digits from scikit-learn."""
         from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
@@ -59,4 +65,4 @@ class Digits(ImageDataModule):
         image = image.round().to(torch.uint8)
         label = torch.from_numpy(digits.target).to(torch.int64)
         test, val, train = (ImagesInMemory(image, label, rows) for rows in split(label, [_TEST, _VAL]))
-        return Splits(tuple("0123456789"), train, val, test)
+        return Splits(_NAMES, train, val, test)

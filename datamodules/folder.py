@@ -91,6 +91,12 @@ class ImageFolder(ImageDataModule):
             self.cache_file = self.root / f".decoded-{channels}x{image_size}.pt" if cache is True else Path(cache)
         self.paths: dict[str, list[Path]] = {}
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are: the folders in ``root/train``, or in ``root``."""
+        train = self.root / "train"
+        return sum(path.is_dir() for path in _visible(train if train.is_dir() else _existing(self.root)))
+
     def prepare_data(self) -> None:
         """Fills the cache, if there is to be one: Lightning lets one process per machine do this."""
         if self.cache_file is not None:
@@ -180,11 +186,7 @@ class _Pictures:
 
 
 def _find(root: Path) -> _Pictures:
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with pictures alone"
-        )
-    folders = {"all": root}
+    folders = {"all": _existing(root)}
     if (root / "train").is_dir():
         folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
         others = [path.name for path in _visible(root) if path.is_dir() and path.name not in folders]
@@ -207,6 +209,14 @@ def _find(root: Path) -> _Pictures:
             label += [class_names.index(class_name) if class_name else -1] * len(members)
         parts[name] = list(range(start, len(paths)))
     return _Pictures(tuple(name for name in class_names if name), paths, torch.tensor(label), parts)
+
+
+def _existing(root: Path) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with pictures alone"
+        )
+    return root
 
 
 def _find_classes(folder: Path) -> dict[str, list[Path]]:

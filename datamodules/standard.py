@@ -31,6 +31,7 @@ class StandardImages(ImageDataModule):
     """
 
     reader: ClassVar[type[datasets.VisionDataset]]
+    classes: ClassVar[int] = 10
     names: ClassVar[tuple[str, ...] | None] = None  # of the classes; none if the reader knows them
     train_split: ClassVar[dict[str, Any]] = {"train": True}
     test_split: ClassVar[dict[str, Any]] = {"train": False}
@@ -50,6 +51,11 @@ class StandardImages(ImageDataModule):
         check_fraction("val_fraction", val_fraction)
         self.root = Path(root)
         self.val_fraction = val_fraction
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return self.classes
 
     def prepare_data(self) -> None:
         """Downloads the files that are missing."""
@@ -175,6 +181,7 @@ class CIFAR100(StandardImages):
     """
 
     reader = datasets.CIFAR100
+    classes = 100
     folder = "cifar-100-python"
     files = "the files of cifar-100-python.tar.gz"
 

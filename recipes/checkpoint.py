@@ -53,7 +53,7 @@ def checkpoint_path(path: str | Path) -> Path:
     for file in (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
         if file.is_file():
             return file
-    raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file, or a run directory with checkpoints/last.ckpt")
+    raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file or the directory of a run that saved one")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Command(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        parser.link_arguments("data", "model.init_args.num_classes", compute_fn=_num_classes, apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
@@ -221,8 +221,3 @@ def _fail(message: str) -> NoReturn:
     if rank_zero_only.rank == 0:
         sys.stderr.write(f"recipes: error: {' '.join(message.split())}\n")
     raise SystemExit(2)
-
-
-def _num_classes(data: ImageDataModule) -> int:
-    data.prepare_data(); data.setup()
-    return data.num_classes

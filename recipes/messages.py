@@ -17,9 +17,6 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         path, option = found[-1]
         name = path.rpartition(".")[2]
         return f"{name} has no argument {option!r}{nearest(option, _arguments(path))}; see --model.help or --data.help"
-    if found := re.findall(r'Parser key "([\w.]+)":(?:(?!Parser key).)*?dot import path string: (\S+)', message, re.S):
-        key, word = found[-1]
-        return f"{key}: there is no {word!r}{nearest(word, _class_names())}; 'recipes list' shows what there is"
     if found := re.findall(r"class_path '([\w.]+)':\s+the following arguments are required: ([\w., ]+)", message):
         path, missing = found[-1]
         return f"{path.rpartition('.')[2]} needs a value for {missing}"
@@ -31,10 +28,16 @@ def one_line(message: str, parser: ArgumentParser) -> str:
         return f"there is no option {found[0]!r}{nearest(found[0], _options(parser))}; see --help"
     if found := re.findall(r'Parser key "([\w.]+)":((?:(?!Parser key).)*)', message, re.S):
         key, rest = found[-1]
-        rest = "".join(re.split(r"((?:Got|Given) value: [^\n]*)", rest, maxsplit=1)[:2])  # the rest is of outer keys
-        given = re.search(r"(?:Got value|Given value): ([^\n]*?)(?:\. Got value.*)?$", rest, re.M)
-        types = dict.fromkeys(_TYPES.get(name, name) for name in re.findall(r"Expected a <class '([\w.]+)'>", rest))
-        if given and types:
+        # what follows the value is said of the keys around this one
+        rest = "".join(re.split(r"((?:Got|Given) value: [^\n]*)", rest, maxsplit=1)[:2])
+        types = [_TYPES.get(name, name) for name in re.findall(r"Expected a <class '([\w.]+)'>", rest)]
+        types += re.findall(r"Expected a typing\.Literal\[([^]]*)\]", rest)
+        word = re.search(r"dot import path string: (\S+)", rest)
+        if word and not set(types) - {"null"}:
+            meant = nearest(word[1], _class_names())
+            return f"{key}: there is no {word[1]!r}{meant}; 'recipes list' shows what there is"
+        given = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|$)", rest, re.M)
+        if types and given:
             return f"{key} is {given[1]!r}: it must be {' or '.join(types)}"
     return " ".join(message.split())
 

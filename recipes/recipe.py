@@ -41,7 +41,9 @@ class Recipe(LightningModule):
     ) -> None:
         super().__init__()
         if lr_batch_size is not None and lr_batch_size <= 0:
-            raise ValueError(f"lr_batch_size is {lr_batch_size}: give a positive number, or null to use the lr as it is")
+            raise ValueError(
+                f"lr_batch_size is {lr_batch_size}: give a positive number, or null to use the lr as it is"
+            )
         self.encoder = encoder
         self.feature_dim = encoder.feature_dim
         self.normalize = Normalize()
@@ -112,14 +114,16 @@ class Recipe(LightningModule):
         if self.lr_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.global_batch_size / self.lr_batch_size
-        if self.scheduler is None:
+        if self.scheduler is None or self.trainer.fast_dev_run:  # a warm-up is longer than one batch
             return optimizer
         scheduler = self.scheduler(optimizer)
         if not isinstance(scheduler, RunSchedule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
-            raise ValueError("the run has no end: a schedule over the run needs trainer.max_epochs or trainer.max_steps")
+            raise ValueError(
+                "the run has no end: a schedule over the run needs trainer.max_epochs or trainer.max_steps"
+            )
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler.start(int(total), steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -126,6 +126,12 @@ def test_affine_fills_the_outside_as_it_is_told(padding, corner):
     torch.testing.assert_close(result[:, :, 6:10, 6:10], torch.ones(2, 1, 4, 4))
 
 
+def test_the_outside_stays_black_when_other_geometry_follows():
+    ops = [RandomAffine(0, 0, (0.5, 0.5)), HorizontalFlip(0.5)]
+    result = Compose(ops)(torch.ones(8, 1, 16, 16), key(8))
+    assert torch.equal(result[:, :, :3, :3], torch.zeros(8, 1, 3, 3))
+
+
 def test_fused_geometry_looks_where_its_parts_look_one_after_the_other():
     # On a linear ramp interpolation is exact, so that three interpolations equal one wherever none left the image.
     ramp = torch.linspace(0.2, 0.8, 64).expand(64, 64) / 2

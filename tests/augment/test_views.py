@@ -148,11 +148,15 @@ def test_pipelines_nest():
     assert torch.equal(Compose([inner])(image, key(8)), expected)
 
 
-def test_autocast_changes_nothing():
-    image = images(8, 3, 20)
-    expected = SimCLRViews()(image, key(8))
+def test_autocast_changes_nothing_even_where_an_operation_multiplies_matrices():
+    class Transpose(Views):
+        def view(self, image, key):
+            return (image.mT @ torch.eye(image.shape[2])).clamp(0, 1)
+
+    image, views = images(8, 3, 20), Compose([SimCLRViews(), Transpose()])
+    expected = views(image, key(8))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(SimCLRViews()(image, key(8)), expected)
+        assert torch.equal(views(image, key(8)), expected)
 
 
 def test_views_keep_no_state():

@@ -90,8 +90,8 @@ def test_data_wait_is_the_share_of_time_between_batches(tmp_path: Path) -> None:
         train(Slope(0.04), Stream([1.0] * 9, 0.01), tmp_path / "step", log_every_n_steps=4), "train/data_wait"
     )
     assert list(slow_data) == list(slow_step) == [3, 7]
-    assert 0.6 < slow_data[7] < 0.9  # 0.04 of 0.05 seconds
-    assert 0.1 < slow_step[7] < 0.4
+    assert 0.5 < slow_data[7] < 1  # 0.8, but for what else the machine does
+    assert 0 < slow_step[7] < 0.5  # 0.2
 
 
 def test_validation_between_batches_is_no_waiting_for_data(tmp_path: Path) -> None:

@@ -120,15 +120,18 @@ def test_views_are_those_of_the_recipe_beside_the_original(tmp_path: Path, monke
     seed_everything(0, verbose=False)
     recipe = SimCLR(ConvNet((4, 8)), scheduler=None)
     data = Digits(size=8)
-    trainer(tmp_path, Pictures(), max_epochs=1).fit(recipe, data)
+    batches = []
+    watcher = Pictures()
+    keep = watcher.on_train_batch_start
+    monkeypatch.setattr(watcher, "on_train_batch_start", lambda *given: (batches.append(given[2]), keep(*given)))
+    trainer(tmp_path, watcher, max_epochs=1).fit(recipe, data)
     figure = dict(drawn)["views.png"]
     assert len(figure.axes) == 6 * 8
-    index = next(iter(data.train_dataloader()))  # the first epoch's first batch, drawn again
-    shown = torch.tensor(figure.axes[0].images[0].get_array())
-    assert torch.equal(shown, index.image[0, 0].float() / 255)
-    view = torch.tensor(figure.axes[2].images[0].get_array())  # of the first image, the second view
-    expected = recipe.views(index.image, recipe.key(index, 1)._replace(epoch=1))[0, 0]
-    torch.testing.assert_close(view, expected)
+    first = batches[0]
+    original, view = (torch.tensor(figure.axes[column].images[0].get_array()) for column in (0, 2))
+    assert torch.equal(original, first.image[0, 0].float() / 255)
+    expected = recipe.views(first.image, recipe.key(first, 1)._replace(epoch=1))  # drawn after the first epoch
+    torch.testing.assert_close(view, expected[0, 0])
 
 
 def test_pictures_go_to_weights_and_biases_where_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

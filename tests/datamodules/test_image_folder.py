@@ -41,6 +41,7 @@ def two_classes(tmp_path):
     root = tmp_path / "pictures"
     for i in range(30):
         write(root, f"{'cat' if i < 20 else 'dog'}/{i:02}.png", colour(8 * i, 0, 0))
+    colour(0, 0, 0).save(root / "cat" / "00.png", format="BMP")  # what counts is what is in the file
     return root
 
 
@@ -68,13 +69,11 @@ def test_scaling_down_averages_and_does_not_pick(tmp_path):
 
 
 def test_a_large_jpeg_is_close_to_what_decoding_it_whole_gives(tmp_path):
-    x, y = np.meshgrid(np.linspace(0, 1, 640), np.linspace(0, 1, 480))
-    smooth = np.stack([x, y, (np.sin(12 * x) + 1) / 2], -1) * 255
-    picture = Image.fromarray(smooth.astype(np.uint8))
+    picture = noise(64, 48).resize((640, 480), Image.Resampling.BICUBIC)
     path = write(tmp_path, "a.jpg", picture)
     expected = ImageOps.fit(picture, (32, 32), Image.Resampling.BILINEAR)
     difference = decode(path, 32, 3).transpose(1, 2, 0).astype(int) - np.asarray(expected)
-    assert np.abs(difference).max() <= 6
+    assert np.abs(difference).max() <= 4
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
@@ -232,9 +231,11 @@ def test_with_a_cache_every_file_is_decoded_once(place, two_classes, tmp_path, d
 
 
 def change_content(root):
+    """Changes no byte but those of the colour."""
     path = root / "cat" / "00.png"
     stat = path.stat()
-    write(root, "cat/00.png", colour(80, 0, 0))
+    colour(80, 0, 0).save(path, format="BMP")
+    assert path.stat().st_size == stat.st_size
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
 
 

@@ -182,7 +182,12 @@ def test_a_loader_without_a_trainer_resumes_too():
     second.load_state_dict(first.state_dict())
     assert second.state_dict() == first.state_dict()
     assert len(second) == len(whole)
-    assert [batch.index.tolist() for batch in second] == whole[2:]
+    rest = iter(second)
+    assert next(rest).index.tolist() == whole[2]
+    third = loader()
+    third.load_state_dict(second.state_dict())
+    assert [batch.index.tolist() for batch in rest] == whole[3:]
+    assert [batch.index.tolist() for batch in third] == whole[3:]
     assert [batch.index.tolist() for batch in second] == whole  # the position holds once
 
 

@@ -31,7 +31,9 @@ def embeddings(n=5, dim=7, dtype=torch.float64):
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_ntxent_equals_the_double_loop_of_algorithm_1(n, temperature):
     z1, z2 = embeddings(n)
-    torch.testing.assert_close(NTXent(temperature)(z1, z2).item(), algorithm_1(z1, z2, temperature), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        NTXent(temperature)(z1, z2).item(), algorithm_1(z1, z2, temperature), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_loss_of_orthogonal_images_has_its_closed_form():

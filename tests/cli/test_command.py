@@ -1,0 +1,185 @@
+"""What the command leaves behind, and which value wins."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+
+import recipes
+from recipes.catalogue import CONFIGS, config_names, data_names, recipe_names
+from recipes.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+SHORT = ["--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1", "--trainer.accelerator", "cpu"]
+SMALL = ["--model.encoder.widths", "[4,8]", "--data.batch_size", "512", "--probe.draws", "2", *SHORT]
+
+
+def fit(folder, *args):
+    """Runs in a folder and returns the run's directory."""
+    before = set(folder.glob("runs/*/*"))
+    os.chdir(folder)
+    main(["fit", *args])
+    (directory,) = set(folder.glob("runs/*/*")) - before
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("run"), "--config", "simclr-digits", *SMALL)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_a_run_leaves_config_metrics_evaluation_checkpoint_and_pictures(run):
+    assert run.parent.name == "simclr-digits"
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    pictures = {f"pictures/{name}.png" for name in ("views", "tsne", "loss", "neighbours")}
+    assert found == {"config.yaml", "metrics.csv", "evaluation.json", "checkpoints/last.ckpt"} | pictures
+
+
+def test_metrics_csv_has_training_validation_and_test(run):
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    seen = {name for row in rows for name, value in row.items() if value}
+    assert {"train/loss", "val/knn", "val/linear", "val/effective_rank", "test/knn", "test/random_encoder/knn"} <= seen
+
+
+def test_evaluation_compares_trained_random_and_pixels_with_one_five_and_all_labels(run):
+    accuracy = json.loads((run / "evaluation.json").read_text())["accuracy"]
+    assert set(accuracy) == {"trained_encoder", "random_encoder", "raw_pixels"}
+    columns = {f"{probe}{few}" for probe in ("knn", "linear") for few in ("_1_per_class", "_5_per_class", "")}
+    assert all(set(row) == columns for row in accuracy.values())
+
+
+def test_a_saved_config_runs_again_and_gives_the_same_weights(run, tmp_path):
+    again = fit(tmp_path, "--config", str(run / "config.yaml"))
+    torch.testing.assert_close(checkpoint(again)["state_dict"], checkpoint(run)["state_dict"], rtol=0, atol=0)
+
+
+def test_a_checkpoint_holds_no_pickled_objects_and_its_own_config(run):
+    held = checkpoint(run)  # weights_only=True refuses anything but tensors and plain values
+    assert held["recipe"] == "SimCLR"
+    assert yaml.safe_load(held["config"]) == yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_a_run_is_tested_by_its_directory_alone(run, tmp_path, capsys):
+    main(["test", "--ckpt_path", str(run)])
+    (tested,) = tmp_path.glob("runs/*/*")
+    accuracy = [json.loads((where / "evaluation.json").read_text())["accuracy"] for where in (run, tested)]
+    assert accuracy[0] == accuracy[1]
+    assert "trained encoder" in capsys.readouterr().out
+
+
+def test_the_command_line_beats_the_checkpoint(run, tmp_path):
+    resumed = fit(tmp_path, "--ckpt_path", str(run), "--trainer.max_epochs", "3", "--model.temperature", "0.7")
+    config = yaml.safe_load((resumed / "config.yaml").read_text())
+    assert config["model"]["init_args"]["temperature"] == 0.7
+    assert config["data"]["init_args"]["batch_size"] == 512  # the checkpoint's own
+    assert checkpoint(resumed)["epoch"] == 2
+
+
+def test_the_command_line_beats_the_file(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["encoder"]["init_args"]["widths"] == [4, 8]
+    packaged = yaml.safe_load((CONFIGS / "simclr-digits.yaml").read_text())
+    assert config["model"]["init_args"]["temperature"] == packaged["model"]["init_args"]["temperature"]
+
+
+def test_predict_writes_features_with_their_indices(run, tmp_path):
+    main(["predict", "--ckpt_path", str(run)])
+    (path,) = tmp_path.glob("runs/*/*/predictions.npz")
+    with np.load(path) as predictions:
+        assert predictions["index"].tolist() == list(range(360))
+        assert predictions["feature"].shape == (360, 8)
+        assert set(predictions["label"]) == set(range(10))
+
+
+def test_predicted_features_are_those_of_the_loaded_recipe(run, tmp_path):
+    from datamodules import Digits
+
+    main(["predict", "--ckpt_path", str(run)])
+    (path,) = tmp_path.glob("runs/*/*/predictions.npz")
+    recipe, data = recipes.load(run), Digits(batch_size=360)
+    data.setup()
+    (batch,) = data.test_dataloader()
+    with torch.no_grad(), np.load(path) as predictions:
+        torch.testing.assert_close(recipe(batch.image), torch.from_numpy(predictions["feature"]))
+
+
+def test_supervised_needs_no_number_of_classes_and_is_loaded_with_it(tmp_path, capsys):
+    run = fit(tmp_path, "--config", "supervised-digits", *SMALL)
+    assert recipes.load(run).head.out_features == 10
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_two_runs_in_the_same_second_get_directories_of_their_own(run, tmp_path):
+    args = ["--config", "supervised-digits", *SMALL, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    first, second = fit(tmp_path, *args), fit(tmp_path, *args)
+    assert first != second
+    assert (second / "config.yaml").exists()
+
+
+def test_wandb_is_one_flag_and_its_files_are_in_the_run_directory_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for _ in range(2):  # Lightning's own way of saving the config fails in the second run
+        run = fit(tmp_path, "--config", "simclr-digits", *SMALL, "--trainer.logger", "WandbLogger")
+        assert (run / "metrics.csv").exists()
+        assert (run / "wandb").is_dir()
+        import wandb
+
+        assert wandb.run is None or wandb.run.config["model"]["class_path"] == "recipes.SimCLR"
+        wandb.finish()
+    assert WandbLogger is not None
+
+
+def test_fast_dev_run_of_a_config_needs_nothing_else(tmp_path):
+    main(["fit", "--config", "simclr-digits", "--trainer.fast_dev_run", "1"])
+
+
+def test_list_names_everything_there_is(capsys):
+    main(["list"])
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in [*recipe_names(), *data_names(), *config_names()])
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help_shows_the_commands(args, capsys):
+    main(args)
+    printed = capsys.readouterr().out
+    assert all(f"  {command} " in printed for command in ("fit", "validate", "test", "predict", "list"))
+
+
+@pytest.mark.parametrize("args", [["fit", "--model.help", "SimCLR"], ["fit", "--model", "SimCLR", "--help"]])
+def test_help_of_a_recipe_shows_each_argument_with_its_docstring(args, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert stopped.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--model.temperature" in printed
+    assert "of the softmax over similarities" in printed
+
+
+def test_a_checkpoint_that_names_a_class_that_is_not_imported_is_refused(run, tmp_path):
+    held = checkpoint(run)
+    held["model"] = held["model"].replace("recipes.nn.ConvNet", "somewhere.else.ConvNet")
+    torch.save(held, tmp_path / "strange.ckpt")
+    with pytest.raises(ValueError, match="somewhere.else.ConvNet, which is not imported"):
+        recipes.load(tmp_path / "strange.ckpt")
+
+
+def test_loading_a_file_that_is_no_checkpoint_says_so(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="holds no configuration"):
+        recipes.load(tmp_path / "other.ckpt")
