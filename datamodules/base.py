@@ -43,7 +43,8 @@ class ImageDataModule(LightningDataModule):
     Subclasses write ``load`` and, where there is something to download, ``prepare_data``.
 
     The properties are available after ``setup``, which a Trainer calls on the DataModule before it calls it on the
-    recipe; ``num_classes`` is at once where a subclass knows it. Under a Trainer each loader hands out its device's share of the global batches.
+    recipe; ``num_classes`` is at once where a subclass knows it. Under a Trainer each loader hands out its device's
+    share of the global batches.
 
     Args:
         batch_size: images per step over all devices together; must divide by their number.

@@ -1,9 +1,11 @@
 """The ``recipes`` command: a LightningCLI with bare config names, run directories and errors for people."""
 
 import inspect
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
@@ -25,6 +27,7 @@ from recipes.callbacks import CollapseMonitor, Health, Pictures, PredictionFile,
 from recipes.catalogue import CONFIGS, OVERVIEW, config_names, nearest, table
 from recipes.checkpoint import checkpoint_path, config_of
 from recipes.messages import one_line
+from recipes.recipe import Recipe
 
 COMMANDS = ("fit", "validate", "test", "predict", "list")
 RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
@@ -43,11 +46,12 @@ def main(args: Sequence[str] | None = None) -> None:
     if args[0] == "list":
         sys.stdout.write(table())
         return
+    _be_quiet()
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
         Command(_prepare(args))
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if (message := _meant_for_the_user(error)) is None:
             raise
         _fail(message)
@@ -144,10 +148,17 @@ class Command(LightningCLI):
             model["init_args"]["num_classes"] = self.datamodule.num_classes
         return yaml.safe_dump(model)
 
+    def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:
+        """Prints what the recipe itself measures; the table of the probe stands above it."""
+        (metrics,) = self.trainer.test(model, datamodule=datamodule, **{**options, "verbose": False})
+        own = {name: value for name, value in metrics.items() if not re.search("knn|linear", name)}
+        lines = [f"{name}: {value:.4f}" for name, value in own.items()]
+        rank_zero_info("\n".join([*lines, f"run directory: {self.directory}"]))
+
     def after_fit(self) -> None:
         """Measures the trained encoder on the test images."""
         if self.trainer.state.finished:
-            self.trainer.test(self.model, datamodule=self.datamodule)
+            self.test(self.model, self.datamodule)
 
 
 def _prepare(args: list[str]) -> list[str]:
@@ -189,7 +200,7 @@ def _new_directory(parent: Path) -> Path:
         return Path(os.environ[RUN_DIRECTORY])
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     directory, number = parent / time, 1
-    while rank_zero_only.rank == 0:
+    while _is_first():
         try:
             directory.mkdir(parents=True)
             break
@@ -200,8 +211,21 @@ def _new_directory(parent: Path) -> Path:
     return directory
 
 
+def _is_first() -> bool:
+    """Whether this is the first of the processes of a run."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _short(config: Any) -> str:
     return config.class_path.rpartition(".")[2]
+
+
+def _be_quiet() -> None:
+    """Leaves out what says nothing to the reader: advertisements, and warnings about what was chosen on purpose."""
+    for message in (r".*isinstance\(treespec, LeafSpec\)", ".*does not have many workers"):
+        warnings.filterwarnings("ignore", message)
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def _meant_for_the_user(error: BaseException) -> str | None:
@@ -218,6 +242,6 @@ def _meant_for_the_user(error: BaseException) -> str | None:
 
 
 def _fail(message: str) -> NoReturn:
-    if rank_zero_only.rank == 0:
+    if _is_first():
         sys.stderr.write(f"recipes: error: {' '.join(message.split())}\n")
     raise SystemExit(2)

@@ -79,7 +79,8 @@ class Recipe(LightningModule):
         """
         if self.trainer.world_size == 1:
             return x
-        return self.all_gather(x, sync_grads=True).flatten(0, 1)
+        everyones = self.all_gather(x, sync_grads=True)
+        return everyones.flatten(0, 1)  # type: ignore[union-attr]
 
     def setup(self, stage: str) -> None:
         """Takes mean and standard deviation from the DataModule, and checks that encoder and images fit."""
@@ -114,7 +115,8 @@ class Recipe(LightningModule):
         if self.lr_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.global_batch_size / self.lr_batch_size
-        if self.scheduler is None or self.trainer.fast_dev_run:  # a warm-up is longer than one batch
+        short = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.scheduler is None or short:  # a warm-up is longer than the one batch of fast_dev_run
             return optimizer
         scheduler = self.scheduler(optimizer)
         if not isinstance(scheduler, RunSchedule):

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import time
 import weakref
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -91,6 +92,9 @@ class RepresentationProbe(Callback):
         self._initial: nn.Module | None = None
         self._initial_of: weakref.ref[LightningModule] | None = None
         self._epochs = 0
+        self._seconds = 0.0
+        self._images = 0
+        self._last = 0.0
         self._told = False
         self._encoders: dict[str, nn.Module] = {}  # by row, during the test
         self._collectors: dict[str, Collector] = {}
@@ -101,7 +105,7 @@ class RepresentationProbe(Callback):
             encoder: Any = pl_module.encoder
             self._initial = copy.deepcopy(encoder).cpu().eval().requires_grad_(False)
             self._initial_of = weakref.ref(pl_module)
-            self._epochs = 0
+            self._epochs, self._seconds, self._images = 0, 0.0, 0
 
     # While training
 
@@ -298,6 +302,8 @@ class RepresentationProbe(Callback):
                 "split": "test",
                 "model": "the weights given to the test, encoder in eval mode, test transforms",
                 "epochs": self._epochs,
+                "training_images_seen": self._images,
+                "training_minutes": round(self._seconds / 60, 2),
                 "run_seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "num_classes": trainer.datamodule.num_classes,  # type: ignore[attr-defined]
                 "bank_images": len(bank.label),
@@ -319,18 +325,34 @@ class RepresentationProbe(Callback):
 
     # How long the encoder was trained
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Counts the images and reads the clock: all that happens between two batches counts."""
+        self._images += len(batch.index) * trainer.world_size
+        now = time.perf_counter()
+        self._seconds += now - self._last
+        self._last = now
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the epoch."""
         self._epochs = trainer.current_epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the curve so far, and the epochs behind it."""
-        return {"history": self.history, "epochs": self._epochs}
+        counts = {"epochs": self._epochs, "images": self._images, "seconds": self._seconds}
+        return {"history": self.history, **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where the checkpoint stopped."""
         self.history = list(state_dict["history"])
         self._epochs = state_dict["epochs"]
+        self._images = state_dict["images"]
+        self._seconds = state_dict["seconds"]
 
 
 class _Pixels(nn.Module):

@@ -1,11 +1,12 @@
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules import Batch
 from losses import NTXent
 from recipes.augment import SimCLRViews, Views
-from recipes.nn import Encoder, projection_head
+from recipes.nn import Encoder, has_local_batch_norm, projection_head
 from recipes.optim import LARS, WarmupCosine
 from recipes.recipe import Recipe
 
@@ -43,6 +44,14 @@ class SimCLR(Recipe):
         self.views = views or SimCLRViews()
         self.projector = projection_head(self.feature_dim, self.feature_dim, projection_dim)  # g(·), Section 4.2
         self.loss = NTXent(temperature)
+
+    def on_train_start(self) -> None:
+        """Warns where batch norm is not that of the global batch (Section 2.2)."""
+        if self.trainer.world_size > 1 and has_local_batch_norm(self):
+            rank_zero_warn(
+                "SimCLR's batch norm sees the images of one device, so that the result depends on the number of devices "
+                "and features can tell devices apart: on GPUs, set trainer.sync_batchnorm"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Algorithm 1."""

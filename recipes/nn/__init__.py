@@ -5,6 +5,7 @@ from recipes.nn.encoder import Encoder
 from recipes.nn.evaluating import evaluating
 from recipes.nn.heads import projection_head
 from recipes.nn.mlp import MLP
+from recipes.nn.norm import has_local_batch_norm
 from recipes.nn.resnet import ResNet
 from recipes.nn.timm_encoder import TimmEncoder
 from recipes.nn.torchvision_encoder import TorchvisionEncoder
@@ -20,6 +21,7 @@ __all__ = [
     "TorchvisionEncoder",
     "ViT",
     "evaluating",
+    "has_local_batch_norm",
     "load_mismatch",
     "load_weights",
     "projection_head",

@@ -11,7 +11,12 @@ class Encoder(nn.Module):
         network: maps float images [B, C, H, W] to features [B, F].
         feature_dim: F, the number of features of an image, > 0.
         in_channels: C, 1 or 3.
+
+    Attributes:
+        pretrained: whether it was made with weights that were trained before.
     """
+
+    pretrained = False
 
     def __init__(self, network: nn.Module, feature_dim: int, in_channels: int = 3) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class TimmEncoder(Encoder):
                 raise
             raise ValueError(f"image_size is {image_size}, but {name} takes none: leave image_size out") from error
         super().__init__(network, _feature_dim(network), in_channels)
+        self.pretrained = pretrained
         if weights is not None:
             load_weights(self, weights)
 

@@ -71,6 +71,7 @@ class TorchvisionEncoder(Encoder):
         if in_channels == 1:
             _sum_first_convolution(network)
         super().__init__(network, _remove_head(network), in_channels)
+        self.pretrained = weights is not None
         if state is not None:
             load_state(self, state, str(weights))
 

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recipes.nn.encoder import Encoder
+
 _SHOWN = 3  # names in an error message
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
+def load_weights(module: Encoder, path: str | Path) -> None:
     """Loads the weights of an encoder from a file, in place.
 
     The file is a state_dict, a dictionary with a ``state_dict``, or a checkpoint of a recipe, whose encoder is taken.
@@ -26,6 +28,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         ValueError: if the file holds no weights, or not those of ``module``.
     """
     load_state(module, read_state(path), path)
+    module.pretrained = True
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
