@@ -136,7 +136,7 @@ class Command(LightningCLI):
             others = given if isinstance(given, list) else [] if given in (None, True) else [given]
             kwargs["logger"] = [CSVLogger(self.directory, name="", version=""), *others]
         self._get(self.config_init, "checkpoint").dirpath = str(self.directory / "checkpoints")
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         directory = RunDirectory(self.directory, text, self._model_config(text))
         kwargs["callbacks"] = [*(trainer["callbacks"] or []), directory]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
@@ -152,12 +152,15 @@ class Command(LightningCLI):
         """Prints what the recipe itself measures; the table of the probe stands above it."""
         (metrics,) = self.trainer.test(model, datamodule=datamodule, **{**options, "verbose": False})
         own = {name: value for name, value in metrics.items() if not re.search("knn|linear", name)}
-        lines = [f"{name}: {value:.4f}" for name, value in own.items()]
-        rank_zero_info("\n".join([*lines, f"run directory: {self.directory}"]))
+        if _is_first():
+            sys.stdout.write("".join(f"{name}: {value:.4f}\n" for name, value in own.items()))
+            sys.stdout.write(f"run directory: {self.directory}\n")
 
     def after_fit(self) -> None:
         """Measures the trained encoder on the test images."""
-        if self.trainer.state.finished:
+        if self.datamodule.splits.test is None:
+            rank_zero_info(f"there are no test images to measure on; run directory: {self.directory}")
+        elif self.trainer.state.finished:
             self.test(self.model, self.datamodule)
 
 

@@ -56,7 +56,7 @@ def linear_probe(
     num_classes: int,
     draws: Tensor | None = None,
     l2: float = 1.0,
-    max_iterations: int = 200,
+    max_iterations: int = 100,
 ) -> Tensor:
     """Classifies images by multinomial logistic regression on frozen features.
 
@@ -82,8 +82,7 @@ def linear_probe(
         raise ValueError(f"l2 is {l2}: it must be positive, or separable classes have no best weights")
     with torch.inference_mode(False), torch.enable_grad():  # the Trainer validates in inference mode
         train, test = _standardise(bank.feature, query.feature)
-        rows = torch.arange(len(train), device=train.device)[None] if draws is None else draws
-        x, label = train[rows], bank.label[rows]  # [D, n, F], [D, n]
+        x, label = (train[None], bank.label[None]) if draws is None else (train[draws], bank.label[draws])  # [D, n, F]
         basis = None
         if x.shape[1] < x.shape[2]:  # the best weights lie in the span of the images, so n numbers say what F would
             basis, triangle = torch.linalg.qr(x.mT)  # [D, F, n], [D, n, n]

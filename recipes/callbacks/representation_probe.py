@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import os
 import time
 import weakref
@@ -29,6 +30,7 @@ PRETRAINED = "pretrained encoder"
 PIXELS = "raw pixels"
 
 _PIXEL_SIDE = 32
+_MOST_PIXELS = 400_000_000  # of the bank; more, as of ImageNet, would not fit in memory as floats
 
 
 class Measured(NamedTuple):
@@ -52,7 +54,7 @@ class RepresentationProbe(Callback):
 
     The encoder that training started from is known where the Trainer that trains or loads the checkpoint has this
     callback; its row is left out where it does not differ from the trained encoder. Pixels are those of the image,
-    or of its average over areas if it is larger than 32 × 32.
+    or of its average over areas if it is larger than 32 × 32; the row is left out where there are too many images.
 
     Args:
         every_n_epochs: measure at the validations of every n-th epoch and of the last, > 0. One measurement passes the
@@ -235,7 +237,11 @@ class RepresentationProbe(Callback):
             name = PRETRAINED if getattr(initial, "pretrained", False) else RANDOM
             normalize: Any = pl_module.normalize
             rows[name] = nn.Sequential(normalize, initial)
-        rows[PIXELS] = _Pixels()
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        channels, *sides = data.image_shape
+        pixels = len(data.bank_dataloader().dataset) * channels * math.prod(min(side, _PIXEL_SIDE) for side in sides)
+        if pixels <= _MOST_PIXELS:
+            rows[PIXELS] = _Pixels()
         return rows
 
     def _bank(self, trainer: Trainer, encoders: dict[str, nn.Module]) -> dict[str, Features]:

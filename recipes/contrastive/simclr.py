@@ -49,8 +49,8 @@ class SimCLR(Recipe):
         """Warns where batch norm is not that of the global batch (Section 2.2)."""
         if self.trainer.world_size > 1 and has_local_batch_norm(self):
             rank_zero_warn(
-                "SimCLR's batch norm sees the images of one device, so that the result depends on the number of devices "
-                "and features can tell devices apart: on GPUs, set trainer.sync_batchnorm"
+                "SimCLR's batch norm sees the images of one device alone, so that the result depends on the number of "
+                "devices: on GPUs, set trainer.sync_batchnorm"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -33,7 +33,7 @@ def message_of(args, capsys):
         ([*DIGITS, "--model.temprature", "0.1"], ["SimCLR", "'temprature'", "did you mean 'temperature'?"]),
         ([*DIGITS, "--model.encoder.widht", "[8]"], ["ConvNet", "'widht'", "did you mean 'widths'?"]),
         ([*DIGITS, "--data.bath_size", "8"], ["Digits", "'bath_size'", "did you mean 'batch_size'?"]),
-        ([*DIGITS, "--trainer.epochs", "8"], ["'trainer.epochs'", "did you mean 'trainer.max_epochs'?"]),
+        ([*DIGITS, "--trainer.maxepochs", "8"], ["'trainer.maxepochs'", "did you mean 'trainer.max_epochs'?"]),
         ([*DIGITS, "--prob.k", "8"], ["'prob.k'", "did you mean 'probe.k'?"]),
         ([*DIGITS, "--data.batch_size", "many"], ["batch_size is 'many'", "must be int"]),
         ([*DIGITS, "--trainer.max_epochs", "many"], ["max_epochs is 'many'", "must be int or null"]),
