@@ -35,7 +35,7 @@ class GlobalBatchSampler(DistributedSampler[int]):
             below = batch_size // num_replicas * num_replicas
             near = " or ".join(str(size) for size in (below, below + num_replicas) if size)
             raise ValueError(
-                f"batch_size is {batch_size} over all devices and does not divide over {num_replicas} devices: use {near}"
+                f"batch_size is {batch_size} in all and does not divide over {num_replicas} devices: use {near}"
             )
         super().__init__(positions, num_replicas, rank, shuffle=training, drop_last=training)  # type: ignore[arg-type]
         self.positions = positions

@@ -106,6 +106,7 @@ class Command(LightningCLI):
                 "data": {"class_path": "datamodules.Digits"},
                 "checkpoint.filename": "last",
                 "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": True,  # else only with validation, and never the last epoch
             }
         )
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")

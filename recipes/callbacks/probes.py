@@ -82,7 +82,8 @@ def linear_probe(
         raise ValueError(f"l2 is {l2}: it must be positive, or separable classes have no best weights")
     with torch.inference_mode(False), torch.enable_grad():  # the Trainer validates in inference mode
         train, test = _standardise(bank.feature, query.feature)
-        x, label = (train[None], bank.label[None]) if draws is None else (train[draws], bank.label[draws])  # [D, n, F]
+        label = bank.label.clone()  # out of inference mode, like what is computed here
+        x, label = (train[None], label[None]) if draws is None else (train[draws], label[draws])  # [D, n, F], [D, n]
         basis = None
         if x.shape[1] < x.shape[2]:  # the best weights lie in the span of the images, so n numbers say what F would
             basis, triangle = torch.linalg.qr(x.mT)  # [D, F, n], [D, n, n]

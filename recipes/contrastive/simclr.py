@@ -20,6 +20,7 @@ class SimCLR(Recipe):
     Args:
         encoder: maps images [B, C, H, W] to features [B, F]; f(·) in the paper.
         projection_dim: width of z, where the loss is taken (Section 4.2).
+        projection_hidden_dim: width of the projection head's hidden layer; null is that of the features (Section 4.2).
         temperature: of the softmax over similarities, > 0.
         views: draws one random view; applied twice to every image. Null takes the paper's (Section 3, Appendix A).
         optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
@@ -34,6 +35,7 @@ class SimCLR(Recipe):
         self,
         encoder: Encoder,
         projection_dim: int = 128,  # Section 4.2
+        projection_hidden_dim: int | None = None,
         temperature: float = 0.1,  # Section 2.2 and Appendix B.9: 0.1 for ImageNet; 0.5 is best on CIFAR-10
         views: Views | None = None,
         optimizer: OptimizerCallable = lambda p: LARS(p, lr=0.3, weight_decay=1e-6),  # Section 2.2
@@ -42,7 +44,10 @@ class SimCLR(Recipe):
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)
         self.views = views or SimCLRViews()
-        self.projector = projection_head(self.feature_dim, self.feature_dim, projection_dim)  # g(·), Section 4.2
+        hidden_dim = projection_hidden_dim or self.feature_dim
+        self.projector = projection_head(  # g(·), Section 4.2; with batch norm at its end as in the published code
+            self.feature_dim, hidden_dim, projection_dim, output_batch_norm=True
+        )
         self.loss = NTXent(temperature)
 
     def on_train_start(self) -> None:
