@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -23,7 +22,15 @@ import datamodules
 import losses
 import recipes
 from datamodules import ImageDataModule
-from recipes.callbacks import CollapseMonitor, Health, Pictures, PredictionFile, RepresentationProbe, RunDirectory
+from recipes.callbacks import (
+    Checkpoint,
+    CollapseMonitor,
+    Health,
+    Pictures,
+    PredictionFile,
+    RepresentationProbe,
+    RunDirectory,
+)
 from recipes.catalogue import CONFIGS, OVERVIEW, config_names, nearest, table
 from recipes.checkpoint import checkpoint_path, config_of
 from recipes.messages import one_line
@@ -93,7 +100,7 @@ class Command(LightningCLI):
         parser.add_argument("--name", type=str | None, help="of the run; by default that of the config")
         parser.add_argument("--runs", type=str, default="runs", help="folder in which every run makes its directory")
         for key, callback in {
-            "checkpoint": ModelCheckpoint,
+            "checkpoint": Checkpoint,
             "probe": RepresentationProbe,
             "collapse": CollapseMonitor,
             "health": Health,
@@ -101,14 +108,7 @@ class Command(LightningCLI):
             "prediction": PredictionFile,
         }.items():
             parser.add_lightning_class_args(callback, key)
-        parser.set_defaults(
-            {
-                "data": {"class_path": "datamodules.Digits"},
-                "checkpoint.filename": "last",
-                "checkpoint.enable_version_counter": False,
-                "checkpoint.save_on_train_epoch_end": True,  # else only with validation, and never the last epoch
-            }
-        )
+        parser.set_defaults({"data": {"class_path": "datamodules.Digits"}})
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

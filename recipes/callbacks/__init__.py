@@ -1,5 +1,6 @@
 """What runs beside training: evaluation, monitoring, pictures and the run's directory."""
 
+from recipes.callbacks.checkpoint import Checkpoint
 from recipes.callbacks.collapse import CollapseMonitor, effective_rank, feature_std
 from recipes.callbacks.features import Collector, Features, extract
 from recipes.callbacks.health import Health
@@ -10,6 +11,7 @@ from recipes.callbacks.representation_probe import RepresentationProbe
 from recipes.callbacks.run_directory import RunDirectory
 
 __all__ = [
+    "Checkpoint",
     "CollapseMonitor",
     "Collector",
     "Features",

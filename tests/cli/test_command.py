@@ -55,6 +55,12 @@ def test_the_last_epoch_is_saved_also_where_it_is_not_validated(tmp_path):
     assert checkpoint(run)["epoch"] == 1
 
 
+def test_the_last_step_is_saved_also_where_it_is_not_due(tmp_path):
+    run = fit(tmp_path, "--config", "simclr-digits", *SMALL, "--checkpoint.every_n_train_steps", "3")
+    assert checkpoint(run)["global_step"] == 4
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
 def test_metrics_csv_has_training_validation_and_test(run):
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     seen = {name for row in rows for name, value in row.items() if value}

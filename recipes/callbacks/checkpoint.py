@@ -1,0 +1,29 @@
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class Checkpoint(ModelCheckpoint):
+    """Keeps the newest state of a run in ``checkpoints/last.ckpt``, and always that of its end.
+
+    What a run is judged by is its last epoch. To keep the best by some metric too, add a ``ModelCheckpoint`` to
+    ``trainer.callbacks``.
+
+    Args:
+        every_n_epochs: save after every n-th epoch, > 0; null is 1, or never if ``every_n_train_steps`` is set.
+        every_n_train_steps: save after every n-th optimiser step, > 0: a run that is killed loses at most so many.
+    """
+
+    def __init__(self, every_n_epochs: int | None = None, every_n_train_steps: int | None = None) -> None:
+        super().__init__(
+            filename="last",
+            every_n_epochs=every_n_epochs,
+            every_n_train_steps=every_n_train_steps,
+            # else only where there is validation, and never the last epoch where that has none
+            save_on_train_epoch_end=every_n_train_steps is None,
+            enable_version_counter=False,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the end of the run, if that was not due anyway."""
+        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save_checkpoint(trainer, self.format_checkpoint_name(self._monitor_candidates(trainer)))
