@@ -5,24 +5,21 @@ import os
 import time
 import weakref
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Batch
 from recipes.callbacks.features import Collector, Features, extract, forward
 from recipes.callbacks.probes import accuracy, few_label_draws, knn, linear_probe
+from recipes.callbacks.report import summary, table, versions
 
 TRAINED = "trained encoder"
 RANDOM = "random encoder"
@@ -197,7 +194,7 @@ class RepresentationProbe(Callback):
         if not trainer.is_global_zero:
             return
         self.measured = {name: Measured(banks[name].to("cpu"), queries[name].to("cpu")) for name in banks}
-        Console().print(self._table(few))
+        Console().print(table(self.accuracies, self.k, self.temperature, self.draws))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(Path(directory) / "evaluation.json", trainer, pl_module)
 
@@ -277,27 +274,6 @@ class RepresentationProbe(Callback):
 
     # How it is told
 
-    def _table(self, few: list[tuple[int, Tensor]]) -> Table:
-        table = Table(
-            title="Test accuracy of frozen features (%)",
-            caption=f"kNN: k = {self.k}, temperature {self.temperature}; linear: logistic regression.\n"
-            f"Few labels: mean ± standard deviation of {self.draws} draws.",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,  # 80 columns have to do
-        )
-        table.add_column("", no_wrap=True)
-        columns = []
-        for probe, head in (("knn", "kNN"), ("linear", "linear")):
-            for n, _ in few:
-                columns.append(f"{probe}_{n}_per_class")
-                table.add_column(f"{head}\n{n}/class", justify="right", no_wrap=True)
-            columns.append(probe)
-            table.add_column(f"{head}\nall", justify="right", no_wrap=True)
-        for name, results in self.accuracies.items():
-            table.add_row(name, *(_cell(results[column]) for column in columns))
-        return table
-
     def _write(self, path: Path, trainer: Trainer, pl_module: LightningModule) -> None:
         bank, test = self.measured[TRAINED]
         report = {
@@ -320,11 +296,8 @@ class RepresentationProbe(Callback):
                 "precision": str(trainer.precision),
                 "devices": trainer.world_size,
             },
-            "accuracy": {
-                name.replace(" ", "_"): {column: _numbers(column, values) for column, values in results.items()}
-                for name, results in self.accuracies.items()
-            },
-            "versions": {"torch": torch.__version__, "lightning": lightning.__version__, **_own_version()},
+            "accuracy": summary(self.accuracies),
+            "versions": versions(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
@@ -373,25 +346,3 @@ class _Pixels(nn.Module):
 def _same(one: nn.Module, other: nn.Module) -> bool:
     theirs = other.state_dict()
     return all(torch.equal(value, theirs[name].to(value)) for name, value in one.state_dict().items())
-
-
-def _spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation."""
-    numbers = torch.tensor(values, dtype=torch.float64)
-    return numbers.mean().item(), numbers.std(correction=min(1, len(values) - 1)).item()
-
-
-def _cell(values: list[float]) -> str:
-    mean, std = _spread(values)
-    return f"{100 * mean:.1f}" if len(values) == 1 else f"{100 * mean:.1f} ±{100 * std:.1f}"
-
-
-def _numbers(column: str, values: list[float]) -> float | dict[str, float]:
-    return values[0] if column in ("knn", "linear") else dict(zip(("mean", "std"), _spread(values)))
-
-
-def _own_version() -> dict[str, str]:
-    try:
-        return {"training-recipes": version("training-recipes")}
-    except ModuleNotFoundError:  # run from the source tree
-        return {}

@@ -193,6 +193,13 @@ def test_a_checkpoint_that_names_a_class_that_is_not_imported_is_refused(run, tm
         recipes.load(tmp_path / "strange.ckpt")
 
 
+def test_a_checkpoint_of_another_recipe_ends_with_code_2_and_names_both(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["test", "--config", "supervised-digits", "--ckpt_path", str(run)])
+    assert stopped.value.code == 2
+    assert "is of the recipe SimCLR, this run is Supervised" in capsys.readouterr().err
+
+
 def test_loading_a_file_that_is_no_checkpoint_says_so(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="holds no configuration"):
