@@ -108,7 +108,7 @@ class Command(LightningCLI):
             "prediction": PredictionFile,
         }.items():
             parser.add_lightning_class_args(callback, key)
-        parser.set_defaults({"data": {"class_path": "datamodules.Digits"}})
+        parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -226,7 +226,12 @@ def _short(config: Any) -> str:
 
 def _be_quiet() -> None:
     """Leaves out what says nothing to the reader: advertisements, and warnings about what was chosen on purpose."""
-    for message in (r".*isinstance\(treespec, LeafSpec\)", ".*does not have many workers"):
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",
+        ".*does not have many workers",
+        ".*Total length of `list` across ranks is zero",  # data without a validation split
+        ".*The dirpath has changed",  # every run has a directory of its own
+    ):
         warnings.filterwarnings("ignore", message)
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "Tip:" not in record.getMessage())

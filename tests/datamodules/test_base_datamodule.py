@@ -146,7 +146,7 @@ def test_too_few_training_images_for_a_batch_are_an_error_with_both_numbers():
 def test_the_global_batch_must_divide_over_the_devices():
     data = ready(batch_size=10)
     data.trainer = SimpleNamespace(world_size=4, global_rank=0, num_devices=4)
-    with pytest.raises(ValueError, match="batch_size is 10 .* 4: use 8 or 12"):
+    with pytest.raises(ValueError, match="batch_size is 10 .* 4 devices: use 8 or 12"):
         data.train_dataloader()
 
 
