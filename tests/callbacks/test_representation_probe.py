@@ -234,6 +234,10 @@ class Unlabelled(Digits):
         super().__init__(size=8)
         self.known = known
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         self._splits = copy.copy(self.splits)

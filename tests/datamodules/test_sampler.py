@@ -86,5 +86,5 @@ def test_a_subset_is_sampled_from_its_positions():
     ("batch_size", "devices", "advice"), [(10, 4, "use 8 or 12"), (2, 4, "use 4"), (7, 2, "use 6 or 8")]
 )
 def test_a_batch_that_does_not_divide_over_the_devices_is_an_error_with_both_numbers(batch_size, devices, advice):
-    with pytest.raises(ValueError, match=f"batch_size is {batch_size} .* {devices}: {advice}$"):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size} .* {devices} devices: {advice}$"):
         sampler(100, batch_size, devices)
