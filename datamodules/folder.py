@@ -94,6 +94,8 @@ class ImageFolder(ImageDataModule):
     @property
     def num_classes(self) -> int:
         """How many classes there are: the folders in ``root/train``, or in ``root``."""
+        if self._splits is not None:  # the folder was listed already
+            return len(self.class_names)
         train = self.root / "train"
         return sum(path.is_dir() for path in _visible(train if train.is_dir() else _existing(self.root)))
 

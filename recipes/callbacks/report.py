@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
 
 
 def _place(column: str) -> tuple[bool, float]:
-    """KNN first, and few labels before many."""
+    """Nearest neighbours first, and few labels before many."""
     probe, _, few = column.partition("_")
     return probe != "knn", int(few.removesuffix("_per_class")) if few else float("inf")
 

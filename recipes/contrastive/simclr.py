@@ -36,7 +36,7 @@ class SimCLR(Recipe):
         encoder: Encoder,
         projection_dim: int = 128,  # Section 4.2
         projection_hidden_dim: int | None = None,
-        temperature: float = 0.1,  # Section 2.2 and Appendix B.9: 0.1 for ImageNet; 0.5 is best on CIFAR-10
+        temperature: float = 0.1,  # Table 5: the best on ImageNet; Appendix B.9: 0.5 on CIFAR-10
         views: Views | None = None,
         optimizer: OptimizerCallable = lambda p: LARS(p, lr=0.3, weight_decay=1e-6),  # Section 2.2
         scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=10),  # Section 2.2
@@ -44,7 +44,7 @@ class SimCLR(Recipe):
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)
         self.views = views or SimCLRViews()
-        hidden_dim = projection_hidden_dim or self.feature_dim
+        hidden_dim = self.feature_dim if projection_hidden_dim is None else projection_hidden_dim
         self.projector = projection_head(  # g(·), Section 4.2; with batch norm at its end as in the published code
             self.feature_dim, hidden_dim, projection_dim, output_batch_norm=True
         )

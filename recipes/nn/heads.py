@@ -32,10 +32,12 @@ def projection_head(
         Maps [B, in_dim] to [B, out_dim].
 
     Raises:
-        ValueError: if ``layers`` is not positive.
+        ValueError: if ``layers`` or a width is not positive.
     """
     if layers < 1:
         raise ValueError(f"layers is {layers}: it must be at least 1")
+    if min(in_dim, hidden_dim, out_dim) < 1:
+        raise ValueError(f"widths of a head are {in_dim}, {hidden_dim} and {out_dim}: they must be positive")
     widths = [in_dim] + [hidden_dim] * (layers - 1)
     modules: list[nn.Module] = []
     for size, width in zip(widths, widths[1:]):

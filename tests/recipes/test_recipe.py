@@ -10,6 +10,7 @@ from torch import nn
 import recipes
 from datamodules import Digits
 from recipes import Recipe, SimCLR
+from recipes.callbacks import Checkpoint
 from recipes.catalogue import recipe_names
 from recipes.nn import ConvNet, Encoder
 from recipes.optim import WarmupCosine
@@ -85,6 +86,20 @@ def test_a_run_that_is_killed_within_an_epoch_and_resumed_ends_with_the_same_bit
     run("killed", stop=6)  # of 8 steps, 4 an epoch
     resumed = run("resumed", ckpt_path=tmp_path / "killed" / "last.ckpt")
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_a_run_that_ended_where_nothing_was_due_goes_on_from_its_end(tmp_path):
+    def run(epochs, ckpt_path=None):
+        recipe = build("SimCLR", scheduler=None)
+        saving = Checkpoint(every_n_epochs=5)
+        saving.dirpath = str(tmp_path)
+        fit = trainer(tmp_path, enable_checkpointing=True, callbacks=[saving], max_epochs=epochs)
+        fit.fit(recipe, Digits(batch_size=256), ckpt_path=ckpt_path)
+        return recipe.state_dict(), fit.current_epoch, fit.global_step
+
+    whole = run(3)
+    run(2)
+    torch.testing.assert_close(run(3, ckpt_path=tmp_path / "last.ckpt"), whole, rtol=0, atol=0)
 
 
 def test_lr_is_scaled_by_the_images_of_an_optimiser_step(tmp_path):

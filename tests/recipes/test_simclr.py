@@ -1,3 +1,4 @@
+import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
@@ -25,6 +26,12 @@ def test_training_step_is_the_loss_of_two_views_of_every_image_encoded_in_one_pa
 def test_features_are_taken_before_the_projection_head():
     recipe = SimCLR(ConvNet((4, 8)), projection_dim=3)
     assert recipe(torch.zeros(2, 1, 16, 16, dtype=torch.uint8)).shape == (2, 8)
+
+
+@pytest.mark.parametrize("width", [{"projection_dim": 0}, {"projection_hidden_dim": 0}])
+def test_a_projection_without_width_is_refused(width):
+    with pytest.raises(ValueError, match="must be positive"):
+        SimCLR(ConvNet((4, 8)), **width)
 
 
 def test_projection_has_the_width_that_is_asked_for():
