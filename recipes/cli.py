@@ -1,5 +1,6 @@
 """The ``recipes`` command: a LightningCLI with bare config names, run directories and errors for people."""
 
+import gc
 import inspect
 import logging
 import os
@@ -11,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -58,6 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if args[0] not in COMMANDS:
             raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
         Command(_prepare(args))
+        _leave_process_group()
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if (message := _meant_for_the_user(error)) is None:
             raise
@@ -218,6 +221,13 @@ def _new_directory(parent: Path) -> Path:
 def _is_first() -> bool:
     """Whether this is the first of the processes of a run."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _leave_process_group() -> None:
+    """Ends the threads of gloo: one that still holds a Python object when the interpreter ends aborts the process."""
+    if torch.distributed.is_initialized():
+        gc.collect()  # they end with the last reference to the group, and the model that was wrapped has one
+        torch.distributed.destroy_process_group()
 
 
 def _short(config: Any) -> str:

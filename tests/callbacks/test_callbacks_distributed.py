@@ -1,8 +1,4 @@
 import json
-import os
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +7,8 @@ from lightning.pytorch import Trainer, seed_everything
 from datamodules import Digits
 from recipes import SimCLR
 from recipes.nn import ConvNet
-
-SCRIPT = Path(__file__).with_name("two_processes.py")
+from tests.callbacks.two_processes import evaluate, evaluate_and_gather
+from tests.processes import run
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +24,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     trainer.fit(SimCLR(ConvNet((8, 16)), scheduler=None), Digits())
     trainer.save_checkpoint(folder / "checkpoint.ckpt")
-    runpy.run_path(str(SCRIPT))["evaluate"](folder / "one", devices=1)
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(SCRIPT), str(folder / "two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(evaluate, folder / "one", 1)
+    run(evaluate_and_gather, folder / "two", processes=2)
     return folder
 
 
-@pytest.mark.slow
 def test_uneven_and_empty_shards_of_two_processes_are_joined_in_order_and_without_repeats(folder: Path) -> None:
     expected = [
         [[[float(i), 10.0 * i] for i in indices], [i % 3 for i in indices], indices]
@@ -47,7 +38,6 @@ def test_uneven_and_empty_shards_of_two_processes_are_joined_in_order_and_withou
         assert json.loads((folder / "two" / f"gather{rank}.json").read_text()) == expected
 
 
-@pytest.mark.slow
 def test_two_processes_measure_what_one_measures(folder: Path) -> None:
     one = json.loads((folder / "one" / "metrics0.json").read_text())
     for rank in (0, 1):

@@ -1,7 +1,6 @@
-"""Run by test_callbacks_distributed.py under torchrun, and ``evaluate`` also in one process."""
+"""What test_callbacks_distributed.py runs in one process and in two."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -50,6 +49,6 @@ def evaluate(out: Path, devices: int) -> None:
     (out / f"metrics{trainer.global_rank}.json").write_text(json.dumps(metrics))
 
 
-if __name__ == "__main__":
-    evaluate(Path(sys.argv[1]), devices=2)
-    gather(Path(sys.argv[1]))  # the processes are still joined
+def evaluate_and_gather(out: Path) -> None:
+    evaluate(out, devices=2)
+    gather(out)  # the processes are still joined

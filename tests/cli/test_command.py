@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import yaml
 import recipes
 from recipes.catalogue import CONFIGS, config_names, data_names, recipe_names
 from recipes.cli import main
+from tests.processes import run as run_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -48,6 +50,19 @@ def test_a_run_leaves_config_metrics_evaluation_checkpoint_and_pictures(run):
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     pictures = {f"pictures/{name}.png" for name in ("views", "tsne", "loss", "neighbours")}
     assert found == {"config.yaml", "metrics.csv", "evaluation.json", "checkpoints/last.ckpt"} | pictures
+
+
+def fit_on_two_devices(folder):
+    os.chdir(folder)
+    main(["fit", "--config", "simclr-digits", *SMALL, "--trainer.max_epochs", "1", "--trainer.devices", "2"])
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
+def test_no_thread_is_left_that_could_abort_the_process_at_its_end(tmp_path):
+    """Gloo's do, now and then, after all work is done: exit code -6."""
+    for threads in run_in(fit_on_two_devices, tmp_path, processes=2):
+        assert threads
+        assert not [name for name in threads if "gloo" in name]
 
 
 def test_the_last_epoch_is_saved_also_where_it_is_not_validated(tmp_path):

@@ -1,15 +1,9 @@
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
-SCRIPT = Path(__file__).with_name("two_device_run.py")
-CHECKOUT = SCRIPT.parents[2]
+from tests.datamodules.two_device_run import record
+from tests.processes import run
 
 
 def joined(ranks, stage):
@@ -26,19 +20,11 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name in ("one", "two", "resumed"):
         (root / name).mkdir()
-    spec = importlib.util.spec_from_file_location("two_device_run", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "7")
-        patch.setenv("PYTHONPATH", str(SCRIPT.parents[2]))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        script.record(root / "one", devices=1, steps=8)
-        arguments = [root / "two", root / "resumed", root / "one" / "three.ckpt"]
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=120
-        )
-    assert done.returncode == 0, done.stderr
+        run(record, root / "one", 1, 8)
+        run(record, root / "two", 2, 8, processes=2)
+        run(record, root / "resumed", 2, 8, root / "one" / "three.ckpt", processes=2)
     return {
         name: [json.loads(path.read_text()) for path in sorted((root / name).glob("rank*.json"))]
         for name in ("one", "two", "resumed")

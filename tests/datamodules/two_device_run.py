@@ -1,8 +1,6 @@
-"""What each device sees: started as a script, it runs on two, and goes on with two from a checkpoint."""
+"""What each device sees, for test_two_devices_data.py."""
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -75,9 +73,3 @@ class SaveAfterThree(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 3:
             trainer.save_checkpoint(self.path)
-
-
-if __name__ == "__main__":
-    two, resumed, three = map(Path, sys.argv[1:])
-    record(two, devices=2, steps=8)
-    record(resumed, devices=2, steps=8, checkpoint=three)
