@@ -4,12 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from losses.streaming import streamed_logsumexp, streamed_logsumexp_of_others
+
 
 class NTXent(nn.Module):
     """Normalised temperature-scaled cross-entropy (Chen et al., 2020, arXiv:2002.05709, Equation 1 and Algorithm 1).
 
     Every view is an anchor once. It has to find the other view of its image, by cosine similarity, among all views
-    of the batch but itself; the loss is the mean over all anchors. Computed in float32, or float64 for float64 input.
+    of the batch but itself; the loss is the mean over all anchors. Computed in float32, or float64 for float64 input,
+    in memory that grows with the batch and not with its square.
 
     Args:
         temperature: of the softmax over similarities, > 0 (Table 5: 0.1 for long training of large batches, 0.5 for
@@ -50,14 +53,16 @@ class NTXent(nn.Module):
         n, m = len(z1), len(c1)
         if not 0 <= offset <= m - n:
             raise ValueError(f"offset is {offset}: {n} images among {m} candidates start at 0 to {m - n}")
-        with torch.autocast(z1.device.type, enabled=False):
-            anchors = _unit(torch.cat([z1, z2]))  # [2N, D]
-            others = anchors if candidates is None else _unit(torch.cat([c1, c2]))  # [2M, D]
-            logits = anchors @ others.T / self.temperature  # [2N, 2M]
+        anchors = _unit(torch.cat([z1, z2]))  # [2N, D]
+        if c1 is z1 and c2 is z2:
+            keys = anchors
+            total = streamed_logsumexp_of_others(anchors, 1 / self.temperature)  # [2N]
+        else:
+            keys = _unit(torch.cat([c1, c2]))  # [2M, D]
             first = torch.arange(offset, offset + n, device=z1.device)
-            itself, positive = torch.cat([first, first + m]), torch.cat([first + m, first])
-            logits = logits.scatter(1, itself[:, None], -torch.inf)  # masked: a subtracted term would keep its gradient
-            return F.cross_entropy(logits, positive)
+            total = streamed_logsumexp(anchors, keys, 1 / self.temperature, torch.cat([first, first + m]))
+        positives = keys.unflatten(0, (2, m))[:, offset : offset + n].flip(0).flatten(0, 1)  # [2N, D]
+        return (total - (anchors * positives).sum(1) / self.temperature).mean()
 
 
 def _unit(z: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -27,6 +28,7 @@ from datamodules import ImageDataModule
 from recipes.callbacks import (
     Checkpoint,
     CollapseMonitor,
+    CompileEncoder,
     Health,
     Pictures,
     PredictionFile,
@@ -36,6 +38,7 @@ from recipes.callbacks import (
 from recipes.catalogue import CONFIGS, OVERVIEW, config_names, nearest, table
 from recipes.checkpoint import checkpoint_path, config_of
 from recipes.messages import one_line
+from recipes.nn import CrossDeviceBatchNorm
 from recipes.recipe import Recipe
 
 COMMANDS = ("fit", "validate", "test", "predict", "list")
@@ -102,6 +105,8 @@ class Command(LightningCLI):
         """Adds the run directory and the callbacks that every run has."""
         parser.add_argument("--name", type=str | None, help="of the run; by default that of the config")
         parser.add_argument("--runs", type=str, default="runs", help="folder in which every run makes its directory")
+        about = "backend of torch.compile for the encoder, such as inductor; null does not compile"
+        parser.add_argument("--compile", type=str | None, help=about)
         for key, callback in {
             "checkpoint": Checkpoint,
             "probe": RepresentationProbe,
@@ -133,16 +138,22 @@ class Command(LightningCLI):
                 arguments["save_dir"] = str(self.directory)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds what every run has: metrics.csv, config.yaml and checkpoints, all in the run directory."""
+        """Adds what every run has: metrics.csv, config.yaml and checkpoints in its directory, and global batch norm."""
         trainer = self._get(self.config_init, "trainer")
         if trainer["logger"] is not False:
-            given = trainer["logger"]
-            others = given if isinstance(given, list) else [] if given in (None, True) else [given]
-            kwargs["logger"] = [CSVLogger(self.directory, name="", version=""), *others]
+            others = [] if trainer["logger"] is True else _listed(trainer["logger"])
+            # every row at once, so that a run that is killed keeps those before its last checkpoint
+            metrics = CSVLogger(self.directory, name="", version="", flush_logs_every_n_steps=1)
+            kwargs["logger"] = [metrics, *others]
         self._get(self.config_init, "checkpoint").dirpath = str(self.directory / "checkpoints")
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         directory = RunDirectory(self.directory, text, self._model_config(text))
-        kwargs["callbacks"] = [*(trainer["callbacks"] or []), directory]
+        compile_with = self._get(self.config_init, "compile")
+        compiled = [CompileEncoder(compile_with)] if compile_with else []
+        kwargs["callbacks"] = [*_listed(trainer["callbacks"]), *compiled, directory]
+        plugins = _listed(trainer["plugins"])
+        if not trainer["sync_batchnorm"] and not any(isinstance(plugin, LayerSync) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CrossDeviceBatchNorm()]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
         return super().instantiate_trainer(**kwargs)
 
@@ -154,7 +165,8 @@ class Command(LightningCLI):
 
     def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:
         """Prints what the recipe itself measures; the table of the probe stands above it."""
-        (metrics,) = self.trainer.test(model, datamodule=datamodule, **{**options, "verbose": False})
+        results = self.trainer.test(model, datamodule=datamodule, **{**options, "verbose": False})
+        metrics = results[0] if results else {}  # trainer.limit_test_batches may be 0
         own = {name: value for name, value in metrics.items() if not re.search("knn|linear", name)}
         if _is_first():
             sys.stdout.write("".join(f"{name}: {value:.4f}\n" for name, value in own.items()))
@@ -202,8 +214,11 @@ def _config_path(name: str) -> Path:
 
 
 def _new_directory(parent: Path) -> Path:
-    """A directory for this run alone, the same in the processes that this one starts for further devices."""
-    if "LOCAL_RANK" in os.environ and RUN_DIRECTORY in os.environ:
+    """A directory for this run alone, the same in the processes that this one starts for further devices.
+
+    Processes that torchrun or SLURM started learn of it from the first when they write: loggers and checkpoints ask it.
+    """
+    if not _is_first() and RUN_DIRECTORY in os.environ:
         return Path(os.environ[RUN_DIRECTORY])
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     directory, number = parent / time, 1
@@ -228,6 +243,11 @@ def _leave_process_group() -> None:
     if torch.distributed.is_initialized():
         gc.collect()  # they end with the last reference to the group, and the model that was wrapped has one
         torch.distributed.destroy_process_group()
+
+
+def _listed(given: Any) -> list[Any]:
+    """What the Trainer takes as none, one or a list of them."""
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _short(config: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -97,7 +98,7 @@ class Recipe(LightningModule):
             )
         try:
             with torch.no_grad(), evaluating(self.encoder):
-                feature = self(torch.zeros(1, *data.image_shape, dtype=torch.uint8, device=self.device))
+                feature = self.encoder(torch.zeros(1, *data.image_shape).to(self.normalize.mean))  # its type
         except RuntimeError as error:
             raise ValueError(
                 f"{name} cannot take images of {height}×{width} pixels; choose larger images or an encoder for small "
@@ -152,3 +153,5 @@ class Recipe(LightningModule):
             raise ValueError(f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}")
         if problem := load_mismatch(self, checkpoint["state_dict"]):
             raise ValueError(f"the checkpoint does not fit this {ours}: {problem}")
+        if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
+            self.double()  # Lightning does so after loading, which would round the weights to float32

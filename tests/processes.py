@@ -71,8 +71,10 @@ def _enter(
     os.environ.clear()
     os.environ.update(environment)
     import torch
+    from lightning.pytorch.utilities import rank_zero_only
 
     torch.set_num_threads(1)
+    rank_zero_only.rank = rank  # Lightning reads the environment where it is imported, which the server did
     try:
         if processes > 1:
             os.environ.update(

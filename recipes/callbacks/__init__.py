@@ -1,7 +1,9 @@
 """What runs beside training: evaluation, monitoring, pictures and the run's directory."""
 
 from recipes.callbacks.checkpoint import Checkpoint
+from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.collapse import CollapseMonitor, effective_rank, feature_std
+from recipes.callbacks.compile import CompileEncoder
 from recipes.callbacks.features import Collector, Features, extract
 from recipes.callbacks.health import Health
 from recipes.callbacks.pictures import Pictures
@@ -11,9 +13,11 @@ from recipes.callbacks.representation_probe import RepresentationProbe
 from recipes.callbacks.run_directory import RunDirectory
 
 __all__ = [
+    "AtomicCheckpointIO",
     "Checkpoint",
     "CollapseMonitor",
     "Collector",
+    "CompileEncoder",
     "Features",
     "Health",
     "Pictures",

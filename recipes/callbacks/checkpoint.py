@@ -1,12 +1,16 @@
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
 
 
 class Checkpoint(ModelCheckpoint):
     """Keeps the newest state of a run in ``checkpoints/last.ckpt``, and always that of its end.
 
     What a run is judged by is its last epoch. To keep the best by some metric too, add a ``ModelCheckpoint`` to
-    ``trainer.callbacks``.
+    ``trainer.callbacks``. All checkpoints of the Trainer are written by ``AtomicCheckpointIO`` then, unless another
+    ``CheckpointIO`` than Lightning's usual one was chosen: a run that is killed while it saves keeps the one before.
 
     Args:
         every_n_epochs: save after every n-th epoch, > 0; null is 1, or never if ``every_n_train_steps`` is set.
@@ -22,6 +26,12 @@ class Checkpoint(ModelCheckpoint):
             save_on_train_epoch_end=every_n_train_steps is None,
             enable_version_counter=False,
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has the Trainer write its checkpoints atomically."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # XLA has one of its own
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the end of the run, if that was not due anyway."""

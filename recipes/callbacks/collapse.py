@@ -50,7 +50,8 @@ class CollapseMonitor(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes room for features."""
-        self._collector = None if trainer.sanity_checking else Collector(pl_module.device)
+        dtype = torch.promote_types(pl_module.dtype, torch.float32)  # type: ignore[arg-type]
+        self._collector = None if trainer.sanity_checking else Collector(pl_module.device, dtype)
 
     def on_validation_batch_end(
         self,

@@ -21,7 +21,7 @@ class Features(NamedTuple):
     """Features of a set of images.
 
     Attributes:
-        feature: float32 [N, F].
+        feature: float [N, F].
         label: int64 [N], -1 where unlabelled.
         index: int64 [N], the position of each image in its dataset.
     """
@@ -44,10 +44,11 @@ class Collector:
 
     Args:
         device: where the features are.
+        dtype: that they are kept in.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._features = [torch.empty(0, 0, device=device)]
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._features = [torch.empty(0, 0, device=device, dtype=dtype)]
         self._labels = [torch.empty(0, dtype=torch.int64, device=device)]
         self._orders = [torch.empty(0, dtype=torch.int64, device=device)]
 
@@ -66,7 +67,7 @@ class Collector:
                 f"[{len(batch.index)}, F], and is {given}"
             )
         label = batch.label if batch.label.ndim == 1 else torch.full_like(batch.index, -1)
-        self._features.append(feature.detach().float())
+        self._features.append(feature.detach().to(self._features[0].dtype))
         self._labels.append(label)
         self._orders.append(batch.index + (dataloader << _INDEX_BITS))
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from datamodules import Batch
 from losses import NTXent
 from recipes.augment import SimCLRViews, Views
-from recipes.nn import Encoder, has_local_batch_norm, projection_head
+from recipes.nn import Encoder, has_local_batch_norm, in_micro_batches, projection_head, sees_the_batch
 from recipes.optim import LARS, WarmupCosine
 from recipes.recipe import Recipe
 
@@ -23,12 +23,16 @@ class SimCLR(Recipe):
         projection_hidden_dim: width of the projection head's hidden layer; null is that of the features (Section 4.2).
         temperature: of the softmax over similarities, > 0.
         views: draws one random view; applied twice to every image. Null takes the paper's (Section 3, Appendix A).
+        micro_batch_size: how many images a device encodes at a time, > 0: a batch that would not fit into memory gets
+            its exact gradient, for a second forward pass (see ``recipes.nn.in_micro_batches``). Not with batch norm in
+            the encoder. Null encodes the batch at once.
         optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
         scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
         lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
 
     Raises:
-        ValueError: if the temperature or a size is not positive.
+        ValueError: if the temperature or a size is not positive; at the start of training, if ``micro_batch_size`` is
+            given for an encoder with batch norm.
     """
 
     def __init__(
@@ -38,11 +42,15 @@ class SimCLR(Recipe):
         projection_hidden_dim: int | None = None,
         temperature: float = 0.1,  # Table 5: the best on ImageNet; Appendix B.9: 0.5 on CIFAR-10
         views: Views | None = None,
+        micro_batch_size: int | None = None,
         optimizer: OptimizerCallable = lambda p: LARS(p, lr=0.3, weight_decay=1e-6),  # Section 2.2
         scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=10),  # Section 2.2
         lr_batch_size: int | None = 256,  # Section 2.2: 0.3 × batch size / 256
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size is {micro_batch_size}: give a positive number of images, or null")
+        self.micro_batch_size = micro_batch_size
         self.views = views or SimCLRViews()
         hidden_dim = self.feature_dim if projection_hidden_dim is None else projection_hidden_dim
         self.projector = projection_head(  # g(·), Section 4.2; with batch norm at its end as in the published code
@@ -55,13 +63,26 @@ class SimCLR(Recipe):
         if self.trainer.world_size > 1 and has_local_batch_norm(self):
             rank_zero_warn(
                 "SimCLR's batch norm sees the images of one device alone, so that the result depends on the number of "
-                "devices: on GPUs, set trainer.sync_batchnorm"
+                "devices: give the Trainer plugins=CrossDeviceBatchNorm()"
+            )
+
+    def on_fit_start(self) -> None:
+        """Refuses micro-batches where an image's features depend on the other images."""
+        if self.micro_batch_size is not None and sees_the_batch(self.encoder):
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size}, but the encoder has batch norm, which has to see the "
+                "whole batch: give the encoder norm='group', or leave micro_batch_size out"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Algorithm 1."""
-        views = torch.cat([self.views(batch.image, self.key(batch, view)) for view in (0, 1)])
-        z1, z2 = self.projector(self(views)).chunk(2)  # one pass, so that batch norm sees both views
+        feature = in_micro_batches(self.features_of_views, batch, self.micro_batch_size)
+        z1, z2 = self.projector(feature.flatten(0, 1)).chunk(2)
         loss = self.loss(z1, z2, (self.gather(z1), self.gather(z2)), offset=self.global_rank * len(z1))
-        self.log("train/loss", loss)
+        self.log("train/loss", loss, sync_dist=True)
         return loss
+
+    def features_of_views(self, batch: Batch) -> Tensor:
+        """The features [2, B, F] of two views of every image; encoded in one pass, so that batch norm sees both."""
+        views = torch.cat([self.views(batch.image, self.key(batch, view)) for view in (0, 1)])
+        return self(views).unflatten(0, (2, -1))

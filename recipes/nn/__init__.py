@@ -4,8 +4,9 @@ from recipes.nn.convnet import ConvNet
 from recipes.nn.encoder import Encoder
 from recipes.nn.evaluating import evaluating
 from recipes.nn.heads import projection_head
+from recipes.nn.micro_batch import in_micro_batches, sees_the_batch
 from recipes.nn.mlp import MLP
-from recipes.nn.norm import has_local_batch_norm
+from recipes.nn.norm import CrossDeviceBatchNorm, has_local_batch_norm
 from recipes.nn.resnet import ResNet
 from recipes.nn.timm_encoder import TimmEncoder
 from recipes.nn.torchvision_encoder import TorchvisionEncoder
@@ -14,6 +15,7 @@ from recipes.nn.weights import load_mismatch, load_weights
 
 __all__ = [
     "ConvNet",
+    "CrossDeviceBatchNorm",
     "Encoder",
     "MLP",
     "ResNet",
@@ -22,7 +24,9 @@ __all__ = [
     "ViT",
     "evaluating",
     "has_local_batch_norm",
+    "in_micro_batches",
     "load_mismatch",
     "load_weights",
     "projection_head",
+    "sees_the_batch",
 ]

@@ -1,6 +1,7 @@
 from torch import nn
 
 from recipes.nn.encoder import Encoder
+from recipes.nn.group_norm import Norm, use_norm
 from recipes.nn.weights import load_weights
 
 
@@ -13,14 +14,19 @@ class ConvNet(Encoder):
     Args:
         widths: channels of the stages; the last is the number of features.
         in_channels: C, 1 or 3.
+        norm: ``batch``, or ``group``: statistics of each image alone.
         weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
 
     Raises:
-        ValueError: if ``widths`` is empty or a width is not positive.
+        ValueError: if ``widths`` is empty, a width not positive, or ``norm`` unknown.
     """
 
     def __init__(
-        self, widths: tuple[int, ...] = (32, 64, 128), in_channels: int = 1, weights: str | None = None
+        self,
+        widths: tuple[int, ...] = (32, 64, 128),
+        in_channels: int = 1,
+        norm: Norm = "batch",
+        weights: str | None = None,
     ) -> None:
         if not widths or min(widths) < 1:
             raise ValueError(f"widths are {list(widths)}: give at least one, all positive")
@@ -33,5 +39,6 @@ class ConvNet(Encoder):
             layers.append(nn.ReLU(inplace=True))
             channels = width
         super().__init__(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels, in_channels)
+        use_norm(self, norm)
         if weights is not None:
             load_weights(self, weights)

@@ -1,7 +1,172 @@
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+"""Batch norm over the global batch."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins import LayerSync
+from torch import Tensor, distributed, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules._functions import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.overrides import TorchFunctionMode
+
+
+class CrossDeviceBatchNorm(LayerSync):
+    """Makes the batch norm of a model see the global batch: a plugin for the Trainer, on any kind of device.
+
+    While a model is trained on several devices, its batch norm layers normalise with the mean and the variance of the
+    batches of all devices together, and their gradients and running statistics are those of one device that has the
+    whole batch. The devices' batches may differ in size. In eval mode, layers are as they ever were.
+
+    On CUDA this is the arithmetic of ``torch.nn.SyncBatchNorm``, which refuses all other devices; elsewhere, each
+    device's count, mean and variance are gathered and merged (Chan et al., 1979, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances"). One layer costs one collective forward and one backward.
+
+    Layers stay the same objects, with their parameters, hooks and keys in the state dict. What a subclass does around
+    the normalisation, such as the activation in timm's ``BatchNormAct2d``, is still done. ``nn.SyncBatchNorm`` and
+    lazy layers that have no size yet are left alone.
+
+    The ``recipes`` command installs it. Elsewhere it is given to the Trainer; it works with the strategies that
+    Lightning applies such plugins for, ``ddp`` and ``fsdp``, and does nothing on a single device::
+
+        Trainer(devices=2, plugins=CrossDeviceBatchNorm())
+
+    Raises:
+        ValueError: in training, if all devices together have one value per channel, of which there is no variance.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Makes the batch norm layers of a model see the global batch, in place."""
+        for part in model.modules():
+            if _is_local(part):
+                part.__class__ = _across_devices(type(part))  # type: ignore[arg-type]  # mypy takes no class for hashable
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Makes them see the batch of their own device alone, in place."""
+        for part in model.modules():
+            if isinstance(part, _AcrossDevices):
+                part.__class__ = type(part).__bases__[-1]
+        return model
 
 
 def has_local_batch_norm(module: nn.Module) -> bool:
     """Whether a module has batch norm that sees the images of its own device alone."""
-    return any(isinstance(part, _BatchNorm) and not isinstance(part, nn.SyncBatchNorm) for part in module.modules())
+    return any(_is_local(part) for part in module.modules())
+
+
+def _is_local(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and not isinstance(module, (nn.SyncBatchNorm, _LazyNormBase, _AcrossDevices))
+
+
+class _AcrossDevices(nn.Module):
+    """Stands before a class of batch norm, whose own ``forward`` goes on deciding everything but the statistics."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training and distributed.is_initialized() and distributed.get_world_size() > 1:
+            return self._forward_across(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    @torch.compiler.disable  # a trace would be cut at the collective anyway
+    def _forward_across(self, *args: Any, **kwargs: Any) -> Any:
+        with _GlobalBatch():
+            return super().forward(*args, **kwargs)
+
+
+@cache
+def _across_devices(local: type[nn.Module]) -> type[nn.Module]:
+    return type(f"CrossDevice{local.__name__}", (_AcrossDevices, local), {})
+
+
+class _GlobalBatch(TorchFunctionMode):
+    """Within it, ``F.batch_norm`` is that of the global batch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    x: Tensor,  # [N, C, ...]
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    if x.is_cuda:
+        world = distributed.group.WORLD, distributed.get_world_size()
+        return SyncBatchNorm.apply(x, weight, bias, running_mean, running_var, eps, momentum, *world)
+    count, mean, var = _statistics(x.detach())
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
+    return _Normalize.apply(x, weight, bias, mean.to(dtype), var.to(dtype), count, eps)
+
+
+def _statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
+    """How many values each channel has on all devices together, their mean [C] and their biased variance [C]."""
+    channels = x.shape[1]
+    own = x.new_zeros(1 + 2 * channels, dtype=torch.float64)  # an empty batch counts nothing
+    if x.numel():
+        running = x.new_zeros(channels, dtype=torch.promote_types(x.dtype, torch.float32))  # gives the type, no more
+        own[0] = x.numel() // channels
+        own[1:] = torch.cat(torch.batch_norm_update_stats(x, running, running, momentum=0.0))
+    everyones = own.new_empty(distributed.get_world_size(), len(own))
+    distributed.all_gather(list(everyones), own)
+    counts, means, variances = everyones.split([1, channels, channels], dim=1)  # [devices, 1], 2 × [devices, C]
+    count = counts.sum().item()
+    if count <= 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got {count:.0f} on all devices")
+    share = counts / count
+    mean = (share * means).sum(0)
+    return count, mean, (share * (variances + (means - mean) ** 2)).sum(0)
+
+
+class _Normalize(Function):
+    """Scales by a mean and a variance that are those of the global batch, also for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        count: float,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.count, ctx.eps = count, eps
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """With x̂ = (x − mean) / σ, dx = weight / σ · (dy − mean of dy − x̂ · mean of dy·x̂), means over all devices."""
+        x, weight, mean, var = ctx.saved_tensors
+        if dy.stride() != x.stride():
+            dy = torch.empty_like(x).copy_(dy)  # the kernel is slow on two layouts
+        sums = mean.new_zeros(2, len(mean))  # of dy·x̂ and of dy on this device: DDP averages them
+        if x.numel():
+            constant = (dy, x, weight, mean, var, None, None, False, ctx.eps, (False, True, True))
+            sums = torch.stack(torch.ops.aten.native_batch_norm_backward(*constant)[1:])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            total = sums.clone()
+            distributed.all_reduce(total)
+            scale = torch.rsqrt(var + ctx.eps) * (1 if weight is None else weight)
+            by_x, by_one = total * (-scale / ctx.count)
+            dx = F.batch_norm(x, mean, var, by_x, by_one, eps=ctx.eps)
+            dx.addcmul_(dy, scale.to(dx.dtype).view(-1, *[1] * (x.dim() - 2)))  # mixed types are slow
+        given = dx, *sums, None, None, None, None
+        return tuple(gradient if needed else None for gradient, needed in zip(given, ctx.needs_input_grad))

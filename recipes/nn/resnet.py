@@ -2,6 +2,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.nn.encoder import Encoder
+from recipes.nn.group_norm import Norm, use_norm
 from recipes.nn.weights import load_weights
 
 
@@ -19,10 +20,11 @@ class ResNet(Encoder):
         in_channels: C, 1 or 3.
         zero_init_residual: starts every block as the identity, by a zero scale in its last batch norm
             (Goyal et al., 2017, arXiv:1706.02677, Section 5.1).
+        norm: ``batch``, or ``group``: statistics of each image alone.
         weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
 
     Raises:
-        ValueError: if ``depth`` is not 6n + 2, or ``width`` not positive.
+        ValueError: if ``depth`` is not 6n + 2, ``width`` not positive, or ``norm`` unknown.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class ResNet(Encoder):
         width: int = 16,
         in_channels: int = 3,
         zero_init_residual: bool = False,
+        norm: Norm = "batch",
         weights: str | None = None,
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
@@ -47,6 +50,7 @@ class ResNet(Encoder):
                 stages.append(_Block(channels, width << stage, stride))
                 channels = width << stage
         super().__init__(nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels, in_channels)
+        use_norm(self, norm)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al., 2015, arXiv:1502.01852, Equation 14
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

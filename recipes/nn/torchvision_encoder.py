@@ -7,6 +7,7 @@ from torch import nn
 from torchvision import models
 
 from recipes.nn.encoder import Encoder
+from recipes.nn.group_norm import Norm, use_norm
 from recipes.nn.weights import load_state, read_state
 
 # besides norm layers and biases: as in the authors' code of DeiT, Swin (v1 and v2) and ConvNeXt
@@ -28,10 +29,12 @@ class TorchvisionEncoder(Encoder):
         weights: name of torchvision weights (``DEFAULT``, ``IMAGENET1K_V2``; downloaded once), or a file: a state_dict
             of torchvision's network or of this encoder, or the checkpoint of a recipe. None starts at random.
         image_size: H and W of the images, for networks made for one size (``vit_*``, ``maxvit_t``; None is their 224).
+        norm: ``batch`` leaves the network as it is; ``group`` puts group norm, with statistics of each image alone,
+            in the place of batch norm.
 
     Raises:
-        ValueError: if ``name``, the name of the weights, ``in_channels`` or ``stem`` is unknown, the network has no
-            such stem or takes no ``image_size``, or the weights do not fit.
+        ValueError: if ``name``, the name of the weights, ``in_channels``, ``stem`` or ``norm`` is unknown, the network
+            has no such stem or takes no ``image_size``, or the weights do not fit.
         FileNotFoundError: if ``weights`` is a path and there is no such file.
     """
 
@@ -42,6 +45,7 @@ class TorchvisionEncoder(Encoder):
         stem: Literal["standard", "small"] = "standard",
         weights: str | None = None,
         image_size: int | None = None,
+        norm: Norm = "batch",
     ) -> None:
         if name not in (names := models.list_models(module=models)):
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
@@ -54,6 +58,8 @@ class TorchvisionEncoder(Encoder):
         known = ["DEFAULT", *models.get_model_weights(name).__members__]
         state = None
         if weights in known:
+            if norm != "batch":
+                raise ValueError(f"the weights {weights} were trained with batch norm: leave norm or weights out")
             options["weights"] = weights
         elif weights is not None:
             if not Path(weights).suffix and not Path(weights).exists():
@@ -63,6 +69,7 @@ class TorchvisionEncoder(Encoder):
             options["init_weights"] = weights not in known  # torchvision warns if it is left out
 
         network = models.get_model(name, **options)
+        use_norm(network, norm)
         if state is not None and _is_whole(state, network):  # a file of torchvision's: with the layers removed below
             load_state(network, state, str(weights))
             state = None

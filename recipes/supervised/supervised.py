@@ -53,17 +53,22 @@ class Supervised(Recipe):
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
 
+    def logits(self, feature: Tensor) -> Tensor:
+        """Maps features [B, F] to logits [B, classes], in float32 or, for a recipe in float64, in that."""
+        logits = self.head(feature)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one random view of every image."""
-        logits = self.head(self(self.views(batch.image, self.key(batch))))
-        loss = F.cross_entropy(logits.float(), batch.label, ignore_index=-1, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss)
+        logits = self.logits(self(self.views(batch.image, self.key(batch))))
+        loss = F.cross_entropy(logits, batch.label, ignore_index=-1, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
         feature = self(batch.image)
-        logits = self.head(feature).float()
+        logits = self.logits(feature)
         self.val_accuracy(logits, batch.label)
         loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
         self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
@@ -73,11 +78,11 @@ class Supervised(Recipe):
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy``; returns the features [B, F]."""
         feature = self(batch.image)
-        self.test_accuracy(self.head(feature).float(), batch.label)
+        self.test_accuracy(self.logits(feature), batch.label)
         self.log("test/accuracy", self.test_accuracy)
         return feature
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns features [B, F], class probabilities [B, classes] and indices [B]."""
         feature = self(batch.image)
-        return {"index": batch.index, "feature": feature, "probability": self.head(feature).float().softmax(1)}
+        return {"index": batch.index, "feature": feature, "probability": self.logits(feature).softmax(1)}

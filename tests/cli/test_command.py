@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import time
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import yaml
 
 import recipes
 from recipes.catalogue import CONFIGS, config_names, data_names, recipe_names
-from recipes.cli import main
+from recipes.cli import RUN_DIRECTORY, _new_directory, main
 from tests.processes import run as run_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -123,6 +125,16 @@ def test_the_command_line_beats_the_file(run):
     assert config["model"]["init_args"]["temperature"] == packaged["model"]["init_args"]["temperature"]
 
 
+def test_a_compiled_encoder_trains_alike_and_its_checkpoint_has_the_same_names(run, tmp_path):
+    """With a backend that takes no time to compile."""
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = fit(tmp_path, "--config", "simclr-digits", *SMALL, "--compile", "aot_eager")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1  # and not one more for evaluation
+    expected, weights = (checkpoint(directory)["state_dict"] for directory in (run, compiled))
+    assert list(weights) == list(expected)
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_predict_writes_features_with_their_indices(run, tmp_path):
     main(["predict", "--ckpt_path", str(run)])
     (path,) = tmp_path.glob("runs/*/*/predictions.npz")
@@ -159,6 +171,41 @@ def test_two_runs_in_the_same_second_get_directories_of_their_own(tmp_path, monk
     monkeypatch.setattr("recipes.cli.datetime", Frozen)
     args = ["--config", "supervised-digits", "--trainer.fast_dev_run", "1"]
     assert [fit(tmp_path, *args).name for _ in range(2)] == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2"]
+
+
+def fit_as_torchrun_starts_it(folder):
+    time.sleep(1.1 * torch.distributed.get_rank())  # so that each process has a second of its own
+    os.chdir(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(["fit", "--config", "simclr-digits", *SMALL, "--trainer.devices", "2", "--trainer.strategy", "ddp"])
+    return [str(warning.message) for warning in caught]
+
+
+def test_processes_that_torchrun_starts_share_a_directory_and_their_batch_norm(tmp_path, monkeypatch):
+    monkeypatch.delenv(RUN_DIRECTORY, raising=False)  # left by a run in this process
+    messages = run_in(fit_as_torchrun_starts_it, tmp_path, processes=2)
+    (directory,) = tmp_path.glob("runs/*/*")
+    assert {path.name for path in directory.iterdir()} == {
+        *("config.yaml", "metrics.csv", "evaluation.json", "checkpoints", "pictures")
+    }
+    assert checkpoint(directory)["global_step"] == 4
+    assert not [message for message in sum(messages, []) if "batch norm" in message]
+
+
+def test_the_first_process_that_torchrun_starts_makes_a_directory_for_each_of_its_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv(RUN_DIRECTORY, str(tmp_path / "of-an-earlier-run"))
+    first, second = _new_directory(tmp_path), _new_directory(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {first.name, second.name}
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    "option", ["--trainer.sync_batchnorm=true", "--trainer.plugins=recipes.nn.CrossDeviceBatchNorm"]
+)
+def test_a_choice_of_batch_norm_is_left_alone(option):
+    main(["fit", "--config", "supervised-digits", "--trainer.fast_dev_run", "1", option])
 
 
 def test_wandb_is_one_flag_and_its_files_are_in_the_run_directory_twice(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ def message_of(args, capsys):
         ([*DIGITS, "--data.size", "4"], ["size is 4", "at least"]),
         ([*DIGITS, "--model.encoder.in_channels", "3"], ["1 channel", "takes 3", "in_channels"]),
         ([*DIGITS, "--data.batch_size", "5000"], ["5000", "1257"]),
+        ([*DIGITS, "--compile", "inductr"], ["no backend 'inductr'", "inductor"]),
         (["test", "--ckpt_path", "nowhere"], ["no checkpoint at nowhere"]),
         (["fit", "--config", "simclr-folder", "--data.root", "nowhere"], ["nowhere is not there"]),
     ],

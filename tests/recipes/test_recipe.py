@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import recipes
@@ -45,19 +44,6 @@ class LearningRates(Callback):
         self.used.append({group["lr"] for group in optimizer.param_groups})
 
 
-class Killed(Exception):
-    pass
-
-
-class KillAfter(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if trainer.global_step == self.step:
-            raise Killed
-
-
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_trainable_parameter_is_in_the_optimiser_once(name, tmp_path):
     recipe = build(name, scheduler=None)
@@ -65,27 +51,6 @@ def test_every_trainable_parameter_is_in_the_optimiser_once(name, tmp_path):
     fit.fit(recipe, Digits(batch_size=64))
     held = [id(p) for group in fit.optimizers[0].param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in recipe.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_run_that_is_killed_within_an_epoch_and_resumed_ends_with_the_same_bits(name, tmp_path):
-    def run(folder, stop=None, ckpt_path=None):
-        recipe = build(name, scheduler=lambda o: WarmupCosine(o, warmup_epochs=1))
-        saving = ModelCheckpoint(
-            tmp_path / folder, every_n_train_steps=1, filename="last", enable_version_counter=False
-        )
-        callbacks = [saving, *([KillAfter(stop)] if stop else [])]
-        fit = trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks)
-        try:
-            fit.fit(recipe, Digits(batch_size=256), ckpt_path=ckpt_path)
-        except Killed:
-            return None
-        return recipe.state_dict(), fit.optimizers[0].state_dict()["state"]
-
-    whole = run("whole")
-    run("killed", stop=6)  # of 8 steps, 4 an epoch
-    resumed = run("resumed", ckpt_path=tmp_path / "killed" / "last.ckpt")
-    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
 def test_a_run_that_ended_where_nothing_was_due_goes_on_from_its_end(tmp_path):

@@ -1,0 +1,202 @@
+"""Whole runs of ``recipes fit`` in processes of their own, and how far apart what two of them left is.
+
+Every packaged config ``*-digits`` is a case, so that a recipe is covered as soon as it has one.
+"""
+
+import csv
+import math
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from recipes.callbacks import Pictures
+from recipes.catalogue import config_names
+from recipes.cli import main
+from tests.processes import run
+
+CASES = [name for name in config_names() if name.endswith("-digits")]
+NOT_COVERED: dict[str, str] = {}  # recipe: why it cannot be
+
+STEPS, SAVE_EVERY = 30, 4
+BATCHES = 13  # of an epoch
+KILLED = {"epoch": 1, "batch": 6}  # after 19 steps: those since the 16th are lost
+OPTIONS = {
+    "trainer.precision": "64-true",
+    "trainer.accelerator": "cpu",
+    "trainer.max_steps": STEPS,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.limit_test_batches": 0,
+    "trainer.enable_progress_bar": "false",
+    "trainer.enable_model_summary": "false",
+    "checkpoint.every_n_train_steps": SAVE_EVERY,
+    "model.scheduler": "recipes.optim.WarmupCosine",
+    "model.scheduler.warmup_epochs": 1,  # a config's may be longer than this run
+    "data.batch_size": 1257 // BATCHES,
+    "data.size": 8,
+}
+
+# Paths, times, and the losses of the first device, which a picture shows
+OF_ONE_RUN = {"config", "dirpath", "best_model_path", "seconds", "train/data_wait", "losses"}
+
+
+class Death:
+    """Kills the process that writes it into a file."""
+
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Interference(Callback):
+    """Kills the process before it trains on a batch or while it saves, and leaves out pictures, which take too long.
+
+    Args:
+        epoch: of the batch.
+        batch: number of the batch in the epoch.
+        save: number of the checkpoint, from 1.
+    """
+
+    def __init__(self, epoch: int = -1, batch: int = -1, save: int = -1) -> None:
+        self.last_batch = (epoch, batch)
+        self.saves = save
+
+    def setup(self, trainer, pl_module, stage):
+        for callback in trainer.callbacks:
+            if isinstance(callback, Pictures):
+                callback.on_fit_end = lambda *_: None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.last_batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        self.saves -= 1
+        if self.saves == 0:
+            checkpoint["death"] = Death()
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.log("lr", torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left."""
+
+    directory: Path
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "checkpoints" / "last.ckpt"
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        return torch.load(self.path, weights_only=True)
+
+    @cached_property
+    def rows(self) -> list[dict[str, str]]:
+        """Those of metrics.csv."""
+        with (self.directory / "metrics.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    def column(self, name: str) -> list[float]:
+        """What was logged under a name."""
+        return [float(row[name]) for row in self.rows if row.get(name)]
+
+
+class Runs:
+    """Runs the command, once for each set of arguments.
+
+    Args:
+        folder: where all runs go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: dict[tuple[Any, ...], Run] = {}
+
+    def __call__(
+        self,
+        config: str,
+        processes: int = 1,
+        killed: dict[str, int] | None = None,
+        after: Run | None = None,
+        **changed: Any,
+    ) -> Run:
+        """Gives what ``recipes fit --config <config>`` left.
+
+        Args:
+            config: name of the config.
+            processes: each is a device.
+            killed: where all of them are: the arguments of ``Interference``.
+            after: the run to go on with.
+            changed: options that differ from ``OPTIONS``, with ``__`` for the dot.
+        """
+        key = (config, processes, str(killed), after, *sorted(changed.items()))
+        if key not in self.done:
+            runs = Path(tempfile.mkdtemp(dir=self.folder))
+            options = {"config": config, **OPTIONS, "runs": runs, "trainer.devices": processes}
+            options |= {name.replace("__", "."): value for name, value in changed.items()}
+            options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
+            options |= {"ckpt_path": after.path} if after else {}
+            options |= {"trainer.callbacks": f"{__name__}.Interference"}
+            options |= {f"trainer.callbacks.{name}": value for name, value in (killed or {}).items()}
+            ended = run(main, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes)
+            assert ended == [signal.SIGKILL if killed else None] * processes
+            (metrics,) = runs.glob("*/*/metrics.csv")
+            self.done[key] = Run(metrics.parent)
+        return self.done[key]
+
+
+def difference(run: Run, reference: Run) -> float:
+    """How far apart two runs ended: 0 where every number is the same.
+
+    Compared are their last checkpoints (weights, buffers, optimisers, schedules, progress of loops and data, callbacks)
+    and the rows of metrics.csv from the first of ``run`` on, which may have been resumed.
+
+    Returns:
+        The largest, over all tensors and columns, of max |a - b| / max |b|; infinite where shapes, types, integers,
+        texts, or what was logged when differ.
+    """
+    start = int(run.rows[0]["step"])
+    ours, theirs = (
+        dict(_leaves({"checkpoint": one.checkpoint, "metrics": _columns(one, start)})) for one in (run, reference)
+    )
+    if ours.keys() != theirs.keys():
+        return math.inf
+    return max(_relative(ours[name], theirs[name]) for name in ours)
+
+
+def _columns(run: Run, start: int) -> dict[str, Tensor]:
+    rows = [row for row in run.rows if int(row["step"]) >= start]
+    columns = {name: torch.tensor([float(row[name] or "nan") for row in rows], dtype=torch.float64) for name in rows[0]}
+    return {name: column for name, column in columns.items() if not column.isnan().all()}
+
+
+def _leaves(tree: Any, *place: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if isinstance(tree, dict | list | tuple):
+        for name, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if name not in OF_ONE_RUN:
+                yield from _leaves(part, *place, name)
+    else:
+        yield place, tree
+
+
+def _relative(a: Any, b: Any) -> float:
+    a, b = (torch.tensor(x, dtype=torch.float64) if isinstance(x, float) else x for x in (a, b))
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return 0.0 if a == b else math.inf
+    if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
+        return math.inf
+    a, b = a.nan_to_num(), b.nan_to_num()
+    if torch.equal(a, b):
+        return 0.0
+    return ((a - b).abs().max() / b.abs().max()).item() if a.is_floating_point() else math.inf
