@@ -59,14 +59,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
     lines = []
+    too_large: set[str] = set()
     for images, measured in result["images"].items():
         for name, value in measured["median_ratio_of_seconds_to"].items():
             memory = measured["ratio_of_extra_mb_to"][name]
             lines.append(
-                [f"NT-Xent of {int(images):,} images", name, f"{value:.2f} times its time, {memory:.2f} of its memory"]
+                [f"NT-Xent of {int(images):,} images", name, f"{value:.2g} times its time, {memory:.2g} of its memory"]
             )
+        for name in measured["errors"].keys() - too_large:
+            lines.append(
+                [f"NT-Xent of {int(images):,} images", name, f"its memory is above {result['memory_limit_gb']:.0f} GB"]
+            )
+            too_large.add(name)
     for images, alone in result["recipes_alone"].items():
-        took = f"{alone['seconds']:.1f} s, {alone['extra_mb']:.0f} MB beyond the embeddings"
+        took = alone.get("error") or f"{alone['seconds']:.1f} s, {alone['extra_mb']:.0f} MB beyond the embeddings"
         lines.append([f"NT-Xent of {int(images):,} images", "–", took])
     return lines
 

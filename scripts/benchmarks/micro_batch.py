@@ -49,10 +49,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    what = "batch of 4,096 in micro-batches of 256"
     return [
-        [f"SimCLR, ResNet-20, {what}: time", "the batch at once", f"{result['time_ratio']:.2f} times its time"],
-        ["the same: extra peak memory", "the batch at once", f"{result['memory_ratio']:.3f} times its memory"],
+        [f"time of {result['task']}", "the batch at once", f"{result['time_ratio']:.2f} times its time"],
+        ["extra peak memory of the same", "the batch at once", f"{result['memory_ratio']:.2f} of its memory"],
     ]
 
 

@@ -76,7 +76,7 @@ def _step(
     data.setup("fit")
     recipe = simclr(**arguments)
     recipe.trainer = trainer(precision=precision)
-    recipe.log = lambda *_: None
+    recipe.log = lambda *_, **__: None
     recipe.normalize.set(data.mean, data.std)
     if memory_format is not None:
         recipe.encoder.to(memory_format=memory_format)

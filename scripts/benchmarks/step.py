@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    what = "training step of SimCLR, ResNet-20"
+    what = f"training step of {result['task']}"
     return [
         [what, "its encoder alone", f"{result['median_ratio']:.2f} times its time"],
         [what, "lightly's", f"{result['median_ratio_to_lightly']:.2f} times its time"],

@@ -15,7 +15,7 @@ def test_training_step_is_the_loss_of_two_views_of_every_image_encoded_in_one_pa
     data.setup()
     batch = next(iter(data.train_dataloader()))
     recipe.trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False, accelerator="cpu")
-    recipe.log = lambda *_: None
+    recipe.log = lambda *_, **__: None
     loss = recipe.training_step(batch, 0)
     one, two = (recipe.views(batch.image, recipe.key(batch, view)) for view in (0, 1))
     z = recipe.projector(recipe.encoder(recipe.normalize(torch.cat([one, two]))))
