@@ -240,7 +240,7 @@ def _is_first() -> bool:
 
 def _leave_process_group() -> None:
     """Ends the threads of gloo: one that still holds a Python object when the interpreter ends aborts the process."""
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()  # they end with the last reference to the group, and the model that was wrapped has one
         torch.distributed.destroy_process_group()
 

@@ -28,7 +28,7 @@ def pictures(tmp_path_factory):
 def test_config_runs_one_batch(name, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    args = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--trainer.sync_batchnorm", "false"]
+    args = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
     if config["data"]["class_path"] != "datamodules.Digits":  # the others would have to be downloaded
         grey = config["model"]["init_args"]["encoder"]["init_args"].get("in_channels", 3) == 1
         data = {"root": str(pictures), "image_size": 64, "batch_size": 4, "channels": 1 if grey else 3}

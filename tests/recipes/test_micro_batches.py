@@ -5,7 +5,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from datamodules import Batch, Digits
 from recipes import SimCLR
-from recipes.nn import ConvNet, in_micro_batches
+from recipes.nn import ConvNet, CrossDeviceBatchNorm, in_micro_batches
+from tests.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -28,7 +29,7 @@ def fit(tmp_path, micro_batch_size, encoder=lambda: ConvNet((4, 8), norm="group"
         lr_batch_size=None,
     )
     gradients = Gradients()
-    options = {"precision": "64-true", **options}
+    options = {"precision": "64-true", "devices": 1, **options}
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(
         accelerator="cpu", max_steps=3, limit_val_batches=0, callbacks=gradients, enable_model_summary=False,
@@ -58,6 +59,18 @@ def test_gradients_of_accumulated_batches_are_the_same_too(tmp_path):
     _, expected = fit(tmp_path, None, accumulate_grad_batches=2)
     _, seen = fit(tmp_path, 24, accumulate_grad_batches=2)
     torch.testing.assert_close(seen, expected, rtol=1e-9, atol=1e-12)
+
+
+def fit_on_two_devices(tmp_path):
+    recipe, _ = fit(tmp_path, 12, devices=2, strategy="ddp", plugins=CrossDeviceBatchNorm())
+    return {name: value.numpy() for name, value in recipe.state_dict().items()}
+
+
+def test_on_two_devices_the_weights_are_those_of_the_batch_at_once_on_one(tmp_path):
+    expected, _ = fit(tmp_path, None)
+    for weights in run(fit_on_two_devices, tmp_path, processes=2):
+        weights = {name: torch.from_numpy(value) for name, value in weights.items()}
+        torch.testing.assert_close(weights, dict(expected.state_dict()), rtol=1e-9, atol=1e-12)
 
 
 def test_under_autocast_the_second_pass_has_the_precision_of_the_first(tmp_path):
