@@ -260,6 +260,7 @@ def _be_quiet() -> None:
         r".*isinstance\(treespec, LeafSpec\)",
         ".*does not have many workers",
         ".*Total length of `list` across ranks is zero",  # data without a validation split
+        r".*functional.all_gather is deprecated",  # Lightning calls it, and is pinned
         ".*The dirpath has changed",  # every run has a directory of its own
     ):
         warnings.filterwarnings("ignore", message)

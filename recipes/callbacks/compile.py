@@ -16,8 +16,9 @@ class CompileEncoder(Callback):
     """
 
     def __init__(self, backend: str = "inductor") -> None:
-        if backend not in (known := torch.compiler.list_backends(())):
-            raise ValueError(f"no backend {backend!r} of torch.compile; there are {', '.join(known)}")
+        if backend not in torch.compiler.list_backends(()):  # with those for debugging
+            usual = ", ".join(torch.compiler.list_backends())
+            raise ValueError(f"no backend {backend!r} of torch.compile; there are {usual}")
         self.backend = backend
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
