@@ -59,9 +59,13 @@ class Supervised(Recipe):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one random view of every image."""
+        """Cross-entropy of one random view of every image, the mean over the labelled images of all devices."""
         logits = self.logits(self(self.views(batch.image, self.key(batch))))
-        loss = F.cross_entropy(logits, batch.label, ignore_index=-1, label_smoothing=self.label_smoothing)
+        total = F.cross_entropy(
+            logits, batch.label, ignore_index=-1, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        labelled = self.gather((batch.label >= 0).sum().view(1))  # of each device: they may have more and less
+        loss = total / labelled.to(total.dtype).mean()  # the mean over devices, which is DDP's, is that over images
         self.log("train/loss", loss, sync_dist=True)
         return loss
 

@@ -9,6 +9,7 @@ from recipes import Supervised
 from recipes.augment import HandwritingViews
 from recipes.nn import MLP, ConvNet
 from recipes.optim import WarmupCosine
+from tests.processes import run
 
 
 def recipe_and_batch(tmp_path, **arguments):
@@ -38,6 +39,38 @@ def test_unlabelled_images_take_no_part_in_the_loss(tmp_path):
     half = Batch(*(x[:16] for x in batch))
     hidden = batch._replace(label=torch.where(torch.arange(32) < 16, batch.label, -1))
     torch.testing.assert_close(recipe.training_step(hidden, 0), recipe.training_step(half, 0))
+
+
+class FewLabels(Digits):
+    """Every third image of the first half is labelled, and every one of the second."""
+
+    def load(self):
+        splits = super().load()
+        label = splits.train.label
+        number = torch.arange(len(label))
+        label[(number % 3 > 0) & (number < len(label) // 2)] = -1
+        return splits
+
+
+def fit_with_few_labels(tmp_path, devices):
+    seed_everything(0, verbose=False)
+    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "scheduler": None, "lr_batch_size": None}
+    recipe = Supervised(MLP(16, hidden=(8,), batch_norm=False), num_classes=10, **sgd)
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", precision="64-true",
+        max_steps=5, limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(recipe, FewLabels(batch_size=32))
+    return recipe.head.weight.detach().numpy(), trainer.callback_metrics["train/loss"].item()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_devices_with_more_and_with_fewer_labels_train_the_weights_of_one(tmp_path):
+    weight, loss = fit_with_few_labels(tmp_path, 1)
+    for theirs, their_loss in run(fit_with_few_labels, tmp_path, 2, processes=2):
+        assert theirs == pytest.approx(weight, rel=1e-10, abs=1e-13)
+        assert their_loss == pytest.approx(loss, rel=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
