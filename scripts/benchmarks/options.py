@@ -22,19 +22,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from lightning.pytorch import seed_everything
 
-    from datamodules import ImageFolder
-
     quiet()
     seed_everything(0, verbose=False)
     adamw = torch.optim.AdamW
     variants: dict[str, Callable[[], float]] = {
-        "default": _step(options, ImageFolder),
-        "float32": _step(options, ImageFolder, precision="32-true"),
-        "contiguous memory format": _step(options, ImageFolder, memory_format=torch.contiguous_format),
-        "foreach optimiser": _step(options, ImageFolder, optimizer=lambda p: adamw(p, lr=1e-3, foreach=True)),
-        "fused optimiser": _step(options, ImageFolder, optimizer=lambda p: adamw(p, lr=1e-3, fused=True)),
-        "one worker loads ahead": _step(options, ImageFolder, num_workers=1),
-        "compiled encoder": _step(options, ImageFolder, compiled=True),
+        "default": _step(options),
+        "float32": _step(options, precision="32-true"),
+        "contiguous memory format": _step(options, memory_format=torch.contiguous_format),
+        "foreach optimiser": _step(options, optimizer=lambda p: adamw(p, lr=1e-3, foreach=True)),
+        "fused optimiser": _step(options, optimizer=lambda p: adamw(p, lr=1e-3, fused=True)),
+        "one worker loads ahead": _step(options, num_workers=1),
+        "compiled encoder": _step(options, compiled=True),
     }
     start = time.perf_counter()
     variants["compiled encoder"]()
@@ -62,7 +60,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 def _step(
     options: argparse.Namespace,
-    data_class: Any,
     precision: str = "bf16-mixed",
     memory_format: Any = None,
     compiled: bool = False,
@@ -72,7 +69,9 @@ def _step(
     """A function that trains one more step and gives its seconds: data, views, loss, gradients and optimiser."""
     import torch
 
-    data = data_class(options.root, image_size=32, cache=True, batch_size=options.batch, num_workers=num_workers)
+    from datamodules import ImageFolder
+
+    data = ImageFolder(options.root, image_size=32, cache=True, batch_size=options.batch, num_workers=num_workers)
     data.setup("fit")
     recipe = simclr(**arguments)
     recipe.trainer = trainer(precision=precision)

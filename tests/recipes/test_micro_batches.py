@@ -80,7 +80,7 @@ def test_under_autocast_the_second_pass_has_the_precision_of_the_first(tmp_path)
         assert (seen[0][name] - gradient).norm() < 0.02 * gradient.norm(), name
 
 
-def test_of_a_batch_at_most_a_micro_batch_is_held():
+def test_between_the_passes_nothing_of_an_image_is_held_but_its_features():
     held = []
     layer = torch.nn.Linear(3, 4)
     batch = Batch(torch.rand(64, 3), torch.arange(64), torch.arange(64))
