@@ -6,7 +6,8 @@ from datamodules.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.digits import Digits
 from datamodules.folder import ImageFolder
 from datamodules.loader import ResumableLoader
-from datamodules.sampler import GlobalBatchSampler
+from datamodules.sampler import GlobalBatchSampler, SemiSupervisedSampler
+from datamodules.semi_supervised import SemiSupervised
 from datamodules.standard import CIFAR10, CIFAR100, KMNIST, MNIST, STL10, SVHN, FashionMNIST
 
 __all__ = [
@@ -26,5 +27,7 @@ __all__ = [
     "ImageFolder",
     "ImagesInMemory",
     "ResumableLoader",
+    "SemiSupervised",
+    "SemiSupervisedSampler",
     "Splits",
 ]

@@ -132,13 +132,7 @@ class ImageDataModule(LightningDataModule):
             ValueError: if there are fewer training images than ``batch_size``, or if it does not divide over the
                 devices.
         """
-        train = self.splits.train
-        if len(train) < self.batch_size:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, but there are only {len(train)} training images: "
-                f"use a batch_size of at most {len(train)}"
-            )
-        self._train_loader = ResumableLoader(**self._options(train, torch.arange(len(train)), training=True))
+        self._train_loader = ResumableLoader(**self._options(self.splits.train, self._train_sampler(*self._place)))
         self._train_loader.trainer = self.trainer
         self._train_loader.load_state_dict(self._position)
         self._position = {}
@@ -189,11 +183,24 @@ class ImageDataModule(LightningDataModule):
 
     def _in_order(self, dataset: ImageDataset, positions: Tensor | None = None) -> DataLoader[Batch]:
         positions = torch.arange(len(dataset)) if positions is None else positions
-        return DataLoader(**self._options(dataset, positions, training=False))
+        sampler = GlobalBatchSampler(positions, self.batch_size, *self._place, training=False)
+        return DataLoader(**self._options(dataset, sampler))
 
-    def _options(self, dataset: ImageDataset, positions: Tensor, training: bool) -> dict[str, Any]:
-        devices, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        sampler = GlobalBatchSampler(positions, self.batch_size, devices, rank, training)
+    def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:
+        train = self.splits.train
+        if len(train) < self.batch_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but there are only {len(train)} training images: "
+                f"use a batch_size of at most {len(train)}"
+            )
+        return GlobalBatchSampler(torch.arange(len(train)), self.batch_size, devices, rank, training=True)
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """How many devices there are, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _options(self, dataset: ImageDataset, sampler: GlobalBatchSampler) -> dict[str, Any]:
         workers = self._workers(dataset)
         return {
             "dataset": dataset,

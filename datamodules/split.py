@@ -31,6 +31,24 @@ def split(label: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return [torch.from_numpy(np.sort(part)) for part in parts]
 
 
+def per_class(label: Tensor, sizes: Tensor) -> Tensor:
+    """Draws so many images of each class; where all sizes are larger, these are among those.
+
+    Args:
+        label: int64 [N], the class of each image.
+        sizes: int64 [classes], how many images to draw of each class; at most as many as it has.
+
+    Returns:
+        The positions of the images, int64 [sum of the sizes] and ascending.
+    """
+    order = torch.from_numpy(np.random.RandomState(_SEED).permutation(len(label)))  # see above
+    order = order[label[order].argsort(stable=True)]  # class after class
+    size_of_class = torch.bincount(label, minlength=len(sizes))
+    before = size_of_class.cumsum(0) - size_of_class
+    number = torch.arange(len(label)) - before[label[order]]  # of each image in its class
+    return order[number < sizes[label[order]]].sort().values
+
+
 def check_fraction(name: str, fraction: float) -> None:
     """Checks an argument that is a share of the images.
 

@@ -1,10 +1,8 @@
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from losses.streaming import streamed_logsumexp, streamed_logsumexp_of_others
+from losses.unit import check_temperature, unit
 
 
 class NTXent(nn.Module):
@@ -24,9 +22,7 @@ class NTXent(nn.Module):
 
     def __init__(self, temperature: float = 0.5) -> None:
         super().__init__()
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature is {temperature}: it must be a positive number; the paper uses 0.1 to 0.5")
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature)
 
     def forward(
         self, z1: Tensor, z2: Tensor, candidates: tuple[Tensor, Tensor] | None = None, offset: int = 0
@@ -53,17 +49,13 @@ class NTXent(nn.Module):
         n, m = len(z1), len(c1)
         if not 0 <= offset <= m - n:
             raise ValueError(f"offset is {offset}: {n} images among {m} candidates start at 0 to {m - n}")
-        anchors = _unit(torch.cat([z1, z2]))  # [2N, D]
+        anchors = unit(torch.cat([z1, z2]))  # [2N, D]
         if c1 is z1 and c2 is z2:
             keys = anchors
             total = streamed_logsumexp_of_others(anchors, 1 / self.temperature)  # [2N]
         else:
-            keys = _unit(torch.cat([c1, c2]))  # [2M, D]
+            keys = unit(torch.cat([c1, c2]))  # [2M, D]
             first = torch.arange(offset, offset + n, device=z1.device)
             total = streamed_logsumexp(anchors, keys, 1 / self.temperature, torch.cat([first, first + m]))
         positives = keys.unflatten(0, (2, m))[:, offset : offset + n].flip(0).flatten(0, 1)  # [2N, D]
         return (total - (anchors * positives).sum(1) / self.temperature).mean()
-
-
-def _unit(z: Tensor) -> Tensor:
-    return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)

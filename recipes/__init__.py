@@ -1,8 +1,10 @@
 """Training strategies for image models, one LightningModule per method."""
 
+from recipes.bootstrap import BYOL
 from recipes.checkpoint import load
-from recipes.contrastive import SimCLR
+from recipes.contrastive import InstanceDiscrimination, MoCo, SimCLR
 from recipes.recipe import Recipe
+from recipes.semisupervised import MeanTeacher
 from recipes.supervised import Supervised
 
-__all__ = ["Recipe", "SimCLR", "Supervised", "load"]
+__all__ = ["BYOL", "InstanceDiscrimination", "MeanTeacher", "MoCo", "Recipe", "SimCLR", "Supervised", "load"]

@@ -35,6 +35,7 @@ def load(path: str | Path) -> "Recipe":
     parser.add_subclass_arguments(Recipe, "model")
     config = parser.parse_object({"model": _trusted(path, checkpoint["model"])})
     recipe = parser.instantiate_classes(config).model
+    recipe.on_load_checkpoint(checkpoint)
     recipe.load_state_dict(checkpoint["state_dict"])
     return recipe.eval()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules import Batch
 from recipes.augment import Key, Normalize
-from recipes.nn import Encoder, evaluating, load_mismatch
+from recipes.nn import Encoder, Memory, evaluating, load_mismatch
 from recipes.optim import RunSchedule, parameter_groups
 
 
@@ -122,14 +122,30 @@ class Recipe(LightningModule):
         scheduler = self.scheduler(optimizer)
         if not isinstance(scheduler, RunSchedule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        total = self.total_steps
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        scheduler.start(total, steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> int:
+        """How many optimiser steps the whole run has, with those before a resume.
+
+        Raises:
+            ValueError: if the run has no end.
+        """
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
             raise ValueError(
                 "the run has no end: a schedule over the run needs trainer.max_epochs or trainer.max_steps"
             )
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        scheduler.start(int(total), steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return int(total)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DDP need not send from the first device to the others at every step: it is the same on all."""
+        memories = {f"{name}." for name, module in self.named_modules() if isinstance(module, Memory)}
+        return [name for name, _ in self.named_buffers() if name.startswith(tuple(memories))]
 
     @property
     def global_batch_size(self) -> int:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback
 from torch import Tensor
 
 from recipes.callbacks import Pictures
-from recipes.catalogue import config_names
+from recipes.catalogue import CONFIGS, config_names
 from recipes.cli import main
 from tests.processes import run
 
@@ -42,8 +43,9 @@ OPTIONS = {
     "model.scheduler": "recipes.optim.WarmupCosine",
     "model.scheduler.warmup_epochs": 1,  # a config's may be longer than this run
     "data.batch_size": 1257 // BATCHES,
-    "data.size": 8,
 }
+OF_IMAGES = {"data.size": 8}
+OF_WRAPPED_IMAGES = {"data.base.size": 8, "data.labelled_per_batch": 8}  # 1,157 unlabelled, 88 in a batch
 
 # Paths, times, and the losses of the first device, which a picture shows
 OF_ONE_RUN = {"config", "dirpath", "best_model_path", "seconds", "train/data_wait", "losses"}
@@ -143,7 +145,8 @@ class Runs:
         key = (config, processes, str(killed), after, *sorted(changed.items()))
         if key not in self.done:
             runs = Path(tempfile.mkdtemp(dir=self.folder))
-            options = {"config": config, **OPTIONS, "runs": runs, "trainer.devices": processes}
+            images = OF_WRAPPED_IMAGES if "base" in _data_options(config) else OF_IMAGES
+            options = {"config": config, **OPTIONS, **images, "runs": runs, "trainer.devices": processes}
             options |= {name.replace("__", "."): value for name, value in changed.items()}
             options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
             options |= {"ckpt_path": after.path} if after else {}
@@ -154,6 +157,11 @@ class Runs:
             (metrics,) = runs.glob("*/*/metrics.csv")
             self.done[key] = Run(metrics.parent)
         return self.done[key]
+
+
+def _data_options(config: str) -> dict[str, Any]:
+    """What a packaged config gives its DataModule."""
+    return yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["data"].get("init_args", {})
 
 
 def difference(run: Run, reference: Run) -> float:

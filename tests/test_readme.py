@@ -61,6 +61,13 @@ def test_tables_are_those_of_the_results():
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.parametrize("name", re.findall(r"\]\(((?!http)[^)]+)\)", README + GUIDE))
-def test_a_link_leads_to_a_file(name):
-    assert (ROOT / name).exists()
+LINKS = [
+    (path.relative_to(ROOT), link)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", path.read_text())
+]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_a_link_leads_to_a_file(page, link):
+    assert ((ROOT / page).parent / link).exists()

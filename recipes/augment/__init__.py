@@ -7,7 +7,14 @@ from recipes.augment.filters import GaussianBlur, Solarize
 from recipes.augment.geometry import Geometry, HorizontalFlip, RandomAffine, RandomResizedCrop
 from recipes.augment.normalize import Normalize
 from recipes.augment.random import Key, uniform
-from recipes.augment.views import BYOLViews, HandwritingViews, MoCoV2Views, SimCLRViews, SupervisedViews
+from recipes.augment.views import (
+    BYOLViews,
+    HandwritingViews,
+    InstanceDiscriminationViews,
+    MoCoV2Views,
+    SimCLRViews,
+    SupervisedViews,
+)
 
 __all__ = [
     "BYOLViews",
@@ -19,6 +26,7 @@ __all__ = [
     "Grayscale",
     "HandwritingViews",
     "HorizontalFlip",
+    "InstanceDiscriminationViews",
     "Intensity",
     "Key",
     "MoCoV2Views",

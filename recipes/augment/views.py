@@ -20,6 +20,7 @@ class SimCLRViews(Compose):
         strength: s of the colour distortion, at least 0 and at most 2.5, where hue turns half the circle.
         blur: the share of views that are blurred.
         scale: range of the crop's area, as a share of the image's.
+        grey: the share of views that lose their colour. With ``strength`` 0 too, colours stay as they are.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -31,17 +32,47 @@ class SimCLRViews(Compose):
         strength: float = 1.0,  # Appendix A, get_color_distortion(s=1.0)
         blur: float = 0.5,  # Appendix A, Gaussian blur
         scale: tuple[float, float] = (0.08, 1.0),  # Appendix A, random crop and resize
+        grey: float = 0.2,  # Appendix A, color drop
     ) -> None:
-        if not 0 <= strength <= 2.5:
-            raise ValueError(f"strength is {strength}: it must be between 0 (no distortion) and 2.5")
-        s = strength
+        s = _strength(strength, 2.5)
         super().__init__(
             [
                 RandomResizedCrop(size, scale),
                 HorizontalFlip(0.5),  # Appendix A
                 ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=0.8),  # Appendix A, color distortion
-                Grayscale(0.2),  # Appendix A, color drop
+                Grayscale(grey),
                 GaussianBlur((0.1, 2.0), p=blur),  # Appendix A: sigma, and a kernel of a tenth of the image
+            ]
+        )
+
+
+class InstanceDiscriminationViews(Compose):
+    """Views of instance discrimination (Wu et al., 2018, arXiv:1805.01978, published code): crop, flip, grey, jitter.
+
+    They are also those of the first version of MoCo (He et al., 2020, arXiv:1911.05722, Section 3.3, and its code).
+    For CIFAR-10 the published code of instance discrimination takes ``flip=0.0``.
+
+    Args:
+        size: height and width of a view in pixels; None is the size of the image.
+        scale: range of the crop's area, as a share of the image's.
+        flip: the share of views that are flipped; 0 where left and right differ in meaning.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.2, 1.0),  # both codes, as is the rest
+        flip: float = 0.5,
+    ) -> None:
+        super().__init__(
+            [
+                RandomResizedCrop(size, scale),
+                HorizontalFlip(flip),  # it stands last there, which makes no difference
+                Grayscale(0.2),  # before the jitter, whose hue and saturation then do nothing
+                ColorJitter(0.4, 0.4, 0.4, 0.4),
             ]
         )
 
@@ -78,11 +109,15 @@ class MoCoV2Views(Compose):
 class BYOLViews(Views):
     """Views of BYOL (Grill et al., 2020, arXiv:2006.07733, Appendix B): two distributions, T and T'.
 
-    Views with an even number come from T and views with an odd number from T' (Table 6).
+    Views with an even number come from T and views with an odd number from T' (Table 6). ``strength=0.0, grey=0.0`` is
+    the ablation without colour (Table 17); there, too, T' solarises.
 
     Args:
         size: height and width of a view in pixels; None is the size of the image.
         scale: range of the crop's area, as a share of the image's.
+        strength: factor on all magnitudes of the colour jitter, at least 0 and at most 5, where hue turns half the
+            circle.
+        grey: the share of views that lose their colour.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -92,27 +127,38 @@ class BYOLViews(Views):
         self,
         size: int | None = None,
         scale: tuple[float, float] = (0.08, 1.0),  # Appendix B, random cropping
+        strength: float = 1.0,
+        grey: float = 0.2,  # Table 6, color dropping
     ) -> None:
         super().__init__()
-        self.first = _byol(size, scale, blur=1.0, solarize=0.0)  # Table 6, T
-        self.second = _byol(size, scale, blur=0.1, solarize=0.2)  # Table 6, T'
+        self.first = _byol(size, scale, strength, grey, blur=1.0, solarize=0.0)  # Table 6, T
+        self.second = _byol(size, scale, strength, grey, blur=0.1, solarize=0.2)  # Table 6, T'
 
     def view(self, image: Tensor, key: Key) -> Tensor:
         """Draws a view of float images [B, C, H, W]."""
         return (self.first if key.view % 2 == 0 else self.second).view(image, key)
 
 
-def _byol(size: int | None, scale: tuple[float, float], blur: float, solarize: float) -> Compose:
+def _byol(
+    size: int | None, scale: tuple[float, float], strength: float, grey: float, blur: float, solarize: float
+) -> Compose:
+    s = _strength(strength, 5.0)
     return Compose(
         [
             RandomResizedCrop(size, scale),
             HorizontalFlip(0.5),  # Table 6
-            ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),  # Table 6
-            Grayscale(0.2),  # Table 6
+            ColorJitter(0.4 * s, 0.4 * s, 0.2 * s, 0.1 * s, p=0.8),  # Table 6
+            Grayscale(grey),
             GaussianBlur((0.1, 2.0), p=blur),  # Appendix B: kernel 23 of 224 pixels
             Solarize(0.5, p=solarize),  # Appendix B: threshold 0.5
         ]
     )
+
+
+def _strength(strength: float, most: float) -> float:
+    if not 0 <= strength <= most:
+        raise ValueError(f"strength is {strength}: it must be between 0 (colours are not jittered) and {most}")
+    return strength
 
 
 class SupervisedViews(Compose):
@@ -153,9 +199,9 @@ class HandwritingViews(Compose):
 
     def __init__(
         self,
-        degrees: float = 15.0,  # Cireşan et al., 2010, arXiv:1003.0358, Section 2: beta
-        shear: float = 15.0,  # Cireşan et al., Section 2: beta
-        scale: tuple[float, float] = (0.8, 1.2),  # Cireşan et al., Section 2: gamma up to 20 %
+        degrees: float = 15.0,  # Cireşan et al., 2010, arXiv:1003.0358: beta
+        shear: float = 15.0,  # Cireşan et al.: beta
+        scale: tuple[float, float] = (0.8, 1.2),  # Cireşan et al.: gamma up to 20 %
         translate: float = 2 / 28,  # Hinton et al., 2015, arXiv:1503.02531, Section 3: two pixels of MNIST
         gain: float = 0.4,  # our choice, as is the next
         offset: float = 0.1,

@@ -58,9 +58,11 @@ class RepresentationProbe(Callback):
             whole bank through the encoder.
         k: neighbours that vote, > 0 (Wu et al., 2018, arXiv:1805.01978, Section 3.4).
         temperature: of their votes, > 0 (ibid.: 0.07).
-        labels_per_class: how many labels each class gets in the few-label columns, each > 0.
+        labels_per_class: how many labels each class gets in the few-label columns, each > 0; none leaves them out.
         draws: how many times these labels are drawn, > 0; the columns say mean ± standard deviation.
         seed: of the draws. It is not the seed of the run, so that runs are compared on the same labels.
+        references: whether the table also has the encoder that training started from and raw pixels. On many images
+            these take as long as the trained encoder, or longer.
 
     Raises:
         ValueError: if a number is not positive.
@@ -74,6 +76,7 @@ class RepresentationProbe(Callback):
         labels_per_class: Sequence[int] = (1, 5),
         draws: int = 20,
         seed: int = 0,
+        references: bool = True,
     ) -> None:
         numbers = {"every_n_epochs": every_n_epochs, "k": k, "temperature": temperature, "draws": draws}
         for name, number in [*numbers.items(), *(("labels_per_class", n) for n in labels_per_class)]:
@@ -85,6 +88,7 @@ class RepresentationProbe(Callback):
         self.labels_per_class = list(labels_per_class)
         self.draws = draws
         self.seed = seed
+        self.references = references
         self.history: list[tuple[int, float, float]] = []  # optimiser step, val/knn, val/linear
         self.measured: dict[str, Measured] = {}  # by row of the table, from the end of the test until teardown
         self.accuracies: dict[str, dict[str, list[float]]] = {}  # by row and column, one number for each draw
@@ -102,7 +106,8 @@ class RepresentationProbe(Callback):
         """Copies the encoder as it was made: weights of a checkpoint come later."""
         if self._initial_of is None or self._initial_of() is not pl_module:
             encoder: Any = pl_module.encoder
-            self._initial = copy.deepcopy(encoder).cpu().eval().requires_grad_(False)
+            if self.references:
+                self._initial = copy.deepcopy(encoder).cpu().eval().requires_grad_(False)
             self._initial_of = weakref.ref(pl_module)
             self._epochs, self._seconds, self._images = 0, 0.0, 0
 
@@ -228,6 +233,8 @@ class RepresentationProbe(Callback):
     def _rows(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Module]:
         """The encoders of the table; mean and standard deviation of the images are the recipe's for both."""
         rows: dict[str, nn.Module] = {TRAINED: pl_module}
+        if not self.references:
+            return rows
         encoder: Any = pl_module.encoder
         if self._initial is not None and not _same(self._initial, encoder):
             initial = trainer.precision_plugin.convert_module(self._initial).to(pl_module.device)

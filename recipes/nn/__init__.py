@@ -4,9 +4,16 @@ from recipes.nn.convnet import ConvNet
 from recipes.nn.encoder import Encoder
 from recipes.nn.evaluating import evaluating
 from recipes.nn.heads import projection_head
+from recipes.nn.memory import FeatureQueue, Memory, MemoryBank
 from recipes.nn.micro_batch import in_micro_batches, sees_the_batch
 from recipes.nn.mlp import MLP
-from recipes.nn.norm import CrossDeviceBatchNorm, has_local_batch_norm
+from recipes.nn.momentum import MomentumCopy, check_momentum, cosine_momentum
+from recipes.nn.norm import (
+    CrossDeviceBatchNorm,
+    average_running_statistics,
+    has_local_batch_norm,
+    split_batch_norm,
+)
 from recipes.nn.resnet import ResNet
 from recipes.nn.timm_encoder import TimmEncoder
 from recipes.nn.torchvision_encoder import TorchvisionEncoder
@@ -17,11 +24,18 @@ __all__ = [
     "ConvNet",
     "CrossDeviceBatchNorm",
     "Encoder",
+    "FeatureQueue",
     "MLP",
+    "Memory",
+    "MemoryBank",
+    "MomentumCopy",
     "ResNet",
     "TimmEncoder",
     "TorchvisionEncoder",
     "ViT",
+    "average_running_statistics",
+    "check_momentum",
+    "cosine_momentum",
     "evaluating",
     "has_local_batch_norm",
     "in_micro_batches",
@@ -29,4 +43,5 @@ __all__ = [
     "load_weights",
     "projection_head",
     "sees_the_batch",
+    "split_batch_norm",
 ]

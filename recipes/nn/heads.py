@@ -8,6 +8,7 @@ def projection_head(
     layers: int = 2,
     batch_norm: bool = True,
     output_batch_norm: bool = False,
+    output_bias: bool = True,
 ) -> nn.Sequential:
     """A multilayer perceptron from features to the space where a loss is taken.
 
@@ -17,7 +18,8 @@ def projection_head(
     SimCLR             2       yes         yes                arXiv:2002.05709, Section 4.2; its code, ``model_util.py``
     SimCLR v2          3       yes         yes                arXiv:2006.10029, Section 2
     MoCo v2            2       no          no                 arXiv:2003.04297, Section 3
-    BYOL, SwAV         2       yes         no                 arXiv:2006.07733, Section 3.3; arXiv:2006.09882
+    BYOL               2       yes         no                 arXiv:2006.07733, Section 3.3; its code: no output_bias
+    SwAV               2       yes         no                 arXiv:2006.09882
     =================  ======  ==========  =================  ========================================================
 
     Args:
@@ -27,6 +29,7 @@ def projection_head(
         layers: number of linear layers, at least 1; ReLU stands between them.
         batch_norm: whether batch norm stands before every ReLU.
         output_batch_norm: whether batch norm, with a scale and without a shift, follows the last layer.
+        output_bias: whether the last layer has a bias; never under ``output_batch_norm``, which takes the mean away.
 
     Returns:
         Maps [B, in_dim] to [B, out_dim].
@@ -45,7 +48,7 @@ def projection_head(
         if batch_norm:
             modules.append(nn.BatchNorm1d(width))
         modules.append(nn.ReLU(inplace=True))
-    modules.append(nn.Linear(widths[-1], out_dim, bias=not output_batch_norm))
+    modules.append(nn.Linear(widths[-1], out_dim, bias=output_bias and not output_batch_norm))
     if output_batch_norm:
         norm = nn.BatchNorm1d(out_dim)
         norm.bias.requires_grad_(False)  # SimCLR's code: no shift in the last layer

@@ -1,6 +1,7 @@
-"""Batch norm over the global batch."""
+"""Batch norm over the global batch, and over parts of it."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class CrossDeviceBatchNorm(LayerSync):
         """Makes the batch norm layers of a model see the global batch, in place."""
         for part in model.modules():
             if _is_local(part):
-                part.__class__ = _across_devices(type(part))  # type: ignore[arg-type]  # mypy takes no class for hashable
+                part.__class__ = _with(_AcrossDevices, type(part))  # type: ignore[arg-type]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -53,17 +54,60 @@ class CrossDeviceBatchNorm(LayerSync):
         return model
 
 
+def split_batch_norm(module: nn.Module, groups: int) -> None:
+    """Makes the batch norm layers of a module normalise each of several parts of a device's batch by itself, in place.
+
+    In training, the batch is cut into ``groups`` of equal size, first to last, as if each were on a device of its own
+    (the "SplitBatchNorm" of MoCo's published CIFAR-10 demo). Running statistics take the mean over the groups. In eval
+    mode layers are as they ever were. ``CrossDeviceBatchNorm`` leaves such layers alone.
+
+    Args:
+        module: whose batch norm layers are changed. They stay the same objects; a second call sets another number.
+        groups: how many parts there are, at least 1; the batch has to divide by it.
+    """
+    for part in module.modules():
+        if _is_local(part):
+            part.__class__ = _with(_InGroups, type(part))  # type: ignore[arg-type]
+        if isinstance(part, _InGroups):
+            part.groups = groups
+
+
+def average_running_statistics(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
+    """Replaces the running statistics of batch norm by their mean over the devices, in place.
+
+    For layers that see their own device alone: as the statistics move by a share of each batch's, what comes out is as
+    if they had moved by the mean over all devices' batches.
+
+    Args:
+        module: with batch norm layers.
+        gather: joins tensors [1, ...] of all devices to [devices, ...].
+    """
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    own = [buffer for part in layers for buffer in (part.running_mean, part.running_var) if buffer is not None]
+    if own:
+        mean = gather(torch.cat(own)[None]).mean(0)
+        torch._foreach_copy_(own, list(mean.split([len(buffer) for buffer in own])))
+
+
 def has_local_batch_norm(module: nn.Module) -> bool:
     """Whether a module has batch norm that sees the images of its own device alone."""
     return any(_is_local(part) for part in module.modules())
 
 
 def _is_local(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and not isinstance(module, (nn.SyncBatchNorm, _LazyNormBase, _AcrossDevices))
+    done = nn.SyncBatchNorm, _LazyNormBase, _AcrossDevices, _InGroups
+    return isinstance(module, _BatchNorm) and not isinstance(module, done)
 
 
-class _AcrossDevices(nn.Module):
+class _Changed(nn.Module):
     """Stands before a class of batch norm, whose own ``forward`` goes on deciding everything but the statistics."""
+
+    def __reduce__(self) -> Any:  # pickle cannot find a class that is made here by its name
+        return _blank, type(self).__bases__, self.__dict__
+
+
+class _AcrossDevices(_Changed):
+    """Takes them over the batches of all devices."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.training and distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -72,23 +116,74 @@ class _AcrossDevices(nn.Module):
 
     @torch.compiler.disable  # a trace would be cut at the collective anyway
     def _forward_across(self, *args: Any, **kwargs: Any) -> Any:
-        with _GlobalBatch():
+        with _BatchNormIs(_batch_norm_across):
             return super().forward(*args, **kwargs)
 
 
+class _InGroups(_Changed):
+    """Takes them over each part of the device's batch."""
+
+    groups: int
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training and self.groups > 1:
+            return self._forward_in_groups(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _forward_in_groups(self, *args: Any, **kwargs: Any) -> Any:
+        with _BatchNormIs(partial(_batch_norm_in_groups, self.groups)):
+            return super().forward(*args, **kwargs)
+
+
+def _blank(mixin: type[nn.Module], local: type[nn.Module]) -> nn.Module:
+    changed = _with(mixin, local)  # type: ignore[arg-type]
+    return changed.__new__(changed)
+
+
 @cache
-def _across_devices(local: type[nn.Module]) -> type[nn.Module]:
-    return type(f"CrossDevice{local.__name__}", (_AcrossDevices, local), {})
+def _with(mixin: type[nn.Module], local: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{mixin.__name__.strip('_')}{local.__name__}", (mixin, local), {})
 
 
-class _GlobalBatch(TorchFunctionMode):
-    """Within it, ``F.batch_norm`` is that of the global batch."""
+class _BatchNormIs(TorchFunctionMode):
+    """Within it, ``F.batch_norm`` is another function."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+        return (self.function if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
 
-def _batch_norm(
+def _batch_norm_in_groups(
+    groups: int,
+    x: Tensor,  # [N, C, ...]
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    if len(x) % groups:
+        raise ValueError(f"a batch of {len(x)} does not divide into {groups} groups for batch norm")
+    statistics = x.new_zeros(2, groups, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    # With momentum 1, the running statistics of a part are its own.
+    parts = zip(x.chunk(groups), *statistics)
+    y = torch.cat([F.batch_norm(part, mean, var, weight, bias, True, 1.0, eps) for part, mean, var in parts])
+    if running_mean is not None and running_var is not None:
+        mean, var = statistics.mean(1)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_(var.to(running_var.dtype), momentum)
+    return y
+
+
+def _batch_norm_across(
     x: Tensor,  # [N, C, ...]
     running_mean: Tensor | None,
     running_var: Tensor | None,

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch
+from losses import labelled_cross_entropy
 from recipes.augment import SupervisedViews, Views
 from recipes.nn import Encoder
 from recipes.optim import WarmupCosine
@@ -60,12 +61,9 @@ class Supervised(Recipe):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one random view of every image, the mean over the labelled images of all devices."""
-        logits = self.logits(self(self.views(batch.image, self.key(batch))))
-        total = F.cross_entropy(
-            logits, batch.label, ignore_index=-1, label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        labelled = self.gather((batch.label >= 0).sum().view(1))  # of each device: they may have more and less
-        loss = total / labelled.to(total.dtype).mean()  # the mean over devices, which is DDP's, is that over images
+        # Data with few labels gives an image several times in an epoch: each time it is to be another view.
+        logits = self.logits(self(self.views(batch.image, self.key(batch).fold_in(batch_idx))))
+        loss = labelled_cross_entropy(logits, batch.label, self.gather(batch.label), self.label_smoothing)
         self.log("train/loss", loss, sync_dist=True)
         return loss
 

@@ -13,6 +13,7 @@ from recipes.augment import (
     Grayscale,
     HandwritingViews,
     HorizontalFlip,
+    InstanceDiscriminationViews,
     Key,
     MoCoV2Views,
     RandomAffine,
@@ -23,7 +24,14 @@ from recipes.augment import (
     Views,
 )
 
-PAPERS = [SimCLRViews, MoCoV2Views, BYOLViews, SupervisedViews, HandwritingViews]
+PAPERS = [
+    SimCLRViews,
+    InstanceDiscriminationViews,
+    MoCoV2Views,
+    BYOLViews,
+    SupervisedViews,
+    HandwritingViews,
+]
 
 
 def key(n, seed=0, epoch=0, view=0):
@@ -123,7 +131,7 @@ def test_views_of_black_are_black_and_of_white_white_where_no_colour_changes(vie
     assert result.max() <= 1
 
 
-@pytest.mark.parametrize("views", [SimCLRViews, MoCoV2Views, BYOLViews, SupervisedViews])
+@pytest.mark.parametrize("views", [SimCLRViews, InstanceDiscriminationViews, MoCoV2Views, BYOLViews, SupervisedViews])
 def test_size_sets_the_size_of_the_views(views):
     assert views(24)(images(2, 3, 40), key(2)).shape == (2, 3, 24, 24)
     assert views()(images(2, 3, 40), key(2)).shape == (2, 3, 40, 40)
@@ -188,6 +196,7 @@ def test_the_papers_settings_are_the_defaults():
     assert settings(SimCLRViews()) == [CROP, FLIP, jitter(0.8, 0.8, 0.8, 0.2), GREY, blur(0.5)]
     crop = (RandomResizedCrop, {**CROP[1], "scale": (0.2, 1.0)})
     assert settings(MoCoV2Views()) == [crop, FLIP, jitter(0.4, 0.4, 0.4, 0.1), GREY, blur(0.5)]
+    assert settings(InstanceDiscriminationViews()) == [crop, FLIP, GREY, jitter(0.4, 0.4, 0.4, 0.4, p=1.0)]
     byol = [CROP, FLIP, jitter(0.4, 0.4, 0.2, 0.1), GREY]
     assert settings(BYOLViews().first) == [*byol, blur(1.0), (Solarize, {"threshold": 0.5, "p": 0.0})]
     assert settings(BYOLViews().second) == [*byol, blur(0.1), (Solarize, {"threshold": 0.5, "p": 0.2})]
@@ -196,6 +205,37 @@ def test_the_papers_settings_are_the_defaults():
 
 def test_simclr_for_cifar_halves_the_strength_and_does_not_blur():
     assert settings(SimCLRViews(strength=0.5, blur=0.0))[2:] == [jitter(0.4, 0.4, 0.4, 0.1), GREY, blur(0.0)]
+
+
+def test_instance_discrimination_for_cifar_does_not_flip():
+    without = settings(InstanceDiscriminationViews(flip=0.0))
+    assert without[1] == (HorizontalFlip, {"p": 0.0})
+    assert without[::2] == settings(InstanceDiscriminationViews())[::2]
+
+
+def test_without_jitter_and_grey_simclr_crops_flips_and_blurs_alone():
+    image = images(64, 3, 20)
+    expected = Compose([RandomResizedCrop(), HorizontalFlip()])(image, key(64))
+    assert torch.equal(SimCLRViews(strength=0.0, grey=0.0, blur=0.0)(image, key(64)), expected)
+    assert not torch.equal(SimCLRViews(strength=0.0, blur=0.0)(image, key(64)), expected)
+    assert not torch.equal(SimCLRViews(grey=0.0, blur=0.0)(image, key(64)), expected)
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_without_jitter_and_grey_byol_keeps_the_colours_but_for_solarisation(view):
+    image, k = images(64, 3, 20), key(64, view=view)
+    settings = {"strength": 0.0, "grey": 0.0}
+    blur, solarize = (GaussianBlur(p=1.0), Solarize(p=0.0)) if view == 0 else (GaussianBlur(p=0.1), Solarize(p=0.2))
+    moved = Compose([RandomResizedCrop(), HorizontalFlip()])(image, k)
+    expected = solarize(blur(moved, k.fold_in(4)), k.fold_in(5))
+    assert torch.equal(BYOLViews(**settings)(image, k), expected)
+    for name in settings:
+        assert not torch.equal(BYOLViews(**{**settings, name: 0.2})(image, k), expected)
+
+
+def test_the_strength_of_byol_scales_all_magnitudes_of_the_jitter():
+    for views in (BYOLViews(strength=0.5).first, BYOLViews(strength=0.5).second):
+        assert settings(views)[2] == jitter(0.2, 0.2, 0.1, 0.05)
 
 
 def test_byol_draws_even_and_odd_views_from_its_two_distributions():
@@ -244,6 +284,10 @@ def test_everything_exported_exists_and_every_operation_is_exported():
     [
         (lambda: SimCLRViews(strength=3.0), "strength is 3.0"),
         (lambda: SimCLRViews(blur=2.0), "p is 2.0"),
+        (lambda: SimCLRViews(grey=2.0), "p is 2.0"),
+        (lambda: BYOLViews(strength=5.1), r"strength is 5.1: it must be between 0 .* and 5.0"),
+        (lambda: BYOLViews(strength=-0.1), "strength is -0.1"),
+        (lambda: BYOLViews(grey=-0.5), "p is -0.5"),
         (lambda: SimCLRViews()(torch.rand(2, 3, 8, 8), key(3)), "2 images need as many"),
         (lambda: SimCLRViews()(torch.rand(3, 8, 8), key(3)), r"\[B, C, H, W\]"),
         (lambda: SimCLRViews()(torch.zeros(2, 3, 8, 8, dtype=torch.int32), key(2)), "must be uint8"),

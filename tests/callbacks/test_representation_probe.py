@@ -287,6 +287,19 @@ def test_columns_for_which_a_class_has_too_few_labels_are_left_out_with_a_warnin
     assert set(columns) == {"knn", "linear", "knn_1_per_class", "linear_1_per_class"}
 
 
+def test_without_references_and_few_labels_only_the_trained_encoder_is_measured(
+    run: SimpleNamespace, tmp_path: Path
+) -> None:
+    it = trainer(tmp_path, RepresentationProbe(labels_per_class=[], references=False))
+    model = recipe()
+    it.test(model, digits(), ckpt_path=run.path / "last.ckpt", verbose=False)
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    whole = run.report["accuracy"]["trained_encoder"]
+    assert report["accuracy"] == {"trained_encoder": {name: whole[name] for name in ("knn", "linear")}}
+    assert report["protocol"]["few_labels"]["per_class"] == []
+    assert {name for name in it.callback_metrics if "knn" in name or "linear" in name} == {"test/knn", "test/linear"}
+
+
 @pytest.mark.parametrize(
     "wrong", [{"every_n_epochs": 0}, {"k": 0}, {"temperature": -1.0}, {"draws": 0}, {"labels_per_class": [1, 0]}]
 )

@@ -29,13 +29,16 @@ def test_config_runs_one_batch(name, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     args = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
-    if config["data"]["class_path"] != "datamodules.Digits":  # the others would have to be downloaded
+    images = config["data"].get("init_args", {}).get("base", config["data"])
+    if images["class_path"] != "datamodules.Digits":  # the others would have to be downloaded
         grey = config["model"]["init_args"]["encoder"]["init_args"].get("in_channels", 3) == 1
         data = {"root": str(pictures), "image_size": 64, "batch_size": 4, "channels": 1 if grey else 3}
         args += [part for key, value in data.items() for part in (f"--data.{key}", str(value))]
         args = ["--data", "ImageFolder", *args]
         if "size" in config["model"]["init_args"].get("views", {}).get("init_args", {}):
             args += ["--model.views.size", "64"]
+        if "batch_norm_splits" in config["model"]["init_args"]:
+            args += ["--model.batch_norm_splits", "2"]
     main(["fit", "--config", name, *args])
 
 

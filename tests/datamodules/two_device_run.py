@@ -47,6 +47,15 @@ class Recorder(LightningModule):
 
 def record(out, devices, steps, checkpoint=None):
     """Trains, predicts, and writes what this rank saw to rank<n>.json; after 3 steps it leaves a checkpoint."""
+    recorder, data = Recorder(), Numbers(batch_size=8)
+    trainer = fit(out, recorder, data, devices, steps, checkpoint)
+    trainer.predict(recorder, data)
+    report = {"seen": recorder.seen, "samplers": recorder.samplers}
+    (out / f"rank{trainer.global_rank}.json").write_text(json.dumps(report))
+
+
+def fit(out, recorder, data, devices, steps, checkpoint=None):
+    """Trains, and leaves the checkpoint three.ckpt after 3 steps."""
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -59,11 +68,8 @@ def record(out, devices, steps, checkpoint=None):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    recorder, data = Recorder(), Numbers(batch_size=8)
     trainer.fit(recorder, data, ckpt_path=checkpoint)
-    trainer.predict(recorder, data)
-    report = {"seen": recorder.seen, "samplers": recorder.samplers}
-    (out / f"rank{trainer.global_rank}.json").write_text(json.dumps(report))
+    return trainer
 
 
 class SaveAfterThree(Callback):

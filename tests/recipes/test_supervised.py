@@ -25,13 +25,13 @@ def recipe_and_batch(tmp_path, **arguments):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_cross_entropy_with_the_smoothed_targets(smoothing, tmp_path):
     recipe, batch = recipe_and_batch(tmp_path, label_smoothing=smoothing)
-    view = recipe.views(batch.image, recipe.key(batch))
+    view = recipe.views(batch.image, recipe.key(batch).fold_in(5))
     expected = 0.0
     for logits, label in zip(recipe.head(recipe(view)).tolist(), batch.label.tolist()):
         total = sum(math.exp(x) for x in logits)
         targets = [smoothing / 10 + (1 - smoothing) * (k == label) for k in range(10)]
         expected -= sum(t * (x - math.log(total)) for t, x in zip(targets, logits)) / len(batch.label)
-    assert recipe.training_step(batch, 0).item() == pytest.approx(expected, rel=1e-5)
+    assert recipe.training_step(batch, 5).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_unlabelled_images_take_no_part_in_the_loss(tmp_path):
@@ -39,6 +39,12 @@ def test_unlabelled_images_take_no_part_in_the_loss(tmp_path):
     half = Batch(*(x[:16] for x in batch))
     hidden = batch._replace(label=torch.where(torch.arange(32) < 16, batch.label, -1))
     torch.testing.assert_close(recipe.training_step(hidden, 0), recipe.training_step(half, 0))
+
+
+def test_an_image_that_comes_again_in_an_epoch_is_seen_in_another_view(tmp_path):
+    recipe, batch = recipe_and_batch(tmp_path)
+    assert recipe.training_step(batch, 0) == recipe.training_step(batch, 0)
+    assert recipe.training_step(batch, 0) != recipe.training_step(batch, 1)
 
 
 class FewLabels(Digits):

@@ -1,0 +1,3 @@
+from recipes.bootstrap.byol import BYOL
+
+__all__ = ["BYOL"]

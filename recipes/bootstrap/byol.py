@@ -1,0 +1,103 @@
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from datamodules import Batch
+from losses import BootstrapLoss
+from recipes.augment import BYOLViews, Views
+from recipes.nn import Encoder, MomentumCopy, check_momentum, cosine_momentum, has_local_batch_norm, projection_head
+from recipes.optim import LARS, WarmupCosine
+from recipes.recipe import Recipe
+
+
+class BYOL(Recipe):
+    """Bootstrap Your Own Latent (Grill et al., 2020, arXiv:2006.07733).
+
+    From one view of an image, an online network predicts what a target network, its slowly moving average, makes of
+    another view. There are no negatives: that not all images get the same features rests on the predictor, on the
+    target and on the gradient that does not reach it (Section 3.2). The options below take these away one by one, as
+    the paper does; ``val/effective_rank`` and ``val/feature_std`` then show whether features collapse.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F]; f(·) in the paper.
+        projection_dim: width of the projections and predictions.
+        projection_hidden_dim: width of the hidden layer of projector and predictor.
+        momentum: τ of the target at the first step, in [0, 1]; it rises to 1 by half a cosine.
+        constant_momentum: whether τ stays as it is. With 0 the target then is the online network of the step before,
+            with 1 the network as it was made (Table 5a).
+        predictor: whether there is one; without, projections are predictions (Table 5b).
+        target: whether targets come from the momentum copy, without gradient; if not, they are the online network's
+            projections, and the gradient flows through them too (Table 5b).
+        negatives_weight: β of the loss that also drives predictions away from targets of other images, at least 0
+            (Equation 6, Table 5b).
+        temperature: of the negatives, > 0.
+        views: draws one random view; applied twice to every image. Null takes the paper's two distributions.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projection_dim: int = 256,  # Section 3.3
+        projection_hidden_dim: int = 4096,  # Section 3.3
+        momentum: float = 0.996,  # Section 3.3
+        constant_momentum: bool = False,
+        predictor: bool = True,
+        target: bool = True,
+        negatives_weight: float = 0.0,
+        temperature: float = 0.1,  # Appendix F.4
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: LARS(p, lr=0.2, weight_decay=1.5e-6),  # Section 3.3
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=10),  # Section 3.3
+        lr_batch_size: int | None = 256,  # Section 3.3
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        check_momentum(momentum)
+        self.momentum = momentum
+        self.constant_momentum = constant_momentum
+        self.views = views or BYOLViews()
+        head = partial(projection_head, hidden_dim=projection_hidden_dim, out_dim=projection_dim, output_bias=False)
+        self.projector = head(self.feature_dim)  # g(·)
+        self.predictor = head(projection_dim) if predictor else nn.Identity()  # q(·)
+        self.target = MomentumCopy(self.encoder, self.projector) if target else None  # ξ
+        self.loss = BootstrapLoss(negatives_weight, temperature)
+
+    def on_train_start(self) -> None:
+        """Warns where batch norm is not that of the global batch (as in the published code)."""
+        if self.trainer.world_size > 1 and has_local_batch_norm(self):
+            rank_zero_warn(
+                "BYOL's batch norm sees the images of one device alone, so that the result depends on the number of "
+                "devices: give the Trainer plugins=CrossDeviceBatchNorm()"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Algorithm 1."""
+        views = [self.normalize(self.views(batch.image, self.key(batch, view))) for view in (0, 1)]
+        projections = [self.projector(self.encoder(view)) for view in views]  # one by one: their distributions differ
+        z1, z2 = projections if self.target is None else [self.target(view) for view in views]
+        candidates = (self.gather(z1), self.gather(z2)) if self.loss.negatives_weight else None
+        p1, p2 = (self.predictor(projection) for projection in projections)
+        loss = self.loss((p1, p2), (z1, z2), candidates, offset=self.global_rank * len(z1))
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Takes the step, and has the target follow: ξ ← τ ξ + (1 - τ) θ (Equation 1)."""
+        super().optimizer_step(*args, **options)
+        if self.target is not None:
+            self.target.update(self.target_momentum)
+
+    @property
+    def target_momentum(self) -> float:
+        """τ of the current step: it rises to 1 by half a cosine (Section 3.3), unless it is constant."""
+        if self.constant_momentum:
+            return self.momentum
+        return cosine_momentum(self.momentum, self.global_step, self.total_steps)

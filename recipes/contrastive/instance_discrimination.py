@@ -1,0 +1,127 @@
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from datamodules import Batch
+from losses import NCE, InfoNCE, unit
+from recipes.augment import InstanceDiscriminationViews, Views, uniform
+from recipes.nn import Encoder, MemoryBank
+from recipes.recipe import Recipe
+
+
+class InstanceDiscrimination(Recipe):
+    """Non-parametric instance discrimination (Wu et al., 2018, arXiv:1805.01978).
+
+    Every image is a class of its own. A memory bank holds the last feature of each, and a view of an image has to find
+    it among those of all images. With ``negatives`` the softmax over all of them is replaced by noise-contrastive
+    estimation (Section 3.2), and features are held back to that of the last epoch (Section 3.3).
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F], which are taken before the projection.
+        num_images: how many training images there are; null takes it from the DataModule when training starts.
+        projection_dim: width of the vectors in the bank.
+        negatives: m, how many images are drawn as noise for each batch, at least 1; null takes the softmax over all
+            images, exactly. The published code draws anew for each image of the batch, which has the same expectation.
+        proximal_weight: λ of the squared distance to the last feature, at least 0; part of the estimation.
+        bank_momentum: share of the last feature that is kept in the bank, in [0, 1].
+        temperature: τ of the softmax over similarities, > 0.
+        views: draws one random view of every image. Null takes the paper's.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if a number is out of its range; when a run starts, if ``num_images`` is not that of the data.
+    """
+
+    log_z: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_images: int | None = None,
+        projection_dim: int = 128,  # Section 4.2, Table 4
+        negatives: int | None = 4096,  # Section 4.2
+        proximal_weight: float = 1.0,  # the paper names no λ, and its published code has no such term
+        bank_momentum: float = 0.5,  # published code, --nce-m; the paper replaces the feature
+        temperature: float = 0.07,  # Section 4.2
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.03, momentum=0.9, weight_decay=1e-4
+        ),  # Section 4.2; momentum and weight decay: published code
+        scheduler: LRSchedulerCallable | None = lambda o: torch.optim.lr_scheduler.MultiStepLR(
+            o, [120, 160]
+        ),  # Section 4.2: × 0.1 every 40 epochs after the first 120
+        lr_batch_size: int | None = 256,
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        if negatives is not None and negatives < 1:
+            raise ValueError(
+                f"negatives is {negatives}: it must be at least 1, or null for the softmax over all images"
+            )
+        if not proximal_weight >= 0:
+            raise ValueError(f"proximal_weight is {proximal_weight}: it must be at least 0")
+        self.negatives = negatives
+        self.proximal_weight = proximal_weight
+        self.views = views or InstanceDiscriminationViews()
+        self.projector = nn.Linear(self.feature_dim, projection_dim)
+        self.bank = MemoryBank(num_images or 0, projection_dim, bank_momentum)
+        self.softmax = InfoNCE(temperature)
+        self.nce = NCE(temperature)
+        self.register_buffer("log_z", torch.tensor(float("nan")))  # log Z, from the first batch on
+
+    def setup(self, stage: str) -> None:
+        """Gives the bank a row for each training image."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "splits"):
+            self.size_bank(len(data.splits.train))
+        elif not len(self.bank):
+            raise ValueError("num_images is not given, and this run has no DataModule to take it from: give it")
+
+    def size_bank(self, num_images: int) -> None:
+        """Makes the bank for so many images, unless it is made already: then it has to be for as many."""
+        if not len(self.bank):
+            self.bank.allocate(num_images)
+        elif len(self.bank) != num_images:
+            raise ValueError(
+                f"the memory bank is of {len(self.bank)} images, but there are {num_images} to train on: leave "
+                "num_images out, and go on with a run only on its own data"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the bank for as many images as the checkpoint has."""
+        if "bank.features" in checkpoint["state_dict"]:
+            self.size_bank(len(checkpoint["state_dict"]["bank.features"]))
+        super().on_load_checkpoint(checkpoint)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Finds every image in the bank by one view of it."""
+        z = self.projector(self(self.views(batch.image, self.key(batch))))  # [B, D]
+        last = self.bank.features[batch.index]
+        if self.negatives is None:
+            loss = self.softmax(z, last, self.bank.features, exclude=batch.index)  # Equation 2
+        else:
+            noise = self.bank.features[self.draw(batch, self.negatives)]  # [m, D]
+            if self.global_step == 0 and batch_idx == 0:
+                self.log_z.copy_(self.nce.log_z(self.gather(z), noise, len(self.bank)))  # kept from then on
+            loss = self.nce(z, last, noise, len(self.bank), self.log_z)
+            loss = loss + self.proximal_weight * (unit(z) - last).square().sum(1).mean()  # Equation 10
+        self.seen = self.gather(batch.index), self.gather(z.detach())
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def on_after_backward(self) -> None:
+        """Moves the rows of the images seen, now that the bank has served the loss."""
+        self.bank.update(*self.seen)
+
+    def draw(self, batch: Batch, count: int) -> Tensor:
+        """Draws so many images out of all, each as likely as any other and perhaps twice; the same on every device."""
+        key = self.key(batch._replace(index=self.gather(batch.index)), view=1)
+        each = -(-count // len(key.index))
+        bits = (uniform(key, 2 * each) * 2**24).long().flatten()  # 24 random bits each: two give enough for any bank
+        return ((bits[0::2] << 24) + bits[1::2])[:count] % len(self.bank)

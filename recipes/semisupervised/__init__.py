@@ -1,0 +1,3 @@
+from recipes.semisupervised.mean_teacher import MeanTeacher
+
+__all__ = ["MeanTeacher"]

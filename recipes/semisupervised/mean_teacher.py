@@ -1,0 +1,155 @@
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from datamodules import Batch
+from losses import labelled_cross_entropy
+from recipes.augment import Compose, HorizontalFlip, RandomAffine, Views
+from recipes.nn import Encoder, MomentumCopy, check_momentum
+from recipes.optim import WarmupCosine
+from recipes.recipe import Recipe
+
+
+class MeanTeacher(Recipe):
+    """Mean teachers are better role models (Tarvainen & Valpola, 2017, arXiv:1703.01780).
+
+    A student learns from the few labelled images, and to say of every image what its teacher says of another view of
+    it. The teacher is the moving average of the student's weights, and the better classifier of the two: accuracies and
+    predicted probabilities are the teacher's, features the student's. ``datamodules.SemiSupervised`` puts labelled
+    and unlabelled (-1) images into every batch.
+
+    The loss is the cross-entropy, the mean over the labelled images, plus w × consistency, the mean over all images.
+    After step n = 1, 2, ... the teacher keeps τ = min(1 - 1 / (n + 1), momentum) of its weights, so that it is at first
+    the plain average of all students. The ramp-up is of T = rampup × (steps of the run) steps: at step t = n - 1 < T, w
+    is ``consistency_weight`` × exp(-5 (1 - t / T)²) and the momentum ``rampup_momentum``.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F]; a linear layer on top gives the logits.
+        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
+        consistency: what is asked of the student's probabilities: ``mse``, the mean squared difference from the
+            teacher's over the classes, or ``kl``, the Kullback-Leibler divergence of the two.
+        consistency_weight: w after the ramp-up, >= 0; with 0, labelled images alone count.
+        rampup: share of the run in which w rises, in [0, 1].
+        rampup_momentum: the largest τ in the ramp-up, in [0, 1].
+        momentum: the largest τ after it, in [0, 1].
+        views: draws one random view of every image, twice: for the student, and for the teacher. Null takes shifts
+            of up to an eighth of the image and flips, as the paper for CIFAR-10.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if an argument is out of its range; at the start of training, if no training image is labelled.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        consistency: Literal["mse", "kl"] = "mse",
+        # The published code, for SVHN and CIFAR-10: 100 × the labelled share of the batch, and cross-entropy as a mean
+        # over all images, which is as many times smaller.
+        consistency_weight: float = 100.0,
+        rampup: float = 40 / 150,  # published code, CIFAR-10: 40,000 of 150,000 steps
+        rampup_momentum: float = 0.99,  # published code, ema_decay_during_rampup
+        momentum: float = 0.999,  # published code, ema_decay_after_rampup
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=3e-3),  # published code, betas 0.9 and 0.999
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=5),
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}: classification needs at least 2; are the images labelled?")
+        if consistency not in ("mse", "kl"):
+            raise ValueError(f"consistency is {consistency!r}: it must be 'mse' or 'kl'")
+        if not 0 <= consistency_weight < math.inf:
+            raise ValueError(f"consistency_weight is {consistency_weight}: it must be at least 0 (labels alone)")
+        if not 0 <= rampup <= 1:
+            raise ValueError(f"rampup is {rampup}: it must be a share of the run, between 0 and 1")
+        check_momentum(rampup_momentum)
+        check_momentum(momentum)
+        self.consistency = consistency
+        self.consistency_weight = consistency_weight
+        self.rampup = rampup
+        self.rampup_momentum = rampup_momentum
+        self.momentum = momentum
+        self.views = views or Compose([RandomAffine(translate=4 / 32, padding="border"), HorizontalFlip(0.5)])
+        self.head = nn.Linear(self.feature_dim, num_classes)
+        self.teacher = MomentumCopy(self.encoder, self.head)
+        self.val_accuracy, self.val_student_accuracy, self.test_accuracy, self.test_student_accuracy = (
+            MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(4)
+        )
+
+    def on_fit_start(self) -> None:
+        """Refuses data without labels."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "splits") and not (data.splits.train.label >= 0).any():
+            raise ValueError(
+                f"no training image of {type(data).__name__} is labelled, and Mean Teacher needs a few that are: label "
+                "some images of every class, or choose a recipe without labels"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of the labelled images, and consistency of student and teacher on all."""
+        # An image may come several times in an epoch, and is to be another view each time.
+        ours, theirs = (self.views(batch.image, self.key(batch, view).fold_in(batch_idx)) for view in (0, 1))
+        student = _as_float(self.head(self(ours)))  # [B, classes]
+        teacher = _as_float(self.teacher(self.normalize(theirs)))
+        supervised_loss = labelled_cross_entropy(student, batch.label, self.gather(batch.label))
+        if self.consistency == "mse":
+            consistency = F.mse_loss(student.softmax(1), teacher.softmax(1))  # the mean over images and classes
+        else:
+            targets = teacher.log_softmax(1)
+            consistency = F.kl_div(student.log_softmax(1), targets, reduction="batchmean", log_target=True)
+        weight = self.consistency_weight * self.risen()
+        loss = supervised_loss + weight * consistency
+        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/supervised_loss", supervised_loss, sync_dist=True)
+        self.log("train/consistency", consistency, sync_dist=True)
+        self.log("train/consistency_weight", weight)
+        return loss
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Moves the student, then the teacher."""
+        super().optimizer_step(*args, **options)
+        largest = self.rampup_momentum if self.risen() < 1 else self.momentum
+        self.teacher.update(min(1 - 1 / (self.global_step + 2), largest))  # this step does not count yet
+
+    def risen(self) -> float:
+        """How far the ramp-up is at this step, in (0, 1]: exp(-5 (1 - t / T)²)."""
+        length = self.rampup * self.total_steps
+        return math.exp(-5 * (1 - self.global_step / length) ** 2) if self.global_step < length else 1.0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""
+        feature = self(batch.image)
+        self.val_accuracy(self.teacher(self.normalize(batch.image)), batch.label)
+        self.val_student_accuracy(self.head(feature), batch.label)
+        self.log("val/accuracy", self.val_accuracy)
+        self.log("val/student_accuracy", self.val_student_accuracy)
+        return feature
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``test/accuracy`` and ``test/student_accuracy``; returns the student's features [B, F]."""
+        feature = self(batch.image)
+        self.test_accuracy(self.teacher(self.normalize(batch.image)), batch.label)
+        self.test_student_accuracy(self.head(feature), batch.label)
+        self.log("test/accuracy", self.test_accuracy)
+        self.log("test/student_accuracy", self.test_student_accuracy)
+        return feature
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the student's features [B, F], the teacher's class probabilities [B, classes] and indices [B]."""
+        probability = _as_float(self.teacher(self.normalize(batch.image))).softmax(1)
+        return {"index": batch.index, "feature": self(batch.image), "probability": probability}
+
+
+def _as_float(logits: Tensor) -> Tensor:
+    """Logits in float32 or, of a recipe in float64, in that."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

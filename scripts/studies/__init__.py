@@ -1,0 +1,114 @@
+"""What is compared with what: a study is data. ``scripts/reproduce <study>`` measures it, and tables.py shows it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs of ``recipes fit`` that are compared, each for several seeds.
+
+    Attributes:
+        about: what is compared, on what and under which conditions; the line above the table.
+        variants: by name, the arguments of each; ``<root>`` stands for the folder of the data.
+        common: arguments that all have after their own.
+        columns: what the table shows, of the COLUMNS of tables.py.
+        root: where the data is by default, from the top of the checkout; None for data that needs no folder.
+    """
+
+    about: str
+    variants: dict[str, str]
+    common: str = ""
+    columns: tuple[str, ...] = ("knn", "linear", "training_minutes")
+    root: str | None = None
+
+    def arguments(self, variant: str) -> str:
+        """Those of ``recipes fit``, as they are typed."""
+        return f"{self.variants[variant]} {self.common}".strip()
+
+
+_LEAN = "--probe.references false --probe.labels_per_class []"  # measures the trained encoder, with all labels
+_CIFAR10 = f"--data.root <root> {_LEAN}"
+
+STUDIES = {
+    "side-by-side": Study(
+        about="Methods side by side on CIFAR-10 (JPEG): ResNet-20 and about equal minutes of training",
+        variants={
+            "SimCLR": "--config simclr-cifar10-small",
+            "BYOL": "--config byol-cifar10-small",
+            "MoCo v2": "--config moco-v2-cifar10-small",
+            "instance discrimination": "--config instance-discrimination-cifar10-small",
+            "random encoder": "--config simclr-cifar10-small --trainer.max_epochs 0",
+        },
+        common=_CIFAR10,
+        columns=("knn", "linear", "epochs", "training_minutes"),
+        root="data/cifar10-jpeg",
+    ),
+    "byol-ablations": Study(
+        about="What keeps BYOL from collapse, on the digits",
+        variants={
+            "BYOL": "--config byol-digits",
+            "no predictor": "--config byol-digits --model.predictor false",
+            "τ = 0": "--config byol-digits --model.momentum 0 --model.constant_momentum true",
+            "τ = 1": "--config byol-digits --model.momentum 1",
+            "no stop-gradient": "--config byol-digits --model.target false",
+            "with negatives": "--config byol-digits --model.negatives_weight 1",
+        },
+        common=_LEAN,
+        columns=("knn", "linear", "val/effective_rank", "val/feature_std"),
+    ),
+    "batch-size": Study(
+        about="Batches of 256 and of 32 digits, for the same number of epochs",
+        variants={
+            "BYOL, 256": "--config byol-digits --data.batch_size 256",
+            "BYOL, 32": "--config byol-digits --data.batch_size 32",
+            "SimCLR, 256": "--config simclr-digits --data.batch_size 256",
+            "SimCLR, 32": "--config simclr-digits --data.batch_size 32",
+        },
+        common=_LEAN,
+        columns=("knn", "linear", "epochs", "steps"),
+    ),
+    "colour-jitter": Study(
+        about="With and without random colour (jitter and grey) on CIFAR-10 (JPEG), ResNet-20",
+        variants={
+            "BYOL": "--config byol-cifar10-small",
+            "BYOL, no colour": "--config byol-cifar10-small --model.views.strength 0 --model.views.grey 0",
+            "SimCLR": "--config simclr-cifar10-small",
+            "SimCLR, no colour": "--config simclr-cifar10-small --model.views.strength 0 --model.views.grey 0",
+        },
+        common=_CIFAR10,
+        root="data/cifar10-jpeg",
+    ),
+    "queue": Study(
+        about="A queue of 4,096 keys against the negatives of the batch, batches of 64 of CIFAR-10 (JPEG), ResNet-20",
+        variants={
+            "MoCo v2, queue": "--config moco-v2-cifar10-small --data.batch_size 64 --model.queue_size 4096",
+            "SimCLR": "--config simclr-cifar10-small --data.batch_size 64",
+        },
+        common=_CIFAR10,
+        columns=("knn", "linear", "epochs", "training_minutes"),
+        root="data/cifar10-jpeg",
+    ),
+    "mean-teacher": Study(
+        about="Mean Teacher against its labels alone: 10 labelled digits per class",
+        variants={
+            "Mean Teacher": "--config mean-teacher-digits",
+            "without consistency": "--config mean-teacher-digits --model.consistency_weight 0",
+            # as many steps, with as many labelled images in each
+            "supervised": "--config supervised-digits --data SemiSupervised --data.base Digits --data.base.size 16 "
+            "--data.labels_per_class 10 --data.labelled_per_batch 32 --data.batch_size 32 --trainer.max_epochs 160 "
+            "--trainer.check_val_every_n_epoch 160 --probe.k 10",
+        },
+        common=_LEAN,
+        columns=("test/accuracy", "test/student_accuracy", "steps", "training_minutes"),
+    ),
+    "mean-teacher-fashionmnist": Study(
+        about="Mean Teacher against its labels alone: 10 labelled images per class of Fashion-MNIST, ResNet-20",
+        variants={
+            "Mean Teacher": "--config mean-teacher-fashionmnist",
+            "without consistency": "--config mean-teacher-fashionmnist --model.consistency_weight 0",
+        },
+        common=f"--data.base.root <root> {_LEAN}",
+        columns=("test/accuracy", "test/student_accuracy", "steps", "training_minutes"),
+        root="data",
+    ),
+}

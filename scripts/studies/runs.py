@@ -1,0 +1,85 @@
+"""One run of ``recipes fit``, what it measured, and the mean of several."""
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results"
+
+
+def fit(arguments: list[str], seed: int, threads: int | None = None, quiet: bool = False) -> dict[str, Any]:
+    """What a run in a folder of its own measured; the run is gone after that.
+
+    Args:
+        arguments: of ``recipes fit``.
+        seed: of the run.
+        threads: of the CPU; None leaves their number to torch.
+        quiet: shows nothing of the run unless it fails.
+    """
+    with tempfile.TemporaryDirectory() as runs:
+        command = [sys.executable, "-m", "recipes", "fit", *arguments, "--seed_everything", str(seed), "--runs", runs]
+        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        start = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=quiet, text=True)
+        minutes = (time.perf_counter() - start) / 60
+        if done.returncode:
+            said = "\n".join(((done.stdout or "") + (done.stderr or "")).splitlines()[-20:])
+            sys.exit(f"{said}\nended with code {done.returncode}: {' '.join(command[2:])}")
+        (path,) = Path(runs).glob("*/*/evaluation.json")
+        evaluation = json.loads(path.read_text())
+        last = _last_values(path.with_name("metrics.csv"))
+    protocol = evaluation["protocol"]
+    training = protocol["training_minutes"]
+    return {
+        "seed": seed,
+        "accuracy": evaluation["accuracy"],
+        "metrics": {name: last[name] for name in last if re.match(r"(val|test)/(?!.*(knn|linear))", name)},
+        "steps": int(last["step"]),
+        "command_minutes": round(minutes, 2),
+        "images_per_second": round(protocol["training_images_seen"] / training / 60, 1) if training else 0.0,
+        "protocol": protocol,
+    }
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Mean and sample standard deviation."""
+    mean = statistics.fmean(values)
+    # of squares by hand: statistics.stdev fails where a run diverged and a number is NaN
+    spread = (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
+    return {"mean": round(mean, 4), "std": round(spread, 4)}
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "lightning")}
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores"
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """All of it or, if the process is killed, what was there before."""
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(result, indent=1) + "\n")
+    new.replace(path)
+
+
+def _last_values(metrics: Path) -> dict[str, float]:
+    """The last value of every column: metrics are logged at different steps, in rows of their own."""
+    last: dict[str, float] = {}
+    with metrics.open(newline="") as file:
+        for row in csv.DictReader(file):
+            last |= {name: float(value) for name, value in row.items() if value}
+    return last

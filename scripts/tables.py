@@ -1,0 +1,161 @@
+"""The tables of README and docs/results.md, from the JSON files in results/."""
+
+import importlib
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import PARTS
+from studies import STUDIES
+from studies.runs import RESULTS, ROOT
+
+FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+
+# what a study may show: title, factor and decimals; without decimals there is no standard deviation
+COLUMNS = {
+    "knn": ("kNN (%)", 100, 1),
+    "linear": ("linear (%)", 100, 1),
+    "test/accuracy": ("test accuracy (%)", 100, 1),
+    "test/student_accuracy": ("of the student (%)", 100, 1),
+    "val/effective_rank": ("effective rank", 1, 1),
+    "val/feature_std": ("feature std", 1, 2),
+    "training_minutes": ("minutes", 1, 1),
+    "images_per_second": ("images/s", 1, 0),
+    "epochs": ("epochs", 1, 0),
+    "steps": ("steps", 1, 0),
+}
+
+_MARKED = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.S)
+
+
+def filled_in(text: str) -> str:
+    """A text with the table of each ``<!-- begin name -->`` up to its ``<!-- end name -->``."""
+    return _MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def study(name: str) -> str:
+    """The table of a study; nothing before it is measured."""
+    result = _result(name)
+    if not result:
+        return ""
+    declared, variants = STUDIES[name], result["variants"]
+    columns = [COLUMNS[column] for column in declared.columns]
+    most = max(len(entry["runs"]) for entry in variants.values())
+    rows = []
+    for variant in declared.variants:
+        if entry := variants.get(variant):
+            runs = len(entry["runs"])
+            label = variant if runs == most else f"{variant} ({runs} seed{'s' * (runs > 1)})"
+            rows.append(
+                [label, *(_cell(entry["measured"].get(column), *COLUMNS[column][1:]) for column in declared.columns)]
+            )
+    protocol = result["protocol"]
+    probes = f"kNN with k = {protocol['knn']['k']}, linear: logistic regression, on frozen features. "
+    jobs = "" if result["jobs"] == [1] else f", {' or '.join(map(str, result['jobs']))} runs at a time"
+    return (
+        f"**{declared.about}**\n\n"
+        + _markdown(["", *(title for title, *_ in columns)], rows)
+        + f"\nOn the test images, mean ± standard deviation over {most} seed{'s' * (most > 1)}. "
+        + (probes if "knn" in declared.columns else "")
+        + f"{result['total_minutes']:.0f} minutes in all on {result['machine'].split(', ')[1]}{jobs}: "
+        f"`scripts/reproduce {name}`.\n"
+    )
+
+
+def commands(name: str) -> str:
+    """The command of each variant of a study; nothing before it is measured."""
+    variants = (_result(name) or {}).get("variants", {})
+    return "".join(f"- {variant}: `{entry['command']}`\n" for variant, entry in variants.items())
+
+
+def accuracies(name: str, title: str) -> str:
+    """The table of one config: all probes, with what the trained encoder is compared with."""
+    result = _result(name)
+    if not result:
+        return ""
+    columns = ["knn_1_per_class", "knn_5_per_class", "knn", "linear_1_per_class", "linear_5_per_class", "linear"]
+    rows = [
+        [row.replace("_", " "), *(_cell(accuracy[column], 100, 1) for column in columns)]
+        for row, accuracy in result["accuracy"].items()
+    ]
+    protocol = result["protocol"]
+    seeds, minutes = len(result["seeds"]), result["training_minutes"]["mean"]
+    return (
+        f"**{title}**: test accuracy (%) of frozen features, `{result['command']}`\n\n"
+        + _markdown(["", "kNN, 1 label per class", "5", "all", "linear, 1 label per class", "5", "all"], rows)
+        + f"\nMean ± standard deviation over {seeds} seeds; few labels: each a mean over "
+        f"{protocol['few_labels']['draws']} draws of the labels. kNN with k = {protocol['knn']['k']}; "
+        f"{protocol['epochs']} epochs, {minutes:.1f} minutes of training on {result['machine'].split(', ')[1]}, "
+        f"{result['images_per_second']['mean']:,.0f} images/s.\n"
+    )
+
+
+def benchmarks() -> str:
+    """The lines of every part of scripts/benchmark that has been measured."""
+    rows = []
+    for name in PARTS:
+        part: Any = importlib.import_module(f"benchmarks.{name}")
+        if result := _result(f"benchmark-{name.replace('_', '-')}"):
+            rows += part.rows(result)
+    return "**Speed and memory**, each measured in turns with what it is compared with\n\n" + _markdown(
+        ["what", "compared with", "median"], rows
+    )
+
+
+def exactness() -> str:
+    """How far runs on other devices, with workers or after a kill end from one process that is never stopped."""
+    result = _result("exactness")
+    if not result:
+        return ""
+    protocol, differences = result["protocol"], result["largest_relative_difference"]
+    columns = {
+        "two_processes": "two processes",
+        "workers": "two workers",
+        "kill_and_resume": "killed, resumed",
+        "resume_on_two": "killed, resumed on two",
+        "resume_on_one": "killed on two, resumed on one",
+        "accumulate": "accumulating ×4, killed, resumed",
+    }
+    rows = [
+        [f"`{name}`", *(f"{row[column]:.0e}" if row[column] else "same bits" for column in columns)]
+        for name, row in differences.items()
+    ]
+    return (
+        "**One run is one result**: how far a run ends from that of one process that is never stopped\n\n"
+        + _markdown(["", *columns.values()], rows)
+        + f"\n{protocol['steps']} steps of the whole command in {protocol['precision']}, killed by SIGKILL within an "
+        "epoch. Each number is the largest difference over all weights, buffers, optimiser states and logged metrics, "
+        "relative to the largest magnitude of the tensor.\n"
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "simclr-digits": partial(accuracies, "simclr-digits", "Digits (1,257 training and 360 test images)"),
+    "simclr-cifar10-jpeg": partial(accuracies, "simclr-cifar10-jpeg", "CIFAR-10 (JPEG), ResNet-20"),
+    "simclr-fashionmnist": partial(accuracies, "simclr-fashionmnist", "Fashion-MNIST, ResNet-20"),
+    "benchmarks": benchmarks,
+    "exactness": exactness,
+    **{name: partial(study, name) for name in STUDIES},
+    **{f"{name}-commands": partial(commands, name) for name in STUDIES},
+}
+
+
+def _result(name: str) -> Any:
+    """What was measured, or None."""
+    path: Path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _cell(number: dict[str, float] | None, factor: float, decimals: int) -> str:
+    if number is None:
+        return "–"
+    mean, std = (f"{factor * number[key]:,.{decimals}f}" for key in ("mean", "std"))
+    return f"{mean} ± {std}" if decimals else mean
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

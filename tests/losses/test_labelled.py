@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+
+from losses import labelled_cross_entropy
+
+LABEL = torch.tensor([2, -1, 0, 1, -1, 2, -1, -1, 1, 0, 0, -1])  # of three devices: 3, 1 and 3 are labelled
+LOGITS = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+
+
+def slow(logits, label, smoothing=0.0):
+    """The mean over the labelled images, one after the other."""
+    terms = []
+    for row, y in zip(logits.tolist(), label.tolist(), strict=True):
+        if y >= 0:
+            log_total = math.log(sum(math.exp(x) for x in row))
+            targets = [smoothing / 3 + (1 - smoothing) * (k == y) for k in range(3)]
+            terms.append(sum(t * (log_total - x) for t, x in zip(targets, row)))
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_it_is_the_mean_over_the_labelled_images(smoothing):
+    loss = labelled_cross_entropy(LOGITS, LABEL, LABEL, smoothing)
+    assert loss.item() == pytest.approx(slow(LOGITS, LABEL, smoothing), rel=1e-14)
+
+
+def test_the_mean_over_three_devices_is_the_mean_over_their_images():
+    parts = zip(LOGITS.chunk(3), LABEL.chunk(3), strict=True)
+    losses = [labelled_cross_entropy(logits, label, LABEL).item() for logits, label in parts]
+    assert sum(losses) / 3 == pytest.approx(slow(LOGITS, LABEL), rel=1e-14)
+    assert max(losses) != pytest.approx(min(losses), rel=0.1)
+
+
+def test_with_equal_logits_it_is_the_logarithm_of_the_number_of_classes():
+    assert labelled_cross_entropy(torch.zeros(12, 3), LABEL, LABEL).item() == pytest.approx(math.log(3))
+
+
+def test_a_device_without_a_labelled_image_gives_zero_and_no_gradient():
+    logits = LOGITS.clone().requires_grad_()
+    nothing = torch.full((12,), -1)
+    for everyones in (nothing, torch.cat([nothing, LABEL])):
+        loss = labelled_cross_entropy(logits, nothing, everyones)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss == 0
+        assert not gradient.any()
+
+
+def test_logits_in_half_precision_are_taken_in_float32():
+    logits = LOGITS.to(torch.bfloat16)
+    loss = labelled_cross_entropy(logits, LABEL, LABEL)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(slow(logits.double(), LABEL), rel=1e-6)
