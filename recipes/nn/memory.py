@@ -28,7 +28,7 @@ class Memory(nn.Module):
         super().__init__()
         if size < 0 or dim < 1:
             raise ValueError(
-                f"a {type(self).__name__} of {size} vectors of length {dim}: the size must be at least 0, the length at least 1"
+                f"a {type(self).__name__} of {size} vectors of length {dim}: sizes are at least 0, lengths at least 1"
             )
         self.register_buffer("features", torch.empty(0, dim))
         self.allocate(size)

@@ -95,8 +95,8 @@ STUDIES = {
             "without consistency": "--config mean-teacher-digits --model.consistency_weight 0",
             # as many steps, with as many labelled images in each
             "supervised": "--config supervised-digits --data SemiSupervised --data.base Digits --data.base.size 16 "
-            "--data.labels_per_class 10 --data.labelled_per_batch 32 --data.batch_size 32 --trainer.max_epochs 160 "
-            "--trainer.check_val_every_n_epoch 160 --probe.k 10",
+            "--data.labels_per_class 10 --data.labelled_per_batch 32 --data.batch_size 32 --trainer.max_epochs 240 "
+            "--trainer.check_val_every_n_epoch 240 --probe.k 10",
         },
         common=_LEAN,
         columns=("test/accuracy", "test/student_accuracy", "steps", "training_minutes"),
