@@ -45,9 +45,9 @@ class SemiSupervised(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers)
         if (labels_per_class is None) == (fraction is None):
-            given = "neither" if fraction is None else "both"
+            given = "neither is" if fraction is None else "both are"
             raise ValueError(
-                f"{given} of labels_per_class and fraction is given: give one of them, to say how many labels to keep"
+                f"of labels_per_class and fraction, {given} given: give one of them, to say how many labels to keep"
             )
         if labels_per_class is not None and labels_per_class < 1:
             raise ValueError(f"labels_per_class is {labels_per_class}: it must be at least 1")

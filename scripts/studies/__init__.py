@@ -27,24 +27,25 @@ class Study:
 
 
 _LEAN = "--probe.references false --probe.labels_per_class []"  # measures the trained encoder, with all labels
+_SHORT = f"--trainer.max_epochs 50 --trainer.check_val_every_n_epoch 50 {_LEAN}"
 _CIFAR10 = f"--data.root <root> {_LEAN}"
 
 STUDIES = {
     "side-by-side": Study(
-        about="Methods side by side on CIFAR-10 (JPEG): ResNet-20 and about equal minutes of training",
+        about="About equal minutes of training on 10,000 images of CIFAR-10 (JPEG) at 16 × 16 pixels with ResNet-20",
         variants={
-            "SimCLR": "--config simclr-cifar10-small",
-            "BYOL": "--config byol-cifar10-small",
-            "MoCo v2": "--config moco-v2-cifar10-small",
-            "instance discrimination": "--config instance-discrimination-cifar10-small",
-            "random encoder": "--config simclr-cifar10-small --trainer.max_epochs 0",
+            "SimCLR": "--config simclr-cifar10-mini",
+            "BYOL": "--config byol-cifar10-mini",
+            "MoCo v2": "--config moco-v2-cifar10-mini",
+            "instance discrimination": "--config instance-discrimination-cifar10-mini",
+            "random encoder": "--config simclr-cifar10-mini --trainer.max_epochs 0",
         },
         common=_CIFAR10,
         columns=("knn", "linear", "epochs", "training_minutes"),
         root="data/cifar10-jpeg",
     ),
     "byol-ablations": Study(
-        about="What keeps BYOL from collapse, on the digits",
+        about="What keeps BYOL from collapse: 50 epochs of the digits",
         variants={
             "BYOL": "--config byol-digits",
             "no predictor": "--config byol-digits --model.predictor false",
@@ -53,36 +54,37 @@ STUDIES = {
             "no stop-gradient": "--config byol-digits --model.target false",
             "with negatives": "--config byol-digits --model.negatives_weight 1",
         },
-        common=_LEAN,
+        common=_SHORT,
         columns=("knn", "linear", "val/effective_rank", "val/feature_std"),
     ),
     "batch-size": Study(
-        about="Batches of 256 and of 32 digits, for the same number of epochs",
+        about="Batches of 256 and of 32 digits, 50 epochs",
         variants={
-            "BYOL, 256": "--config byol-digits --data.batch_size 256",
+            "BYOL, 256": "--config byol-digits",
             "BYOL, 32": "--config byol-digits --data.batch_size 32",
-            "SimCLR, 256": "--config simclr-digits --data.batch_size 256",
+            "SimCLR, 256": "--config simclr-digits",
             "SimCLR, 32": "--config simclr-digits --data.batch_size 32",
         },
-        common=_LEAN,
+        common=_SHORT,
         columns=("knn", "linear", "epochs", "steps"),
     ),
     "colour-jitter": Study(
-        about="With and without random colour (jitter and grey) on CIFAR-10 (JPEG), ResNet-20",
+        about="With and without random colour (jitter and grey): images and networks as in the comparison side by side",
         variants={
-            "BYOL": "--config byol-cifar10-small",
-            "BYOL, no colour": "--config byol-cifar10-small --model.views.strength 0 --model.views.grey 0",
-            "SimCLR": "--config simclr-cifar10-small",
-            "SimCLR, no colour": "--config simclr-cifar10-small --model.views.strength 0 --model.views.grey 0",
+            "BYOL": "--config byol-cifar10-mini",
+            "BYOL, no colour": "--config byol-cifar10-mini --model.views.strength 0 --model.views.grey 0",
+            "SimCLR": "--config simclr-cifar10-mini",
+            "SimCLR, no colour": "--config simclr-cifar10-mini --model.views.strength 0 --model.views.grey 0",
         },
         common=_CIFAR10,
         root="data/cifar10-jpeg",
     ),
     "queue": Study(
-        about="A queue of 4,096 keys against the negatives of the batch, batches of 64 of CIFAR-10 (JPEG), ResNet-20",
+        about="A queue of 4,096 keys against the negatives of the batch, batches of 64: images and networks as in the "
+        "comparison side by side",
         variants={
-            "MoCo v2, queue": "--config moco-v2-cifar10-small --data.batch_size 64 --model.queue_size 4096",
-            "SimCLR": "--config simclr-cifar10-small --data.batch_size 64",
+            "MoCo v2, queue": "--config moco-v2-cifar10-mini --data.batch_size 64 --trainer.max_epochs 10",
+            "SimCLR": "--config simclr-cifar10-mini --data.batch_size 64 --trainer.max_epochs 8",
         },
         common=_CIFAR10,
         columns=("knn", "linear", "epochs", "training_minutes"),
@@ -100,15 +102,5 @@ STUDIES = {
         },
         common=_LEAN,
         columns=("test/accuracy", "test/student_accuracy", "steps", "training_minutes"),
-    ),
-    "mean-teacher-fashionmnist": Study(
-        about="Mean Teacher against its labels alone: 10 labelled images per class of Fashion-MNIST, ResNet-20",
-        variants={
-            "Mean Teacher": "--config mean-teacher-fashionmnist",
-            "without consistency": "--config mean-teacher-fashionmnist --model.consistency_weight 0",
-        },
-        common=f"--data.base.root <root> {_LEAN}",
-        columns=("test/accuracy", "test/student_accuracy", "steps", "training_minutes"),
-        root="data",
     ),
 }

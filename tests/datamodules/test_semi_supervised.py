@@ -248,8 +248,8 @@ def test_a_run_that_was_killed_on_one_device_goes_on_with_two(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "neither of labels_per_class and fraction is given: give one"),
-        ({"labels_per_class": 2, "fraction": 0.5}, "both of labels_per_class and fraction is given: give one"),
+        ({}, "of labels_per_class and fraction, neither is given: give one"),
+        ({"labels_per_class": 2, "fraction": 0.5}, "of labels_per_class and fraction, both are given: give one"),
         ({"labels_per_class": 0}, "labels_per_class is 0: it must be at least 1"),
         ({"fraction": 0.0}, "fraction is 0.0: it must be above 0"),
         ({"fraction": 1.5}, "fraction is 1.5: it must be above 0 and at most 1"),
