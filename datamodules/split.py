@@ -17,7 +17,8 @@ def split(label: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         sizes: of the parts.
 
     Returns:
-        For each part the positions of its images, int64 and ascending; and last the positions of the rest.
+        For each part the positions of its images, int64, with the classes in proportion in every stretch of them, so
+        that its first batches stand for all; and last the positions of the rest, ascending.
     """
     names = label.numpy()
     order = np.random.RandomState(_SEED).permutation(len(names))  # unlike Generator's, its stream is frozen (NEP 19)
@@ -27,8 +28,8 @@ def split(label: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
     # Sorted by how far into its class an image stands, every stretch holds the classes in proportion.
     order = order[np.argsort(quantile[order], kind="stable")]
-    parts = np.split(order, np.cumsum(sizes))
-    return [torch.from_numpy(np.sort(part)) for part in parts]
+    *parts, rest = np.split(order, np.cumsum(sizes))
+    return [torch.from_numpy(part) for part in (*parts, np.sort(rest))]
 
 
 def per_class(label: Tensor, sizes: Tensor) -> Tensor:

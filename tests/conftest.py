@@ -1,4 +1,5 @@
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from tests.exactness import BATCHES, STEPS, Runs
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--exactness", type=Path, metavar="PATH", help="write how far apart the runs of one result are, as JSON"
+        "--exactness",
+        type=os.path.abspath,
+        metavar="PATH",
+        help="write how far apart the runs of one result are, as JSON",
     )
 
 
@@ -28,4 +32,4 @@ def measured(request):
     if path := request.config.getoption("--exactness"):
         protocol = {"steps": STEPS, "batches_per_epoch": BATCHES, "precision": "64-true"}
         report = {"protocol": protocol, "largest_relative_difference": table, "versions": versions()}
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        Path(path).write_text(json.dumps(report, indent=1) + "\n")

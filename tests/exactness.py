@@ -1,6 +1,6 @@
 """Whole runs of ``recipes fit`` in processes of their own, and how far apart what two of them left is.
 
-Every packaged config ``*-digits`` is a case, so that a recipe is covered as soon as it has one.
+One packaged config ``*-digits`` of each recipe is a case, so that a recipe is covered as soon as it has one.
 """
 
 import csv
@@ -24,7 +24,15 @@ from recipes.catalogue import CONFIGS, config_names
 from recipes.cli import main
 from tests.processes import run
 
-CASES = [name for name in config_names() if name.endswith("-digits")]
+
+def packaged(config: str) -> dict[str, Any]:
+    """What a packaged config says."""
+    return yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+
+
+CASES = list(
+    {packaged(name)["model"]["class_path"]: name for name in config_names() if name.endswith("-digits")}.values()
+)
 NOT_COVERED: dict[str, str] = {}  # recipe: why it cannot be
 
 STEPS, SAVE_EVERY = 30, 4
@@ -145,7 +153,7 @@ class Runs:
         key = (config, processes, str(killed), after, *sorted(changed.items()))
         if key not in self.done:
             runs = Path(tempfile.mkdtemp(dir=self.folder))
-            images = OF_WRAPPED_IMAGES if "base" in _data_options(config) else OF_IMAGES
+            images = OF_WRAPPED_IMAGES if "base" in packaged(config)["data"]["init_args"] else OF_IMAGES
             options = {"config": config, **OPTIONS, **images, "runs": runs, "trainer.devices": processes}
             options |= {name.replace("__", "."): value for name, value in changed.items()}
             options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
@@ -157,11 +165,6 @@ class Runs:
             (metrics,) = runs.glob("*/*/metrics.csv")
             self.done[key] = Run(metrics.parent)
         return self.done[key]
-
-
-def _data_options(config: str) -> dict[str, Any]:
-    """What a packaged config gives its DataModule."""
-    return yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["data"].get("init_args", {})
 
 
 def difference(run: Run, reference: Run) -> float:

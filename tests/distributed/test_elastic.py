@@ -5,16 +5,15 @@ import shutil
 
 import pytest
 import torch
-import yaml
 
-from recipes.catalogue import CONFIGS, recipe_names
-from tests.exactness import CASES, NOT_COVERED, Run, difference
+from recipes.catalogue import recipe_names
+from tests.exactness import CASES, NOT_COVERED, Run, difference, packaged
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def test_every_recipe_is_covered_or_says_why_not():
-    covered = {yaml.safe_load((CONFIGS / f"{case}.yaml").read_text())["model"]["class_path"] for case in CASES}
+    covered = {packaged(case)["model"]["class_path"] for case in CASES}
     assert covered.isdisjoint(f"recipes.{name}" for name in NOT_COVERED)
     assert {f"recipes.{name}" for name in recipe_names()} == covered | {f"recipes.{name}" for name in NOT_COVERED}
 

@@ -163,7 +163,7 @@ def test_the_table_has_a_row_for_each_variant_and_a_dash_for_what_it_did_not_mea
     measured(monkeypatch, only=["large"], seeds=[2])
     lines = tables.study("two").splitlines()
     assert lines[0] == "**Two batch sizes**"
-    assert lines[2] == "|  | kNN (%) | effective rank | test accuracy (%) | epochs |"
+    assert lines[2] == "|  | kNN (%) | effective rank (validation) | test accuracy (%) | epochs |"
     assert lines[4:6] == [
         "| small (2 seeds) | 70.5 ± 0.7 | 3.2 ± 0.0 | – | 4 |",
         "| large | 51.0 ± 1.0 | 3.2 ± 0.0 | – | 4 |",
