@@ -22,6 +22,7 @@ COLUMNS = {
     "test/student_accuracy": ("of the student (%)", 100, 1),
     "val/effective_rank": ("effective rank (validation)", 1, 1),
     "val/feature_std": ("feature std (validation)", 1, 2),
+    "train/projection_std": ("projection std (training)", 1, 2),
     "training_minutes": ("minutes", 1, 1),
     "images_per_second": ("images/s", 1, 0),
     "epochs": ("epochs", 1, 0),

@@ -6,9 +6,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules import Batch
-from losses import BootstrapLoss
+from losses import BootstrapLoss, unit
 from recipes.augment import BYOLViews, Views
-from recipes.nn import Encoder, MomentumCopy, check_momentum, cosine_momentum, has_local_batch_norm, projection_head
+from recipes.nn import (
+    Encoder,
+    MomentumCopy,
+    check_momentum,
+    cosine_momentum,
+    feature_std,
+    has_local_batch_norm,
+    projection_head,
+)
 from recipes.optim import LARS, WarmupCosine
 from recipes.recipe import Recipe
 
@@ -19,7 +27,8 @@ class BYOL(Recipe):
     From one view of an image, an online network predicts what a target network, its slowly moving average, makes of
     another view. There are no negatives: that not all images get the same features rests on the predictor, on the
     target and on the gradient that does not reach it (Section 3.2). The options below take these away one by one, as
-    the paper does; ``val/effective_rank`` and ``val/feature_std`` then show whether features collapse.
+    the paper does. Whether projections collapse, ``train/projection_std`` shows: 1 where they spread evenly over the
+    sphere, 0 where all are the same; ``val/effective_rank`` and ``val/feature_std`` say the same of features.
 
     Args:
         encoder: maps images [B, C, H, W] to features [B, F]; f(·) in the paper.
@@ -87,6 +96,7 @@ class BYOL(Recipe):
         p1, p2 = (self.predictor(projection) for projection in projections)
         loss = self.loss((p1, p2), (z1, z2), candidates, offset=self.global_rank * len(z1))
         self.log("train/loss", loss, sync_dist=True)
+        self.log("train/projection_std", feature_std(unit(self.gather(projections[0].detach()))))
         return loss
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:

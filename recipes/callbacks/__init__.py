@@ -2,7 +2,7 @@
 
 from recipes.callbacks.checkpoint import Checkpoint
 from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
-from recipes.callbacks.collapse import CollapseMonitor, effective_rank, feature_std
+from recipes.callbacks.collapse import CollapseMonitor, effective_rank
 from recipes.callbacks.compile import CompileEncoder
 from recipes.callbacks.features import Collector, Features, extract
 from recipes.callbacks.health import Health
@@ -27,7 +27,6 @@ __all__ = [
     "accuracy",
     "effective_rank",
     "extract",
-    "feature_std",
     "few_label_draws",
     "knn",
     "linear_probe",

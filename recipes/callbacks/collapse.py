@@ -3,22 +3,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F
 
 from datamodules import Batch
 from recipes.callbacks.features import Collector
-
-
-def feature_std(feature: Tensor) -> Tensor:
-    """How far features spread over the sphere: 1 where evenly, 0 where all are the same.
-
-    The standard deviation of each dimension of the L2-normalised features, averaged over the dimensions, × √F. (Chen &
-    He, 2021, arXiv:2011.10566, Section 4.1, plot it without the √F, where an even spread is 1 / √F.)
-
-    Args:
-        feature: float [N, F].
-    """
-    return F.normalize(feature).std(0, correction=0).mean() * feature.shape[1] ** 0.5
+from recipes.nn import feature_std
 
 
 def effective_rank(feature: Tensor) -> Tensor:

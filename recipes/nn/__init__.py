@@ -15,6 +15,7 @@ from recipes.nn.norm import (
     split_batch_norm,
 )
 from recipes.nn.resnet import ResNet
+from recipes.nn.spread import feature_std
 from recipes.nn.timm_encoder import TimmEncoder
 from recipes.nn.torchvision_encoder import TorchvisionEncoder
 from recipes.nn.vit import ViT
@@ -37,6 +38,7 @@ __all__ = [
     "check_momentum",
     "cosine_momentum",
     "evaluating",
+    "feature_std",
     "has_local_batch_norm",
     "in_micro_batches",
     "load_mismatch",

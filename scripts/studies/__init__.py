@@ -55,7 +55,7 @@ STUDIES = {
             "with negatives": "--config byol-digits --model.negatives_weight 1",
         },
         common=_SHORT,
-        columns=("knn", "linear", "val/effective_rank", "val/feature_std"),
+        columns=("knn", "linear", "val/effective_rank", "val/feature_std", "train/projection_std"),
     ),
     "batch-size": Study(
         about="Batches of 256 and of 32 digits, 50 epochs",
@@ -77,6 +77,7 @@ STUDIES = {
             "SimCLR, no colour": "--config simclr-cifar10-mini --model.views.strength 0 --model.views.grey 0",
         },
         common=_CIFAR10,
+        columns=("knn", "linear", "epochs"),
         root="data/cifar10-jpeg",
     ),
     "queue": Study(

@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
+_KEPT = r"(val|test)/(?!.*(knn|linear))|train/projection_std"  # accuracies of probes are in evaluation.json
 
 
 def fit(arguments: list[str], seed: int, threads: int | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def fit(arguments: list[str], seed: int, threads: int | None = None, quiet: bool
     return {
         "seed": seed,
         "accuracy": evaluation["accuracy"],
-        "metrics": {name: last[name] for name in last if re.match(r"(val|test)/(?!.*(knn|linear))", name)},
+        "metrics": {name: last[name] for name in last if re.match(_KEPT, name)},
         "steps": int(last["step"]),
         "command_minutes": round(minutes, 2),
         "images_per_second": round(protocol["training_images_seen"] / training / 60, 1) if training else 0.0,

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import Batch
-from recipes.callbacks import CollapseMonitor, effective_rank, feature_std
+from recipes.callbacks import CollapseMonitor, effective_rank
+from recipes.nn import feature_std
 
 
 def test_features_at_both_ends_of_every_axis_are_spread_evenly() -> None:

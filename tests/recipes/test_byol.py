@@ -105,13 +105,13 @@ def test_a_rising_tau_needs_a_run_with_an_end_and_a_constant_one_does_not(tmp_pa
         trainer(tmp_path, **options).fit(byol(), Digits(batch_size=128))
 
 
-def a_step(recipe, tmp_path):
+def a_step(recipe, tmp_path, logged=None):
     """The loss of one batch of 32, and its two views."""
     data = Digits(batch_size=32)
     data.setup()
     batch = next(iter(data.train_dataloader()))
     recipe.trainer = trainer(tmp_path)
-    recipe.log = lambda *_, **__: None
+    recipe.log = lambda name, value, **_: {} if logged is None else logged.update({name: value})
     views = [recipe.normalize(recipe.views(batch.image, recipe.key(batch, view))) for view in (0, 1)]
     return recipe.training_step(batch, 0), views
 
@@ -133,6 +133,15 @@ def test_training_step_is_the_distance_of_predictions_and_targets_of_the_other_v
     loss.backward()
     assert all(p.grad is None for p in recipe.target.parameters())
     assert all(p.grad is not None for p in recipe.parameters() if p.requires_grad)
+
+
+def test_spread_of_projections_is_that_of_the_first_views(tmp_path):
+    recipe = byol()
+    logged = {}
+    _, (one, _) = a_step(recipe, tmp_path, logged)
+    z = F.normalize(recipe.projector(recipe.encoder(one)))
+    expected = sum(column.var(correction=0).sqrt() for column in z.T) / 5 * 5**0.5
+    torch.testing.assert_close(logged["train/projection_std"], expected.detach())
 
 
 def test_without_a_target_the_gradient_flows_through_both_sides(tmp_path):
