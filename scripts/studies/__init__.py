@@ -102,6 +102,6 @@ STUDIES = {
             "--trainer.check_val_every_n_epoch 240 --probe.k 10",
         },
         common=_LEAN,
-        columns=("test/accuracy", "test/student_accuracy", "steps", "training_minutes"),
+        columns=("test/accuracy", "test/student_accuracy", "steps"),
     ),
 }
