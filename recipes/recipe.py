@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from datamodules import Batch
 from recipes.augment import Key, Normalize
-from recipes.nn import Encoder, Memory, evaluating, load_mismatch
+from recipes.nn import Encoder, Memory, evaluating, has_local_batch_norm, load_mismatch
 from recipes.optim import RunSchedule, parameter_groups
 
 
@@ -82,6 +83,14 @@ class Recipe(LightningModule):
             return x
         everyones = self.all_gather(x, sync_grads=True)
         return everyones.flatten(0, 1)  # type: ignore[union-attr]
+
+    def warn_of_local_batch_norm(self) -> None:
+        """Warns if batch norm is not that of the global batch: for recipes whose paper asks for it."""
+        if self.trainer.world_size > 1 and has_local_batch_norm(self):
+            rank_zero_warn(
+                f"{type(self).__name__}'s batch norm sees the images of one device alone, so that the result depends "
+                "on the number of devices: give the Trainer plugins=CrossDeviceBatchNorm()"
+            )
 
     def setup(self, stage: str) -> None:
         """Takes mean and standard deviation from the DataModule, and checks that encoder and images fit."""

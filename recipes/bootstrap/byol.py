@@ -2,7 +2,6 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules import Batch
@@ -14,7 +13,6 @@ from recipes.nn import (
     check_momentum,
     cosine_momentum,
     feature_std,
-    has_local_batch_norm,
     projection_head,
 )
 from recipes.optim import LARS, WarmupCosine
@@ -81,11 +79,7 @@ class BYOL(Recipe):
 
     def on_train_start(self) -> None:
         """Warns where batch norm is not that of the global batch (as in the published code)."""
-        if self.trainer.world_size > 1 and has_local_batch_norm(self):
-            rank_zero_warn(
-                "BYOL's batch norm sees the images of one device alone, so that the result depends on the number of "
-                "devices: give the Trainer plugins=CrossDeviceBatchNorm()"
-            )
+        self.warn_of_local_batch_norm()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Algorithm 1."""

@@ -1,12 +1,11 @@
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules import Batch
 from losses import NTXent
 from recipes.augment import SimCLRViews, Views
-from recipes.nn import Encoder, has_local_batch_norm, in_micro_batches, projection_head, sees_the_batch
+from recipes.nn import Encoder, in_micro_batches, projection_head, sees_the_batch
 from recipes.optim import LARS, WarmupCosine
 from recipes.recipe import Recipe
 
@@ -60,11 +59,7 @@ class SimCLR(Recipe):
 
     def on_train_start(self) -> None:
         """Warns where batch norm is not that of the global batch (Section 2.2)."""
-        if self.trainer.world_size > 1 and has_local_batch_norm(self):
-            rank_zero_warn(
-                "SimCLR's batch norm sees the images of one device alone, so that the result depends on the number of "
-                "devices: give the Trainer plugins=CrossDeviceBatchNorm()"
-            )
+        self.warn_of_local_batch_norm()
 
     def on_fit_start(self) -> None:
         """Refuses micro-batches where an image's features depend on the other images."""
