@@ -12,7 +12,7 @@ class NCE(nn.Module):
 
     The probability that a feature f belongs to instance i, P(i|f) = exp(vᵢ·f / τ) / Z over n instances with a constant
     Z, is learned by telling the instance from m that are drawn evenly from all n, with
-    h = P / (P + m / n) (Equation 6): -log h(i, f) - Σ log(1 - h(j, f)), the sum over the m drawn (Equation 7).
+    h = P / (P + m / n): -log h(i, f) - Σ log(1 - h(j, f)), the sum over the m drawn.
     Computed in float32, or float64 for float64 input.
 
     Args:
@@ -47,7 +47,7 @@ class NCE(nn.Module):
 
     @torch.no_grad()
     def log_z(self, feature: Tensor, noise: Tensor, instances: int) -> Tensor:
-        """Estimates log Z from the m instances drawn: Z = n / m Σ exp(vⱼ·f / τ) (Equation 8), the mean over features.
+        """Estimates log Z from the m instances drawn: Z = n / m Σ exp(vⱼ·f / τ), the mean over features.
 
         Args:
             feature: [N, D]; need not be normalised.

@@ -110,7 +110,7 @@ class InstanceDiscrimination(Recipe):
             if self.global_step == 0 and batch_idx == 0:
                 self.log_z.copy_(self.nce.log_z(self.gather(z), noise, len(self.bank)))  # kept from then on
             loss = self.nce(z, last, noise, len(self.bank), self.log_z)
-            loss = loss + self.proximal_weight * (unit(z) - last).square().sum(1).mean()  # Equation 10
+            loss = loss + self.proximal_weight * (unit(z) - last).square().sum(1).mean()  # Section 3.3
         self.seen = self.gather(batch.index), self.gather(z.detach())
         self.log("train/loss", loss, sync_dist=True)
         return loss
