@@ -64,6 +64,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._splits: Splits | None = None
+        self._instead: Splits | None = None
         self._train_loader: ResumableLoader | None = None
         self._position: dict[str, Any] = {}
 
@@ -73,6 +74,7 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images, once, whatever the stage."""
+        self._instead = None
         if self._splits is None:
             self._splits = self.load()
 
@@ -82,6 +84,19 @@ class ImageDataModule(LightningDataModule):
         if self._splits is None:
             raise RuntimeError(f"{type(self).__name__} has not read its images yet: call prepare_data() and setup()")
         return self._splits
+
+    def hand_out(self, train: ImageDataset, val: ImageDataset | None) -> None:
+        """Has the loaders for training and validation give something else than images, until the next ``setup``.
+
+        Args:
+            train: as many entries as there are training images, in their order: such as their features.
+            val: the same for the validation images.
+        """
+        self._instead = Splits(self.class_names, train, val)
+
+    @property
+    def _given(self) -> Splits:
+        return self._instead or self.splits
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -132,7 +147,7 @@ class ImageDataModule(LightningDataModule):
             ValueError: if there are fewer training images than ``batch_size``, or if it does not divide over the
                 devices.
         """
-        self._train_loader = ResumableLoader(**self._options(self.splits.train, self._train_sampler(*self._place)))
+        self._train_loader = ResumableLoader(**self._options(self._given.train, self._train_sampler(*self._place)))
         self._train_loader.trainer = self.trainer
         self._train_loader.load_state_dict(self._position)
         self._position = {}
@@ -152,8 +167,8 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The validation images in order; no loader where there are none, and Lightning does not validate."""
-        val = self.splits.val
-        return [] if val is None else self._in_order(val)
+        val = self._given.val
+        return [] if val is None else self.in_order(val)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test images in order.
@@ -163,11 +178,11 @@ class ImageDataModule(LightningDataModule):
         """
         if self.splits.test is None:
             raise ValueError(f"{type(self).__name__} has no test images here")
-        return self._in_order(self.splits.test)
+        return self.in_order(self.splits.test)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test images in order, or the training images where there is no test split."""
-        return self._in_order(self.splits.test or self.splits.train)
+        return self.in_order(self.splits.test or self.splits.train)
 
     def bank_dataloader(self) -> DataLoader[Batch]:
         """The labelled training images in order, none left out: for nearest neighbours and probes.
@@ -179,9 +194,10 @@ class ImageDataModule(LightningDataModule):
         labelled = (train.label >= 0).nonzero().flatten()
         if not len(labelled):
             raise ValueError(f"{type(self).__name__} has no labelled training images here")
-        return self._in_order(train, labelled)
+        return self.in_order(train, labelled)
 
-    def _in_order(self, dataset: ImageDataset, positions: Tensor | None = None) -> DataLoader[Batch]:
+    def in_order(self, dataset: ImageDataset, positions: Tensor | None = None) -> DataLoader[Batch]:
+        """The images of a dataset in order, or those at ``positions`` [N] alone; nothing is left out."""
         positions = torch.arange(len(dataset)) if positions is None else positions
         sampler = GlobalBatchSampler(positions, self.batch_size, *self._place, training=False)
         return DataLoader(**self._options(dataset, sampler))

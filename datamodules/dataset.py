@@ -39,7 +39,7 @@ class ImagesInMemory(ImageDataset):
     """Images in one tensor.
 
     Args:
-        image: uint8 [M, C, H, W]; several datasets may share it.
+        image: uint8 [M, C, H, W], or features [M, F] in their place; several datasets may share it.
         label: int64 [M], -1 where unlabelled.
         rows: int64 [N], which of the M images are in this dataset, in which order; none is all of them.
     """

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from recipes.nn.weights import checkpoint_file
+
 if TYPE_CHECKING:
     from recipes.recipe import Recipe
 
@@ -50,10 +52,8 @@ def config_of(path: str | Path) -> dict[str, Any]:
 
 def checkpoint_path(path: str | Path) -> Path:
     """The checkpoint file that a path means: itself, or the last one of a run directory."""
-    path = Path(path)
-    for file in (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
-        if file.is_file():
-            return file
+    if file := checkpoint_file(path):
+        return file
     raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file or the directory of a run that saved one")
 
 

@@ -93,12 +93,15 @@ class Recipe(LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Takes mean and standard deviation from the DataModule, and checks that encoder and images fit."""
+        """Takes mean and standard deviation from the DataModule, and checks that encoder and images fit.
+
+        An encoder that was trained before keeps those that it was trained with, where they are known.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "image_shape"):
             return
-        self.normalize.set(data.mean, data.std)
         channels, height, width = data.image_shape
+        self.normalize.set(*(_of_channels(self.encoder.normalization, channels) or (data.mean, data.std)))
         name = type(self.encoder).__name__
         if channels != self.encoder.in_channels:
             raise ValueError(
@@ -121,7 +124,7 @@ class Recipe(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
-        optimizer = self.optimizer(parameter_groups(self))
+        optimizer = self.optimizer(self.parameter_groups())
         if self.lr_batch_size is not None:
             for group in optimizer.param_groups:
                 group["lr"] *= self.global_batch_size / self.lr_batch_size
@@ -135,6 +138,10 @@ class Recipe(LightningModule):
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler.start(total, steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser is made from: all trainable parameters, with and without weight decay."""
+        return parameter_groups(self)
 
     @property
     def total_steps(self) -> int:
@@ -180,3 +187,10 @@ class Recipe(LightningModule):
             raise ValueError(f"the checkpoint does not fit this {ours}: {problem}")
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
+
+
+def _of_channels(normalization: tuple[Any, Any] | None, channels: int) -> tuple[Any, Any] | None:
+    """Mean and standard deviation for images of so many channels; grey ones have the mean over those of RGB."""
+    if normalization is None or len(normalization[0]) == channels:
+        return normalization
+    return tuple([sum(numbers) / len(numbers)] * channels for numbers in normalization)  # type: ignore[return-value]

@@ -4,11 +4,9 @@ from recipes.callbacks.checkpoint import Checkpoint
 from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.collapse import CollapseMonitor, effective_rank
 from recipes.callbacks.compile import CompileEncoder
-from recipes.callbacks.features import Collector, Features, extract
 from recipes.callbacks.health import Health
 from recipes.callbacks.pictures import Pictures
 from recipes.callbacks.predictions import PredictionFile
-from recipes.callbacks.probes import accuracy, few_label_draws, knn, linear_probe
 from recipes.callbacks.representation_probe import RepresentationProbe
 from recipes.callbacks.run_directory import RunDirectory
 
@@ -16,18 +14,11 @@ __all__ = [
     "AtomicCheckpointIO",
     "Checkpoint",
     "CollapseMonitor",
-    "Collector",
     "CompileEncoder",
-    "Features",
     "Health",
     "Pictures",
     "PredictionFile",
     "RepresentationProbe",
     "RunDirectory",
-    "accuracy",
     "effective_rank",
-    "extract",
-    "few_label_draws",
-    "knn",
-    "linear_probe",
 ]

@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules import Batch
-from recipes.callbacks.features import Collector
+from recipes.features import Collector
 from recipes.nn import feature_std
 
 

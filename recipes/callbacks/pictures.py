@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules import Batch
-from recipes.callbacks.features import Features
 from recipes.callbacks.representation_probe import PIXELS, TRAINED, RepresentationProbe
+from recipes.features import Features
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

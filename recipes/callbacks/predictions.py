@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules import Batch
-from recipes.callbacks.features import join
+from recipes.features import join
 
 
 class PredictionFile(Callback):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Batch
-from recipes.callbacks.features import Collector, Features, extract, forward
-from recipes.callbacks.probes import accuracy, few_label_draws, knn, linear_probe
 from recipes.callbacks.report import summary, table, versions
+from recipes.features import Collector, Features, extract, forward
+from recipes.probes import accuracy, few_label_draws, knn, linear_probe
 
 TRAINED = "trained encoder"
 RANDOM = "random encoder"

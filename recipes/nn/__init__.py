@@ -16,6 +16,7 @@ from recipes.nn.norm import (
 )
 from recipes.nn.resnet import ResNet
 from recipes.nn.spread import feature_std
+from recipes.nn.stages import Stage, stage_features, stage_of_parameters, stages
 from recipes.nn.timm_encoder import TimmEncoder
 from recipes.nn.torchvision_encoder import TorchvisionEncoder
 from recipes.nn.vit import ViT
@@ -31,6 +32,7 @@ __all__ = [
     "MemoryBank",
     "MomentumCopy",
     "ResNet",
+    "Stage",
     "TimmEncoder",
     "TorchvisionEncoder",
     "ViT",
@@ -46,4 +48,7 @@ __all__ = [
     "projection_head",
     "sees_the_batch",
     "split_batch_norm",
+    "stage_features",
+    "stage_of_parameters",
+    "stages",
 ]

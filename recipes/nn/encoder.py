@@ -1,3 +1,6 @@
+import inspect
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -14,9 +17,19 @@ class Encoder(nn.Module):
 
     Attributes:
         pretrained: whether it was made with weights that were trained before.
+        normalization: mean and standard deviation of each channel that the weights were trained with, where that is
+            known; images are then normalised by them, and not by those of the data.
     """
 
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     pretrained = False
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> "Encoder":
+        """Notes how the encoder was made, for ``fresh``."""
+        encoder = super().__new__(cls)
+        encoder.__dict__["_made_with"] = (args, options)
+        return encoder
 
     def __init__(self, network: nn.Module, feature_dim: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -27,6 +40,24 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Maps normalised float images [B, C, H, W] to features [B, F]."""
         return self.network(image)
+
+    def fresh(self) -> "Encoder":
+        """The same network with random weights.
+
+        Raises:
+            ValueError: if the encoder wraps a network that somebody else has made.
+        """
+        args, options = self._made_with
+        given = inspect.signature(type(self)).bind(*args, **options).arguments
+        if "network" in given:
+            raise ValueError(
+                f"an {type(self).__name__} around a network of your own cannot be made anew: give a new one, or choose "
+                "an encoder of recipes.nn, such as TorchvisionEncoder"
+            )
+        return type(self)(**{**given, **{name: value for name, value in _UNTRAINED.items() if name in given}})
+
+
+_UNTRAINED = {"weights": None, "pretrained": False}
 
 
 def check_image(encoder: Encoder, image: Tensor, size: int) -> None:

@@ -50,6 +50,8 @@ class ResNet(Encoder):
                 stages.append(_Block(channels, width << stage, stride))
                 channels = width << stage
         super().__init__(nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels, in_channels)
+        # the first convolution, and then the first block of each stage
+        self.first_of_stages = ["network.0", *(f"network.{3 + stage * blocks}" for stage in range(3))]
         use_norm(self, norm)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al., 2015, arXiv:1502.01852, Equation 14

@@ -45,6 +45,9 @@ class TimmEncoder(Encoder):
             raise ValueError(f"image_size is {image_size}, but {name} takes none: leave image_size out") from error
         super().__init__(network, _feature_dim(network), in_channels)
         self.pretrained = pretrained
+        if pretrained:
+            known: Any = network.pretrained_cfg
+            self.normalization = tuple(known["mean"]), tuple(known["std"])
         if weights is not None:
             load_weights(self, weights)
 

@@ -8,7 +8,7 @@ from torchvision import models
 
 from recipes.nn.encoder import Encoder
 from recipes.nn.group_norm import Norm, use_norm
-from recipes.nn.weights import load_state, read_state
+from recipes.nn.weights import load_state, normalization, read_state
 
 # besides norm layers and biases: as in the authors' code of DeiT, Swin (v1 and v2) and ConvNeXt
 _NO_WEIGHT_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table", "logit_scale", "layer_scale")
@@ -56,7 +56,7 @@ class TorchvisionEncoder(Encoder):
             raise ValueError(f"stem is {stem!r}: it must be 'standard' or 'small'")
         options: dict[str, Any] = _size_option(name, image_size)
         known = ["DEFAULT", *models.get_model_weights(name).__members__]
-        state = None
+        state = trained_with = None
         if weights in known:
             if norm != "batch":
                 raise ValueError(f"the weights {weights} were trained with batch norm: leave norm or weights out")
@@ -65,6 +65,7 @@ class TorchvisionEncoder(Encoder):
             if not Path(weights).suffix and not Path(weights).exists():
                 raise ValueError(f"weights are {weights!r}: give a file, or for {name} one of {', '.join(known)}")
             state = read_state(weights)
+            trained_with = normalization(state)
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = weights not in known  # torchvision warns if it is left out
 
@@ -79,6 +80,10 @@ class TorchvisionEncoder(Encoder):
             _sum_first_convolution(network)
         super().__init__(network, _remove_head(network), in_channels)
         self.pretrained = weights is not None
+        self.normalization = trained_with
+        if weights in known:
+            transform = models.get_model_weights(name)[str(weights)].transforms()
+            self.normalization = tuple(transform.mean), tuple(transform.std)
         if state is not None:
             load_state(self, state, str(weights))
 

@@ -15,27 +15,30 @@ _SHOWN = 3  # names in an error message
 def load_weights(module: Encoder, path: str | Path) -> None:
     """Loads the weights of an encoder from a file, in place.
 
-    The file is a state_dict, a dictionary with a ``state_dict``, or a checkpoint of a recipe, whose encoder is taken.
+    The file is a state_dict, a dictionary with a ``state_dict``, or a checkpoint of a recipe, whose encoder is taken
+    with the mean and standard deviation that its images were normalised by.
     Names may lack the ``network.`` that an ``Encoder`` puts before those of the network it wraps.
     Nothing in the file is run.
 
     Args:
         module: gets the weights; names and shapes have to be those of the file.
-        path: of the file.
+        path: of the file, or the directory of a run, which stands for its last checkpoint.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no weights, or not those of ``module``.
     """
-    load_state(module, read_state(path), path)
+    state = read_state(path)
+    load_state(module, state, path)
     module.pretrained = True
+    module.normalization = normalization(state)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Reads the tensors of a file as ``load_weights`` does, by the names they have there."""
-    path = Path(path)
+    path = checkpoint_file(path) or Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"weights: there is no file {path}")
+        raise FileNotFoundError(f"weights: there is no file {path}, and it is not the directory of a run")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler stumbles over a foreign file in many ways
@@ -47,6 +50,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not state:
         raise ValueError(f"weights: {path} holds no state_dict; save one with torch.save(encoder.state_dict(), path)")
     return state
+
+
+def checkpoint_file(path: str | Path) -> Path | None:
+    """The file that a path means: itself, or the last checkpoint of the directory of a run; None if there is none."""
+    path = Path(path)
+    files = (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt")
+    return next((file for file in files if file.is_file()), None)
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
@@ -61,6 +71,14 @@ def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path) ->
     if problem := load_mismatch(module, state):
         raise ValueError(f"weights: {path} does not fit this {type(module).__name__}: {problem}")
     module.load_state_dict(state)
+
+
+def normalization(state: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and standard deviation that a recipe's images were normalised by, from its state_dict, if it has any."""
+    if "normalize.mean" not in state:
+        return None
+    mean, std = (tuple(state[f"normalize.{name}"].flatten().tolist()) for name in ("mean", "std"))
+    return mean, std
 
 
 def load_mismatch(module: nn.Module, state: Mapping[str, Any]) -> str:

@@ -1,18 +1,16 @@
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
+from torch import Tensor
 
 from datamodules import Batch
 from losses import labelled_cross_entropy
 from recipes.augment import SupervisedViews, Views
+from recipes.classifier import Classifier
 from recipes.nn import Encoder
 from recipes.optim import WarmupCosine
-from recipes.recipe import Recipe
 
 
-class Supervised(Recipe):
+class Supervised(Classifier):
     """Classification with cross-entropy on labelled images: the baseline of every other recipe.
 
     Images without a label (-1) take no part in the loss.
@@ -43,21 +41,11 @@ class Supervised(Recipe):
         scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=5),  # Goyal et al., Section 2.2
         lr_batch_size: int | None = 256,
     ) -> None:
-        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}: classification needs at least 2; are the images labelled?")
+        super().__init__(encoder, num_classes, optimizer, scheduler, lr_batch_size)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}: it must be in [0, 1)")
         self.views = views or SupervisedViews()
-        self.head = nn.Linear(self.feature_dim, num_classes)
         self.label_smoothing = label_smoothing
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
-
-    def logits(self, feature: Tensor) -> Tensor:
-        """Maps features [B, F] to logits [B, classes], in float32 or, for a recipe in float64, in that."""
-        logits = self.head(feature)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one random view of every image, the mean over the labelled images of all devices."""
@@ -66,25 +54,3 @@ class Supervised(Recipe):
         loss = labelled_cross_entropy(logits, batch.label, self.gather(batch.label), self.label_smoothing)
         self.log("train/loss", loss, sync_dist=True)
         return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
-        feature = self(batch.image)
-        logits = self.logits(feature)
-        self.val_accuracy(logits, batch.label)
-        loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
-        self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
-        self.log("val/accuracy", self.val_accuracy)
-        return feature
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logs ``test/accuracy``; returns the features [B, F]."""
-        feature = self(batch.image)
-        self.test_accuracy(self.logits(feature), batch.label)
-        self.log("test/accuracy", self.test_accuracy)
-        return feature
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns features [B, F], class probabilities [B, classes] and indices [B]."""
-        feature = self(batch.image)
-        return {"index": batch.index, "feature": feature, "probability": self.logits(feature).softmax(1)}

@@ -10,7 +10,8 @@ from matplotlib import pyplot
 
 from datamodules import Digits
 from recipes import SimCLR
-from recipes.callbacks import Features, Pictures, pictures
+from recipes.callbacks import Pictures, pictures
+from recipes.features import Features
 from recipes.nn import ConvNet
 
 

@@ -8,7 +8,8 @@ from lightning.pytorch import Trainer, seed_everything
 
 from datamodules import Batch, Digits
 from recipes import SimCLR
-from recipes.callbacks import CollapseMonitor, Collector, RepresentationProbe
+from recipes.callbacks import CollapseMonitor, RepresentationProbe
+from recipes.features import Collector
 from recipes.nn import ConvNet
 
 

@@ -6,12 +6,12 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from datamodules import Batch
+from datamodules import Batch, ImageDataModule, ImagesInMemory
 from recipes.nn import evaluating
 
 _INDEX_BITS = 40  # of a number that orders images: the index below, the number of the loader above
@@ -90,7 +90,9 @@ def forward(encoder: nn.Module, image: Tensor, trainer: Trainer) -> Tensor:
         return encoder(image)
 
 
-def extract(encoders: Mapping[str, nn.Module], loader: Iterable[Batch], trainer: Trainer) -> dict[str, Features]:
+def extract(
+    encoders: Mapping[str, nn.Module], loader: Iterable[Batch], trainer: Trainer, dtype: torch.dtype = torch.float32
+) -> dict[str, Features]:
     """Takes the features of the images of a loader, in eval mode and in the Trainer's precision.
 
     The encoders come back in the mode they had, and random number generators in their state. Under ``fast_dev_run``
@@ -100,11 +102,12 @@ def extract(encoders: Mapping[str, nn.Module], loader: Iterable[Batch], trainer:
         encoders: each maps images [B, C, H, W] to features [B, F], on the Trainer's device; a recipe does.
         loader: gives Batches.
         trainer: whose device and precision are used.
+        dtype: that the features are kept in.
 
     Returns:
         The features that each encoder gives for the images of all devices.
     """
-    collectors = {name: Collector(trainer.strategy.root_device) for name in encoders}
+    collectors = {name: Collector(trainer.strategy.root_device, dtype) for name in encoders}
     with ExitStack() as stack:
         stack.enter_context(isolate_rng())  # an iterator over a DataLoader draws a seed
         for encoder in encoders.values():
@@ -117,12 +120,31 @@ def extract(encoders: Mapping[str, nn.Module], loader: Iterable[Batch], trainer:
     return {name: collector.gather() for name, collector in collectors.items()}
 
 
+def hand_out_features(recipe: LightningModule, data: ImageDataModule, trainer: Trainer) -> None:
+    """Passes all training and validation images through a recipe once; from then on, the loaders give its features.
+
+    Every device has to call this, before the loaders are made, and gets the features of all images.
+
+    Args:
+        recipe: maps images [B, C, H, W] to features [B, F], on the Trainer's device.
+        data: whose loaders for training and validation shall give ``Batch(feature [B, F], label, index)``.
+        trainer: whose device and precision are used.
+    """
+    dtype = next(recipe.parameters()).dtype
+    instead = {}
+    for name in ("train", "val"):
+        images = getattr(data.splits, name)
+        if images is not None:
+            features = extract({name: recipe}, data.in_order(images), trainer, dtype)[name]
+            instead[name] = ImagesInMemory(features.feature.cpu(), images.label)
+    data.hand_out(instead["train"], instead.get("val"))
+
+
 def join(parts: list[Tensor]) -> Tensor:
     """Joins tensors [n, ...] of all devices to one, in rank order; each device gives at least one, which may be empty.
 
     Every device has to call this.
     """
-    """Joins tensors along their first dimension, and those of all devices, in rank order. A collective."""
     parts = [part for part in parts if len(part)] or parts[:1]
     joined = torch.cat(parts)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

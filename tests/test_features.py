@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules import Batch
-from recipes.callbacks import Collector, Features, extract
+from recipes.features import Collector, Features, extract
 from recipes.nn import ConvNet
 
 

@@ -7,7 +7,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from recipes.callbacks import Features, accuracy, few_label_draws, knn, linear_probe, probes
+from recipes import probes
+from recipes.features import Features
+from recipes.probes import accuracy, few_label_draws, knn, linear_probe
 
 
 def features(feature: Tensor, label: Tensor) -> Features:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from recipes.augment import Key, uniform
-from recipes.callbacks.features import Features
+from recipes.features import Features
 
 _CHUNK = 1 << 24  # similarities in memory at a time
 
