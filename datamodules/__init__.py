@@ -2,13 +2,14 @@
 
 from datamodules.base import ImageDataModule, Splits
 from datamodules.batch import Batch
-from datamodules.dataset import ImageDataset, ImageFiles, ImagesInMemory
+from datamodules.dataset import ImageDataset, ImageFiles, ImageSelection, ImagesInMemory
 from datamodules.digits import Digits
 from datamodules.folder import ImageFolder
 from datamodules.loader import ResumableLoader
 from datamodules.sampler import GlobalBatchSampler, SemiSupervisedSampler
 from datamodules.semi_supervised import SemiSupervised
 from datamodules.standard import CIFAR10, CIFAR100, KMNIST, MNIST, STL10, SVHN, FashionMNIST
+from datamodules.subset import Subset
 
 __all__ = [
     "CIFAR10",
@@ -25,9 +26,11 @@ __all__ = [
     "ImageDataset",
     "ImageFiles",
     "ImageFolder",
+    "ImageSelection",
     "ImagesInMemory",
     "ResumableLoader",
     "SemiSupervised",
     "SemiSupervisedSampler",
     "Splits",
+    "Subset",
 ]

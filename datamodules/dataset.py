@@ -78,3 +78,23 @@ class ImageFiles(ImageDataset):
         """Decodes the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
         decoded = [decode_or_name(Path(path), self.image_size, self.channels) for path in self.paths[index.numpy()]]
         return torch.from_numpy(np.stack(decoded))
+
+
+class ImageSelection(ImageDataset):
+    """Some images of another dataset, with labels of their own.
+
+    Args:
+        base: where the images are from.
+        rows: int64 [N], their positions in it.
+        label: int64 [N], -1 where unlabelled.
+    """
+
+    def __init__(self, base: ImageDataset, rows: Tensor, label: Tensor) -> None:
+        self.base = base
+        self.rows = rows
+        self.label = label
+        self.in_memory = base.in_memory
+
+    def images(self, index: Tensor) -> Tensor:
+        """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
+        return self.base.images(self.rows[index])

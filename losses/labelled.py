@@ -3,7 +3,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def labelled_cross_entropy(logits: Tensor, label: Tensor, everyones: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def labelled_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    everyones: Tensor,
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    share: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy, the mean over the labelled images of all devices.
 
     Devices may have more and fewer labelled images. The mean over devices of what each gets here, which is the one that
@@ -14,11 +21,20 @@ def labelled_cross_entropy(logits: Tensor, label: Tensor, everyones: Tensor, lab
         label: int64 [B], their classes; -1 where unlabelled.
         everyones: int64 [devices × B], the labels of all devices; on one device, those given.
         label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+        class_weight: float [classes], how much an image of each class counts, >= 0; the mean is then divided by the sum
+            of the weights of the images' classes. None: 1 for all.
+        share: float [B], how much of each image's loss counts here, in [0, 1]; it does not change what the mean is
+            divided by, so that the losses of several labels of mixed images can be added. None: 1 for all.
 
     Returns:
         A scalar, float32 or for float64 logits float64; 0 where no image of any device is labelled.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = F.cross_entropy(logits, label, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
-    labelled = (everyones >= 0).sum().clamp(min=1).to(total.dtype)
-    return total / (labelled * (len(label) / len(everyones)))
+    weight = None if class_weight is None else class_weight.to(logits.dtype)
+    each = F.cross_entropy(
+        logits, label, weight, ignore_index=-1, label_smoothing=label_smoothing, reduction="none"
+    )  # [B], with 0 where unlabelled
+    total = each.sum() if share is None else (each * share).sum()
+    labelled = everyones[everyones >= 0]
+    count = weight[labelled].sum() if weight is not None else labelled.new_tensor(len(labelled), dtype=total.dtype)
+    return total / (torch.where(count > 0, count, 1) * (len(label) / len(everyones)))

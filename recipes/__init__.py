@@ -6,5 +6,16 @@ from recipes.contrastive import InstanceDiscrimination, MoCo, SimCLR
 from recipes.recipe import Recipe
 from recipes.semisupervised import MeanTeacher
 from recipes.supervised import Supervised
+from recipes.transfer import FineTune
 
-__all__ = ["BYOL", "InstanceDiscrimination", "MeanTeacher", "MoCo", "Recipe", "SimCLR", "Supervised", "load"]
+__all__ = [
+    "BYOL",
+    "FineTune",
+    "InstanceDiscrimination",
+    "MeanTeacher",
+    "MoCo",
+    "Recipe",
+    "SimCLR",
+    "Supervised",
+    "load",
+]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from datamodules import Batch
+from datamodules import Batch, ImageDataModule
 from recipes.nn import Encoder
 from recipes.recipe import Recipe
 
@@ -27,7 +27,8 @@ class Classifier(Recipe):
         class_names: of the labels 0, 1, ..., once the data is known; they are kept in checkpoints.
 
     Raises:
-        ValueError: if ``num_classes`` is out of range.
+        ValueError: if ``num_classes`` is out of range; at the start of training, if there are fewer labelled images
+            than classes.
     """
 
     def __init__(
@@ -50,10 +51,17 @@ class Classifier(Recipe):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
 
     def setup(self, stage: str) -> None:
-        """Takes the names of the classes from the DataModule too."""
+        """Takes the names of the classes from the DataModule too, and checks that there are enough images."""
         super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
         self.class_names = getattr(data, "class_names", ()) or self.class_names
+        if stage == "fit" and isinstance(data, ImageDataModule):
+            labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
+            if labelled < classes:
+                raise ValueError(
+                    f"{type(data).__name__} has {labelled} labelled training images for {classes} classes: training "
+                    "needs at least one image of each class"
+                )
 
     def logits(self, feature: Tensor) -> Tensor:
         """Maps features [B, F] to logits [B, classes], in float32 or, for a recipe in float64, in that."""
@@ -92,6 +100,16 @@ class Classifier(Recipe):
         checkpoint["class_names"] = list(self.class_names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the names of the classes from a checkpoint where the data has none."""
+        """Takes the names of the classes from a checkpoint where the data has none; refuses data with other classes."""
+        theirs = tuple(checkpoint.get("class_names", ()))
+        if self.class_names and theirs and self.class_names != theirs:
+            raise ValueError(
+                f"the checkpoint knows {_listed(theirs)}, and the data has {_listed(self.class_names)}: give data with "
+                "the same classes, or pictures without class folders"
+            )
         super().on_load_checkpoint(checkpoint)
-        self.class_names = self.class_names or tuple(checkpoint.get("class_names", ()))
+        self.class_names = self.class_names or theirs
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import Batch
 from recipes.augment import Key, Normalize
 from recipes.nn import Encoder, Memory, evaluating, has_local_batch_norm, load_mismatch
-from recipes.optim import RunSchedule, parameter_groups
+from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
 
 class Recipe(LightningModule):
@@ -29,6 +29,9 @@ class Recipe(LightningModule):
         lr_batch_size: the global batch size that the learning rate is stated for: the one in use is
             lr × batch size / lr_batch_size (linear scaling rule, Goyal et al., 2017, arXiv:1706.02677).
             Null uses it as it stands.
+
+    Attributes:
+        image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
 
     Raises:
         ValueError: if ``lr_batch_size`` is not positive.
@@ -52,6 +55,7 @@ class Recipe(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.lr_batch_size = lr_batch_size
+        self.image_shape: tuple[int, ...] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
@@ -100,7 +104,7 @@ class Recipe(LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "image_shape"):
             return
-        channels, height, width = data.image_shape
+        channels, height, width = self.image_shape = data.image_shape
         self.normalize.set(*(_of_channels(self.encoder.normalization, channels) or (data.mean, data.std)))
         name = type(self.encoder).__name__
         if channels != self.encoder.in_channels:
@@ -125,13 +129,14 @@ class Recipe(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
         optimizer = self.optimizer(self.parameter_groups())
-        if self.lr_batch_size is not None:
-            for group in optimizer.param_groups:
-                group["lr"] *= self.global_batch_size / self.lr_batch_size
+        scale = 1.0 if self.lr_batch_size is None else self.global_batch_size / self.lr_batch_size
+        for group in optimizer.param_groups:
+            group["lr"] *= scale * group.get("lr_factor", 1.0)
         short = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.scheduler is None or short:  # a warm-up is longer than the one batch of fast_dev_run
             return optimizer
         scheduler = self.scheduler(optimizer)
+        keep_lr_factors(scheduler)
         if not isinstance(scheduler, RunSchedule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
         total = self.total_steps
@@ -140,7 +145,10 @@ class Recipe(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser is made from: all trainable parameters, with and without weight decay."""
+        """What the optimiser is made from: all trainable parameters, with and without weight decay.
+
+        A group may have an ``lr_factor``, which its learning rate is multiplied by.
+        """
         return parameter_groups(self)
 
     @property
@@ -175,8 +183,9 @@ class Recipe(LightningModule):
         return data.batch_size * self.trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes whose checkpoint it is."""
+        """Notes whose checkpoint it is, and the shape of the images."""
         checkpoint["recipe"] = type(self).__name__
+        checkpoint["image_shape"] = self.image_shape and list(self.image_shape)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another recipe or of another network, before anything is loaded."""
@@ -185,6 +194,8 @@ class Recipe(LightningModule):
             raise ValueError(f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}")
         if problem := load_mismatch(self, checkpoint["state_dict"]):
             raise ValueError(f"the checkpoint does not fit this {ours}: {problem}")
+        if self.image_shape is None and checkpoint.get("image_shape"):
+            self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
 

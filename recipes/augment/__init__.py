@@ -5,6 +5,7 @@ from recipes.augment.colour import ColorJitter, Colour, Grayscale, Intensity
 from recipes.augment.compose import Compose
 from recipes.augment.filters import GaussianBlur, Solarize
 from recipes.augment.geometry import Geometry, HorizontalFlip, RandomAffine, RandomResizedCrop
+from recipes.augment.mix import Mix, partners
 from recipes.augment.normalize import Normalize
 from recipes.augment.random import Key, uniform
 from recipes.augment.views import (
@@ -29,6 +30,7 @@ __all__ = [
     "InstanceDiscriminationViews",
     "Intensity",
     "Key",
+    "Mix",
     "MoCoV2Views",
     "Normalize",
     "RandomAffine",
@@ -37,5 +39,6 @@ __all__ = [
     "Solarize",
     "SupervisedViews",
     "Views",
+    "partners",
     "uniform",
 ]

@@ -16,7 +16,7 @@ from recipes.nn.norm import (
 )
 from recipes.nn.resnet import ResNet
 from recipes.nn.spread import feature_std
-from recipes.nn.stages import Stage, stage_features, stage_of_parameters, stages
+from recipes.nn.stages import Stage, stage_features, stage_of_state, stages
 from recipes.nn.timm_encoder import TimmEncoder
 from recipes.nn.torchvision_encoder import TorchvisionEncoder
 from recipes.nn.vit import ViT
@@ -49,6 +49,6 @@ __all__ = [
     "sees_the_batch",
     "split_batch_norm",
     "stage_features",
-    "stage_of_parameters",
+    "stage_of_state",
     "stages",
 ]

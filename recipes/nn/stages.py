@@ -46,15 +46,15 @@ def stages(encoder: Encoder) -> list[Stage]:
     return [Stage(names[0].removeprefix("network."), tuple(names)) for names in found]
 
 
-def stage_of_parameters(encoder: Encoder) -> dict[str, int]:
-    """The number of the stage, from 0, of each parameter of an encoder, by name.
+def stage_of_state(encoder: Encoder) -> dict[str, int]:
+    """The number of the stage, from 0, of each entry of an encoder's state_dict, by name.
 
-    Parameters outside of all stages, such as position embeddings, belong to the first.
+    What is outside of all stages, such as position embeddings, belongs to the first.
     """
     prefixes = {f"{layer}.": number for number, stage in enumerate(stages(encoder)) for layer in stage.layers}
     return {
         name: next((number for prefix, number in prefixes.items() if name.startswith(prefix)), 0)
-        for name, _ in encoder.named_parameters()
+        for name in encoder.state_dict()
     }
 
 

@@ -2,6 +2,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 # _NormBase: batch norm, SyncBatchNorm and instance norm of every dimension
 NORM_LAYERS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -46,3 +47,25 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         },
     ]
     return [group for group in groups if group["params"]]
+
+
+def keep_lr_factors(scheduler: LRScheduler) -> None:
+    """Gives the parameter groups their ``lr_factor`` back where a schedule of torch has taken it.
+
+    ``OneCycleLR`` and ``CyclicLR`` set learning rates of their own for all groups alike; every other schedule starts
+    from those that the groups have.
+
+    Args:
+        scheduler: just made.
+    """
+    if not isinstance(scheduler, OneCycleLR | CyclicLR):
+        return
+    groups = scheduler.optimizer.param_groups
+    for group in groups:
+        for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+            if name in group:
+                group[name] *= group.get("lr_factor", 1.0)
+    for name in ("base_lrs", "max_lrs"):
+        if hasattr(scheduler, name):
+            lrs = zip(getattr(scheduler, name), groups, strict=True)
+            setattr(scheduler, name, [lr * group.get("lr_factor", 1.0) for lr, group in lrs])

@@ -1,0 +1,5 @@
+"""Transfer learning: fine-tuning, and heads on frozen features."""
+
+from recipes.transfer.fine_tune import FineTune
+
+__all__ = ["FineTune"]

@@ -1,0 +1,279 @@
+import math
+from collections import defaultdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules import Batch, ImageDataModule
+from losses import labelled_cross_entropy
+from recipes.augment import Mix, SupervisedViews, Views, partners
+from recipes.classifier import Classifier
+from recipes.nn import Encoder, stage_of_state
+from recipes.nn import stages as all_stages
+from recipes.optim import WarmupCosine
+from recipes.transfer.frozen import compute_features_once, warn_of_random_weights
+from recipes.transfer.modes import Mode, modes
+
+
+class FineTune(Classifier):
+    """Trains a classifier from an encoder that was trained before, and says what becomes of each of its stages.
+
+    A stage (``recipes.nn.stages``) is
+
+    - ``frozen``: weights, running statistics and dropout stay as they are; no gradient is computed for it, and the
+      optimiser does not have it;
+    - ``finetune``: trained with ``finetune_factor`` times the learning rate of the new parts;
+    - ``retrain``: starts anew with random weights, and is trained like the new parts.
+
+    ``stages`` names one for each, or all by one word:
+
+    ======================  ============================================================================================
+    ``feature-extraction``  all frozen; the features are computed once if there are no ``views``
+    ``fine-tune-last``      all but the last stage frozen
+    ``fine-tune-all``       all fine-tuned
+    ``from-scratch``        all trained anew
+    ``gradual-unfreezing``  the head alone at first, and every ``unfreeze_every_n_epochs`` one stage more, from the last
+                            on (Howard & Ruder, 2018, arXiv:1801.06146, Section 3.3)
+    ``layer-decay``         all fine-tuned, each stage with ``layer_decay`` times the learning rate of the one after it,
+                            as vision transformers are (Bao et al., 2022, arXiv:2106.08254; He et al., 2022)
+    ======================  ============================================================================================
+
+    Images without a label (-1) take no part in the loss.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F]; its argument ``weights`` says what it was trained on.
+        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
+        stages: a word of the table; or one of frozen, finetune and retrain for each stage, from the first to the last,
+            with blanks between them, where ``frozen*3`` stands for three and ``frozen...`` for as many as are left:
+            ``"frozen*2 finetune retrain"``, ``"frozen... finetune"``.
+        finetune_factor: learning rate of fine-tuned stages over that of the new parts, in (0, 1].
+        layer_decay: of ``layer-decay``, in (0, 1].
+        unfreeze_every_n_epochs: of ``gradual-unfreezing``, > 0.
+        l2_sp: strength α of the penalty α/2 ||w - w⁰||² on fine-tuned weights w that leave where they started, in the
+            place of their weight decay, >= 0 (L2-SP: Li et al., 2018, arXiv:1802.01483); 0 leaves it out.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+        mixup: α of mixup, >= 0; 0 leaves it out. See ``recipes.augment.Mix``.
+        cutmix: α of CutMix, >= 0; 0 leaves it out.
+        class_weights: ``balanced`` weighs the images of each class by (images) / (classes × images of the class), for
+            data with large and small classes; null weighs all images the same.
+        views: draws one random view of every image. Null takes a random crop and a flip; or, where all stages are
+            frozen, the images as they are, whose features are then computed only once.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay. Its learning
+            rate is that of the new parts.
+        scheduler: makes the learning-rate schedule from the optimiser, any of torch too; null keeps it constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if an argument is out of its range, or ``stages`` does not fit the encoder; at the start of
+            training, if there are fewer labelled images than classes.
+    """
+
+    class_weight: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        stages: str = "fine-tune-all",
+        finetune_factor: float = 0.1,
+        layer_decay: float = 0.75,  # He et al., 2022, arXiv:2111.06377, Table 9
+        unfreeze_every_n_epochs: int = 1,  # Howard & Ruder, Section 3.3
+        l2_sp: float = 0.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        class_weights: Literal["balanced"] | None = None,
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True
+        ),  # that of Supervised for the new parts; a tenth, 0.01, for the others
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=1),
+        lr_batch_size: int | None = 256,
+    ) -> None:
+        for name, factor in (("finetune_factor", finetune_factor), ("layer_decay", layer_decay)):
+            if not 0 < factor <= 1:
+                raise ValueError(f"{name} is {factor}: it must be above 0 and at most 1")
+        if unfreeze_every_n_epochs < 1:
+            raise ValueError(f"unfreeze_every_n_epochs is {unfreeze_every_n_epochs}: it must be at least 1")
+        if not 0 <= l2_sp < math.inf:
+            raise ValueError(f"l2_sp is {l2_sp}: it must be at least 0 (leaves the penalty out)")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}: it must be in [0, 1)")
+        if class_weights not in (None, "balanced"):
+            raise ValueError(f"class_weights is {class_weights!r}: it must be 'balanced' or null")
+        chosen = modes(stages, encoder)
+        if l2_sp and "finetune" not in chosen:
+            raise ValueError(f"l2_sp is for fine-tuned stages, but stages is {stages!r}: leave l2_sp out")
+        super().__init__(_with_new_stages(encoder, chosen), num_classes, optimizer, scheduler, lr_batch_size)
+        self.modes = chosen
+        self._stages, self._stage_of = all_stages(self.encoder), stage_of_state(self.encoder)
+        self.all_frozen = set(chosen) == {"frozen"}
+        self.mix = Mix(mixup, cutmix) if mixup or cutmix else None
+        if self.all_frozen and views is None and self.mix:
+            raise ValueError(
+                "mixup and cutmix mix images, but all stages are frozen and the features of images are computed once: "
+                "give views, or leave mixup and cutmix out"
+            )
+        self.views = views or (None if self.all_frozen else SupervisedViews())
+        self.finetune_factor = finetune_factor
+        self.layer_decay = layer_decay if stages == "layer-decay" else None
+        self.unfreeze_every_n_epochs = unfreeze_every_n_epochs if stages == "gradual-unfreezing" else None
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.register_buffer("class_weight", torch.ones(num_classes))
+        for parameter in self._of_stages(*self._numbers("frozen")):
+            parameter.requires_grad_(False)
+        self.l2_sp = l2_sp
+        self.start = _Values(self._of_stages(*self._numbers("finetune"))) if l2_sp else None
+        self.train()
+
+    def setup(self, stage: str) -> None:
+        """Takes the weights of the classes from the training images too, and checks that there are enough of these."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if "frozen" in self.modes:
+            warn_of_random_weights(self)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule) and self.class_weights:
+            label = data.splits.train.label
+            images = torch.bincount(label[label >= 0], minlength=len(self.class_weight)).to(self.class_weight)
+            self.class_weight.copy_(images.sum() / (len(images) * images.clamp(min=1)))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Builds the optimiser and its schedule; where all is frozen and nothing random, computes the features."""
+        if self.all_frozen and self.views is None:
+            compute_features_once(self)
+        return super().configure_optimizers()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All trainable parameters, sorted by weight decay and by how fast they learn."""
+        numbers = range(len(self.modes))
+        factors = {parameter: self._lr_factor(number) for number in numbers for parameter in self._of_stages(number)}
+        tied = set(self._of_stages(*self._numbers("finetune"))) if self.l2_sp else set()
+        groups = []
+        for group in super().parameter_groups():
+            alike = defaultdict(list)
+            for parameter in group["params"]:
+                alike[factors.get(parameter, 1.0), parameter in tied].append(parameter)
+            for (factor, is_tied), members in alike.items():
+                decay = {"weight_decay": 0.0} if is_tied else {}
+                groups.append({**group, **decay, "params": members, "lr_factor": factor})
+        return groups
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy, the mean over the labelled images of all devices, and the penalty of L2-SP."""
+        share = None
+        if self.views is None:
+            feature = self.feature(batch)
+        else:
+            # Data with few images may give one several times in an epoch: each time it is to be another view.
+            key = self.key(batch).fold_in(batch_idx)
+            image = self.views(batch.image, key)
+            if self.mix:
+                image, share = self.mix(image, key.fold_in(0))
+            feature = self(image)
+        loss = self._cross_entropy(feature, batch.label, share)
+        if self.start is not None:
+            distance = self.start.squared_distance(self._of_stages(*self._numbers("finetune")))
+            loss = loss + self.l2_sp / 2 * distance
+            self.log("train/l2_sp", distance)
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def _cross_entropy(self, feature: Tensor, label: Tensor, share: Tensor | None) -> Tensor:
+        logits, everyones = self.logits(feature), self.gather(label)
+        weight = self.class_weight if self.class_weights else None
+        loss = labelled_cross_entropy(logits, label, everyones, self.label_smoothing, weight, share)
+        if share is None:
+            return loss
+        other = partners(label)
+        return loss + labelled_cross_entropy(logits, other, everyones, self.label_smoothing, weight, 1 - share)
+
+    # Which layers learn
+
+    def train(self, mode: bool = True) -> "FineTune":
+        """Puts into training mode what is trained at this epoch, and all else into eval mode."""
+        super().train(mode)
+        for number in {*self._numbers("frozen"), *self._waiting()}:
+            for layer in self._stages[number].layers:
+                self.encoder.get_submodule(layer).eval()
+        if self.all_frozen:
+            self.encoder.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        """Goes on with the stages of this epoch, also within one."""
+        self.train()
+
+    def on_train_epoch_start(self) -> None:
+        """Lets the next stage learn, where there is gradual unfreezing."""
+        self.train()
+
+    def on_after_backward(self) -> None:
+        """Drops the gradients of stages that have to wait: no step moves them, and no optimiser knows of them yet.
+
+        They are computed so that DDP, which wants the same gradients at every step, works as it is.
+        """
+        for parameter in self._of_stages(*self._waiting()):
+            parameter.grad = None
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DDP need not send at every step: where the weights started is the same on all devices."""
+        return [
+            *super()._ddp_params_and_buffers_to_ignore,
+            *(n for n, _ in self.named_buffers() if n.startswith("start.")),
+        ]
+
+    def _waiting(self) -> range:
+        """The stages whose turn has not come."""
+        if self.unfreeze_every_n_epochs is None:
+            return range(0)
+        return range(max(0, len(self.modes) - self.current_epoch // self.unfreeze_every_n_epochs))
+
+    def _numbers(self, mode: str) -> list[int]:
+        return [number for number, found in enumerate(self.modes) if found == mode]
+
+    def _of_stages(self, *numbers: int) -> list[nn.Parameter]:
+        """The parameters of stages, in the order of the encoder."""
+        named = self.encoder.named_parameters() if numbers else ()
+        return [parameter for name, parameter in named if self._stage_of[name] in numbers]
+
+    def _lr_factor(self, number: int) -> float:
+        """Learning rate of a stage over that of the head."""
+        if self.layer_decay is not None:
+            return self.layer_decay ** (len(self.modes) - number)
+        return self.finetune_factor if self.modes[number] == "finetune" else 1.0
+
+
+class _Values(nn.Module):
+    """What parameters were at a time; in checkpoints, so that a resumed run still knows."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        for number, parameter in enumerate(parameters):
+            self.register_buffer(str(number), parameter.detach().clone())
+
+    def squared_distance(self, parameters: list[nn.Parameter]) -> Tensor:
+        """||w - w⁰||², with the parameters in the same order."""
+        pairs = zip(parameters, self.buffers(), strict=True)
+        return torch.stack([F.mse_loss(parameter, start, reduction="sum") for parameter, start in pairs]).sum()
+
+
+def _with_new_stages(encoder: Encoder, chosen: list[Mode]) -> Encoder:
+    """The encoder with random weights in the stages that are to be trained anew."""
+    if "retrain" not in chosen:
+        return encoder
+    fresh = encoder.fresh()
+    if set(chosen) == {"retrain"}:
+        return fresh
+    stage, new = stage_of_state(encoder), fresh.state_dict()
+    for name, value in encoder.state_dict().items():
+        if chosen[stage[name]] == "retrain":
+            value.copy_(new[name])
+    return encoder

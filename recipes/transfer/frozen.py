@@ -1,0 +1,121 @@
+"""Frozen encoders: no gradient, no moving statistics, and every image passes once where that is enough."""
+
+import inspect
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from datamodules import ImageDataModule
+from recipes.classifier import Classifier
+from recipes.features import hand_out_features
+from recipes.nn import Encoder, evaluating, stage_features, stages
+from recipes.recipe import Recipe
+
+_SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or says in image_size what it takes
+
+
+def freeze(*modules: nn.Module) -> None:
+    """Takes the parameters of modules out of training, and puts the modules into eval mode.
+
+    Batch norm then uses its running statistics and leaves them, and dropout does nothing. A recipe has to put them
+    into eval mode again in its ``train()``.
+    """
+    for module in modules:
+        module.requires_grad_(False).eval()
+
+
+def cache_features(recipe: Recipe) -> None:
+    """Passes all training and validation images through a recipe once; the loaders then give its features.
+
+    To be called at the start of ``configure_optimizers``: the weights of a checkpoint are there, and the loaders are
+    not made yet. Does nothing under ``fast_dev_run``, nor where the Trainer has no DataModule of ours.
+
+    Args:
+        recipe: whose ``forward`` gives the same for an image all through the training.
+    """
+    trainer = recipe.trainer
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, ImageDataModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        hand_out_features(recipe, data, trainer)
+
+
+def warn_of_random_weights(encoder: Encoder) -> None:
+    """Warns if a frozen encoder was made with random weights; of a network of somebody else's nothing is known."""
+    if not encoder.pretrained and type(encoder) is not Encoder:
+        rank_zero_warn("the frozen encoder has random weights: set encoder.weights, such as to the directory of a run")
+
+
+def stage_dim(encoder: Encoder, stage: int) -> int:
+    """The number of features that a stage of an encoder gives, as ``stage_features`` pools them.
+
+    Raises:
+        ValueError: if the encoder has no such stage, or takes images of none of the usual sizes.
+    """
+    found = stages(encoder)
+    if not 0 <= stage < len(found):
+        names = ", ".join(f"{number} ({name})" for number, (name, _) in enumerate(found))
+        raise ValueError(f"stage is {stage}: the stages of this {type(encoder).__name__} are {names}")
+    args, options = encoder._made_with
+    size = inspect.signature(type(encoder)).bind(*args, **options).arguments.get("image_size")
+    parameter = next(encoder.parameters())
+    for side in (size,) if size else _SIZES:
+        image = torch.zeros(1, encoder.in_channels, side, side, dtype=parameter.dtype, device=parameter.device)
+        try:
+            with torch.no_grad(), evaluating(encoder):
+                return stage_features(encoder, image)[stage].shape[1]
+        except (RuntimeError, ValueError, AssertionError) as error:  # too small, or made for another size
+            reason = error
+    raise ValueError(
+        f"this {type(encoder).__name__} takes no images of {side} × {side} pixels: set its image_size ({reason})"
+    ) from reason
+
+
+class FrozenClassifier(Classifier):
+    """A classifier whose encoder is frozen and whose head reads the features of one of its stages.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F]; its weights stay as they are.
+        num_classes: how many classes there are, > 1.
+        stage: of the encoder (``recipes.nn.stages``), from 0; the mean of its output over all places is what the head
+            reads. None takes the features of the encoder.
+        optimizer: makes the optimiser from parameter groups.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if ``num_classes`` is out of range or the encoder has no such stage.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        stage: int | None,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, num_classes, optimizer, scheduler, lr_batch_size)
+        self.stage = stage
+        if stage is not None:
+            self.head = nn.Linear(stage_dim(encoder, stage), num_classes)
+        freeze(self.encoder)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features [B, F] that the head reads."""
+        image = self.normalize(image)
+        return self.encoder(image) if self.stage is None else stage_features(self.encoder, image)[self.stage]
+
+    def train(self, mode: bool = True) -> "FrozenClassifier":
+        """Puts everything but the encoder into training mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Warns of an encoder with random weights, before a training."""
+        super().setup(stage)
+        if stage == "fit":
+            warn_of_random_weights(self.encoder)
