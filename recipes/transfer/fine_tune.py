@@ -15,7 +15,7 @@ from recipes.classifier import Classifier
 from recipes.nn import Encoder, stage_of_state
 from recipes.nn import stages as all_stages
 from recipes.optim import WarmupCosine
-from recipes.transfer.frozen import compute_features_once, warn_of_random_weights
+from recipes.transfer.frozen import cache_features, warn_of_random_weights
 from recipes.transfer.modes import Mode, modes
 
 
@@ -137,7 +137,7 @@ class FineTune(Classifier):
         if stage != "fit":
             return
         if "frozen" in self.modes:
-            warn_of_random_weights(self)
+            warn_of_random_weights(self.encoder)
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageDataModule) and self.class_weights:
             label = data.splits.train.label
@@ -147,7 +147,7 @@ class FineTune(Classifier):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and its schedule; where all is frozen and nothing random, computes the features."""
         if self.all_frozen and self.views is None:
-            compute_features_once(self)
+            cache_features(self)
         return super().configure_optimizers()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
