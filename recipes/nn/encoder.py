@@ -41,14 +41,20 @@ class Encoder(nn.Module):
         """Maps normalised float images [B, C, H, W] to features [B, F]."""
         return self.network(image)
 
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The arguments it was made with, by name."""
+        args, options = self._made_with
+        _, *given = inspect.signature(type(self).__init__).bind(self, *args, **options).arguments.items()
+        return dict(given)
+
     def fresh(self) -> "Encoder":
         """The same network with random weights.
 
         Raises:
             ValueError: if the encoder wraps a network that somebody else has made.
         """
-        args, options = self._made_with
-        given = inspect.signature(type(self)).bind(*args, **options).arguments
+        given = self.made_with
         if "network" in given:
             raise ValueError(
                 f"an {type(self).__name__} around a network of your own cannot be made anew: give a new one, or choose "

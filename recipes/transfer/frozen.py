@@ -1,7 +1,5 @@
 """Frozen encoders: no gradient, no moving statistics, and every image passes once where that is enough."""
 
-import inspect
-
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -57,8 +55,7 @@ def stage_dim(encoder: Encoder, stage: int) -> int:
     if not 0 <= stage < len(found):
         names = ", ".join(f"{number} ({name})" for number, (name, _) in enumerate(found))
         raise ValueError(f"stage is {stage}: the stages of this {type(encoder).__name__} are {names}")
-    args, options = encoder._made_with
-    size = inspect.signature(type(encoder)).bind(*args, **options).arguments.get("image_size")
+    size = encoder.made_with.get("image_size")
     parameter = next(encoder.parameters())
     for side in (size,) if size else _SIZES:
         image = torch.zeros(1, encoder.in_channels, side, side, dtype=parameter.dtype, device=parameter.device)
