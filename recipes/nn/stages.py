@@ -8,6 +8,7 @@ from recipes.nn.encoder import Encoder
 from recipes.optim import NORM_LAYERS
 
 _FEWEST = 4  # layers below which the largest is taken apart
+_MOST = 0.9  # of a part's weights: if one of its own parts has more, it is a frame around that
 
 
 class Stage(NamedTuple):
@@ -26,7 +27,7 @@ def stages(encoder: Encoder) -> list[Stage]:
     """The stages of an encoder, in the order in which images pass them.
 
     They are the parts that its network is made of, such as ``conv1`` and ``layer1`` to ``layer4`` of a ResNet. Of fewer
-    than four parts the largest is taken apart: ``features`` of a VGG, or the blocks of a vision transformer. A norm
+    than four parts the largest sequence is taken apart: ``features`` of a VGG, or the blocks of a vision transformer. A norm
     layer, or a part without parameters, belongs to the stage before it. An encoder may say itself with which parts
     stages begin (``first_of_stages``), as ``recipes.nn.ResNet`` does.
 
@@ -89,15 +90,24 @@ def stage_features(encoder: Encoder, image: Tensor) -> list[Tensor]:
 
 
 def _opened(encoder: Encoder) -> list[tuple[str, nn.Module]]:
-    """The parts of an encoder, opened from the largest on until there are enough of them."""
-    parts: list[tuple[str, nn.Module]] = [("network", encoder.network)]
+    """The parts of an encoder's network; of too few, the largest that is a list of parts itself is taken apart."""
+    parts = [(f"network.{name}", part) for name, part in encoder.network.named_children()]
+    parts = parts or [("network", encoder.network)]
     while sum(_is_layer(part) for _, part in parts) < _FEWEST:
-        size, place = max((_weights(part) if list(part.children()) else 0, -i) for i, (_, part) in enumerate(parts))
-        if not size:
+        lists = [number for number, (_, part) in enumerate(parts) if _is_list(part)]
+        if not lists:
             break
-        name, part = parts[-place]
-        parts[-place : 1 - place] = [(f"{name}.{child}", module) for child, module in part.named_children()]
+        place = max(lists, key=lambda number: _weights(parts[number][1]))
+        name, part = parts[place]
+        parts[place : place + 1] = [(f"{name}.{child}", module) for child, module in part.named_children()]
     return parts
+
+
+def _is_list(part: nn.Module) -> bool:
+    """Whether it is a sequence of layers, or little more than one; a residual block or attention is neither."""
+    children = [_weights(child) for child in part.children()]
+    named = isinstance(part, nn.Sequential | nn.ModuleList)
+    return bool(children) and (named or max(children) > _MOST * _weights(part)) and _weights(part) > 0
 
 
 def _is_layer(part: nn.Module) -> bool:

@@ -52,3 +52,19 @@ def test_logits_in_half_precision_are_taken_in_float32():
     loss = labelled_cross_entropy(logits, LABEL, LABEL)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(slow(logits.double(), LABEL), rel=1e-6)
+
+
+def test_with_class_weights_it_is_the_weighted_mean_also_over_devices():
+    weight = torch.tensor([0.5, 2.0, 1.3], dtype=torch.float64)
+    expected = torch.nn.functional.cross_entropy(LOGITS, LABEL, weight, ignore_index=-1, label_smoothing=0.1).item()
+    assert labelled_cross_entropy(LOGITS, LABEL, LABEL, 0.1, weight).item() == pytest.approx(expected, rel=1e-14)
+    parts = zip(LOGITS.chunk(3), LABEL.chunk(3), strict=True)
+    losses = [labelled_cross_entropy(logits, label, LABEL, 0.1, weight).item() for logits, label in parts]
+    assert sum(losses) / 3 == pytest.approx(expected, rel=1e-14)
+
+
+def test_shares_weigh_images_without_changing_what_the_sum_is_divided_by():
+    share = torch.linspace(0, 1, 12, dtype=torch.float64)
+    one, other = (labelled_cross_entropy(LOGITS, LABEL, LABEL, share=s).item() for s in (share, 1 - share))
+    assert one + other == pytest.approx(slow(LOGITS, LABEL), rel=1e-14)
+    assert one != pytest.approx(other, rel=0.01)

@@ -1,0 +1,188 @@
+"""The four quadrants of transfer learning on real images: five strategies, and what the advisor says before it sees them.
+
+Every pair of a source and a target is measured with 10, 100 and all training images of each class of the target. The
+source encoder is trained here, by the recipe ``Supervised``, anew for every seed.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from studies import runs
+
+RESULT = runs.RESULTS / "quadrants.json"
+SIZES: dict[str, int | None] = {"10": 10, "100": 100, "all": None}  # images per class
+STEPS = {"10": 500, "100": 1000, "all": 2500}  # of the optimiser
+SOURCE_EPOCHS = 8
+
+VEHICLES = ("airplane", "automobile", "ship", "truck")
+ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
+CLOTHES = ("T-shirt/top", "Pullover", "Sandal", "Sneaker", "Bag")
+OTHER_CLOTHES = ("Trouser", "Dress", "Coat", "Shirt", "Ankle boot")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source and a target.
+
+    Attributes:
+        source: makes the DataModule of the source from the folder of the data.
+        target: the same for the target, with at most so many images per class.
+        encoder: makes the network.
+        views: makes the random views, of both.
+    """
+
+    source: Callable[[Path], Any]
+    target: Callable[[Path, int | None], Any]
+    encoder: Callable[[], Any]
+    views: Callable[[], Any]
+
+
+def _cifar(root: Path, classes: tuple[str, ...], per_class: int | None = None) -> Any:
+    from datamodules import ImageFolder, Subset
+
+    base = ImageFolder(root / "cifar10-jpeg", image_size=16, cache=True)
+    return Subset(base, classes, per_class, batch_size=128)
+
+
+def _clothes(root: Path, classes: tuple[str, ...] | None, per_class: int | None = None) -> Any:
+    from datamodules import FashionMNIST, Subset
+
+    return Subset(FashionMNIST(root), classes, per_class, batch_size=128)
+
+
+def _digits(per_class: int | None) -> Any:
+    from datamodules import Digits, Subset
+
+    return Subset(Digits(size=28), None, per_class, batch_size=128)
+
+
+def _resnet() -> Any:
+    from recipes.nn import ResNet
+
+    return ResNet(20)
+
+
+def _convnet() -> Any:
+    from recipes.nn import ConvNet
+
+    return ConvNet(in_channels=1)
+
+
+def _crops() -> Any:
+    from recipes.augment import SupervisedViews
+
+    return SupervisedViews(scale=(0.4, 1.0))
+
+
+def _shifts() -> Any:
+    from recipes.augment import RandomAffine
+
+    return RandomAffine(degrees=10, translate=0.1, scale=(0.9, 1.1))
+
+
+PAIRS = {
+    "vehicles to animals": Pair(
+        lambda root: _cifar(root, VEHICLES), lambda root, n: _cifar(root, ANIMALS, n), _resnet, _crops
+    ),
+    "half of CIFAR-10 to the rest": Pair(
+        lambda root: _cifar(root, VEHICLES[:2] + ANIMALS[:3]),
+        lambda root, n: _cifar(root, VEHICLES[2:] + ANIMALS[3:], n),
+        _resnet,
+        _crops,
+    ),
+    "half of Fashion-MNIST to the rest": Pair(
+        lambda root: _clothes(root, CLOTHES), lambda root, n: _clothes(root, OTHER_CLOTHES, n), _convnet, _shifts
+    ),
+    "Fashion-MNIST to digits": Pair(lambda root: _clothes(root, None), lambda root, n: _digits(n), _convnet, _shifts),
+}
+
+
+def measure(seeds: list[int], root: Path, jobs: int, again: bool) -> dict[str, Any]:
+    """Measures what results/quadrants.json does not have yet, and writes it after every pair and seed."""
+    cells = [] if again or not RESULT.exists() else json.loads(RESULT.read_text())["cells"]
+    done = {(cell["pair"], cell["seed"]) for cell in cells}
+    todo = [(pair, seed) for seed in seeds for pair in PAIRS if (pair, seed) not in done]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_cells, pair, seed, root, jobs): (pair, seed) for pair, seed in todo}
+        for future in as_completed(futures):
+            cells += future.result()
+            runs.write(RESULT, _result(cells, jobs))
+            print(*futures[future], f"{len(cells)} of {len(PAIRS) * len(SIZES) * len(seeds)} cells", flush=True)
+    result = _result(cells, jobs)
+    runs.write(RESULT, result)
+    return result
+
+
+def _cells(name: str, seed: int, root: Path, jobs: int) -> list[dict[str, Any]]:
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+
+    from recipes import Supervised
+    from recipes.transfer.advisor import choose, verify
+    from recipes.transfer.advisor import measure as measured
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    pair = PAIRS[name]
+    source = pair.source(root)
+    source.prepare_data()
+    source.setup()
+    seed_everything(seed, verbose=False)
+    supervised = Supervised(pair.encoder(), source.num_classes, views=pair.views())
+    options = {"precision": "bf16-mixed", "accelerator": "cpu"}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=SOURCE_EPOCHS, check_val_every_n_epoch=SOURCE_EPOCHS, **quiet, **options)
+    trainer.fit(supervised, source)
+    source_accuracy = trainer.test(supervised, source, verbose=False)[0]["test/accuracy"]
+    encoder = supervised.encoder
+    encoder.pretrained = True
+    encoder.normalization = source.mean, source.std
+    cells = []
+    for size, per_class in SIZES.items():
+        start = time.perf_counter()
+        data = pair.target(root, per_class)
+        measurement = measured(name, encoder, data, source_head=supervised.head)
+        seconds = time.perf_counter() - start
+        advice = choose(measurement)
+        results = verify(
+            encoder, data, steps=STEPS[size], seed=seed, stage=advice.stage, views=pair.views(), options=options
+        )
+        cells.append(
+            {
+                "pair": name,
+                "images_per_class": size,
+                "seed": seed,
+                "source_accuracy": source_accuracy,
+                "measurement": dataclasses.asdict(measurement),
+                "similarity": measurement.similarity,
+                "advice": dataclasses.asdict(advice),
+                "advice_seconds": seconds,
+                "results": results,
+            }
+        )
+    return cells
+
+
+def _result(cells: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
+    order = {pair: number for number, pair in enumerate(PAIRS)}
+    return {
+        "about": "Five strategies of transfer learning, and the advisor's choice",
+        "command": "scripts/reproduce quadrants",
+        "seeds": sorted({cell["seed"] for cell in cells}),
+        "steps": STEPS,
+        "source_epochs": SOURCE_EPOCHS,
+        "jobs": jobs,
+        "machine": runs.machine(),
+        "versions": runs.versions(),
+        "cells": sorted(
+            cells, key=lambda cell: (order[cell["pair"]], list(SIZES).index(cell["images_per_class"]), cell["seed"])
+        ),
+    }
