@@ -7,12 +7,15 @@ from pathlib import Path
 CONFIGS = Path(__file__).parent / "configs"
 
 OVERVIEW = """\
-usage: recipes {fit,validate,test,predict,list} [options]
+usage: recipes {fit,validate,test,predict,advise,probe,export,list} [options]
 
   fit        train, then measure the trained encoder on the test images
   validate   measure a checkpoint on the validation images
   test       measure a checkpoint on the test images
-  predict    write the features of images to a file
+  predict    write features, and the classes of unlabelled pictures, to files
+  advise     say which strategy of transfer learning suits an encoder and your pictures, and write its config
+  probe      compare classifiers on the frozen features of every stage of an encoder
+  export     write a trained classifier for torch.export, ONNX and safetensors
   list       show the recipes, DataModules and configs there are
 
   recipes fit --config simclr-digits                       a packaged config by name, or any YAML by path
@@ -22,6 +25,7 @@ usage: recipes {fit,validate,test,predict,list} [options]
   recipes fit --ckpt_path runs/simclr-digits/<time>        go on with a run
   recipes test --ckpt_path runs/simclr-digits/<time>       a run's directory, or a checkpoint file
   recipes fit --config simclr-digits --trainer.logger WandbLogger
+  recipes advise --data ImageFolder --data.root pictures --encoder resnet18 --weights DEFAULT
 
   recipes fit --help                    all options
   recipes fit --model.help SimCLR       those of a recipe

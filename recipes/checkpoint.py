@@ -35,7 +35,7 @@ def load(path: str | Path) -> "Recipe":
     checkpoint = _read(path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Recipe, "model")
-    config = parser.parse_object({"model": _trusted(path, checkpoint["model"])})
+    config = parser.parse_object({"model": without_weights(_trusted(path, checkpoint["model"]))})
     recipe = parser.instantiate_classes(config).model
     recipe.on_load_checkpoint(checkpoint)
     recipe.load_state_dict(checkpoint["state_dict"])
@@ -48,6 +48,22 @@ def config_of(path: str | Path) -> dict[str, Any]:
     for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
         config.pop(key, None)
     return config
+
+
+def without_weights(config: Any) -> Any:
+    """A configuration whose encoders do not look for the weights they started from: a checkpoint is to be loaded."""
+    if isinstance(config, dict):
+        started_from = {name: value for name, value in _WEIGHTS.items() if name in config}
+        return {name: without_weights(value) for name, value in config.items()} | started_from
+    return [without_weights(part) for part in config] if isinstance(config, list) else config
+
+
+_WEIGHTS = {"weights": None, "pretrained": False}  # arguments of encoders
+
+
+def num_classes_of(path: str | Path) -> int | None:
+    """How many classes the recipe in a checkpoint tells apart; None for a recipe without classes."""
+    return _trusted(Path(path), _read(Path(path))["model"]).get("init_args", {}).get("num_classes")
 
 
 def checkpoint_path(path: str | Path) -> Path:

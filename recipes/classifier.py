@@ -112,4 +112,4 @@ class Classifier(Recipe):
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    return f"{len(names)} class{'es' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -1,6 +1,7 @@
 """The ``recipes`` command: a LightningCLI with bare config names, run directories and errors for people."""
 
 import gc
+import importlib
 import inspect
 import logging
 import os
@@ -27,6 +28,7 @@ import recipes
 from datamodules import ImageDataModule
 from recipes.callbacks import (
     Checkpoint,
+    ClassReport,
     CollapseMonitor,
     CompileEncoder,
     Health,
@@ -36,12 +38,14 @@ from recipes.callbacks import (
     RunDirectory,
 )
 from recipes.catalogue import CONFIGS, OVERVIEW, config_names, nearest, table
-from recipes.checkpoint import checkpoint_path, config_of
+from recipes.checkpoint import checkpoint_path, config_of, num_classes_of, without_weights
 from recipes.messages import one_line
 from recipes.nn import CrossDeviceBatchNorm
 from recipes.recipe import Recipe
 
-COMMANDS = ("fit", "validate", "test", "predict", "list")
+OF_LIGHTNING = ("fit", "validate", "test", "predict")
+OF_OUR_OWN = ("advise", "probe", "export")  # modules of recipes.commands
+COMMANDS = (*OF_LIGHTNING, *OF_OUR_OWN, "list")
 RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
 
 
@@ -62,8 +66,11 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
-        Command(_prepare(args))
-        _leave_process_group()
+        if args[0] in OF_OUR_OWN:
+            importlib.import_module(f"recipes.commands.{args[0]}").main(args[1:])
+        else:
+            Command(_prepare(args))
+            _leave_process_group()
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if (message := _meant_for_the_user(error)) is None:
             raise
@@ -113,11 +120,19 @@ class Command(LightningCLI):
             "collapse": CollapseMonitor,
             "health": Health,
             "pictures": Pictures,
+            "report": ClassReport,
             "prediction": PredictionFile,
         }.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        classes = "data.num_classes", "model.init_args.num_classes"
+        parser.link_arguments(*classes, compute_fn=self._num_classes, apply_on="instantiate")
+
+    def _num_classes(self, of_data: int) -> int:
+        """How many classes the recipe tells apart: those of the data, but of a trained one those it was trained on."""
+        trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
+        of_checkpoint = num_classes_of(trained) if trained and Path(trained).is_file() else None
+        return of_data if of_checkpoint is None else of_checkpoint
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
@@ -193,7 +208,10 @@ def _prepare(args: list[str]) -> list[str]:
         elif option == "--ckpt_path" and value not in ("last", "best", "hpc"):
             args[place] = str(checkpoint_path(value))
             if not named:
-                first = ["--config", yaml.safe_dump(config_of(args[place]))]
+                config = config_of(args[place])
+                if args[0] != "fit":  # the weights of the checkpoint are all that counts
+                    config["model"] = without_weights(config["model"])
+                first = ["--config", yaml.safe_dump(config)]
     if args[1:2] != ["--help"] and args[-1] == "--help" and "--model" in args[:-2]:
         return [args[0], "--model.help", args[args.index("--model") + 1]]
     return [args[0], *first, *args[1:]]

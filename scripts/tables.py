@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import PARTS
 from studies import STUDIES
-from studies.runs import RESULTS, ROOT
+from studies.runs import RESULTS, ROOT, summary
 
 FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
@@ -133,12 +133,54 @@ def exactness() -> str:
     )
 
 
+def quadrants() -> str:
+    """The accuracy of every strategy in every cell, and whether the advisor's choice was among the best."""
+    result = _result("quadrants")
+    if not result:
+        return ""
+    titles = {
+        "from-scratch": "from scratch",
+        "fine-tune-all": "fine-tune all",
+        "fine-tune-last": "fine-tune last",
+        "feature-extraction": "linear",
+        "svm": "SVM",
+    }
+    rows, near, close = [], 0, 0
+    cells: dict[tuple[str, str], list[Any]] = {}
+    for cell in result["cells"]:
+        cells.setdefault((cell["pair"], cell["images_per_class"]), []).append(cell)
+    for (pair, size), runs in cells.items():
+        accuracy = {name: summary([run["results"][name]["test"] for run in runs]) for name in titles}
+        best = max(value["mean"] for value in accuracy.values())
+        advised = [run["advice"]["strategy"] for run in runs]
+        got = sum(run["results"][name]["test"] for run, name in zip(runs, advised)) / len(runs)
+        near += got >= best - 0.01
+        close += sum(
+            run["results"][name]["test"] >= max(each["test"] for each in run["results"].values()) - 0.01
+            for run, name in zip(runs, advised)
+        )
+        numbers = [_cell(value, 100, 1) for value in accuracy.values()]
+        numbers = [f"**{n}**" if v["mean"] == best else n for n, v in zip(numbers, accuracy.values())]
+        similarity = _cell(summary([run["similarity"] for run in runs]), 100, 0)
+        chosen = " or ".join(dict.fromkeys(titles[name] for name in advised))
+        rows.append([pair, size, similarity, *numbers, chosen, f"{100 * (got - best):+.1f}"])
+    head = ["from, to", "images per class", "similarity (%)", *titles.values(), "advice", "against the best"]
+    return (
+        "**The four quadrants**: test accuracy (%) of five strategies, and what the advisor says beforehand\n\n"
+        + _markdown(head, rows)
+        + f"\nMean ± standard deviation over {len(result['seeds'])} seeds, of the source encoder too; bold: the best. "
+        f"The advice is within one point of the best strategy in {near} of {len(cells)} cells, and in {close} of "
+        f"{len(result['cells'])} single runs. `scripts/reproduce quadrants`.\n"
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "simclr-digits": partial(accuracies, "simclr-digits", "Digits (1,257 training and 360 test images)"),
     "simclr-cifar10-jpeg": partial(accuracies, "simclr-cifar10-jpeg", "CIFAR-10 (JPEG), ResNet-20"),
     "simclr-fashionmnist": partial(accuracies, "simclr-fashionmnist", "Fashion-MNIST, ResNet-20"),
     "benchmarks": benchmarks,
     "exactness": exactness,
+    "quadrants": quadrants,
     **{name: partial(study, name) for name in STUDIES},
     **{f"{name}-commands": partial(commands, name) for name in STUDIES},
 }

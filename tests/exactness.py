@@ -30,10 +30,11 @@ def packaged(config: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
 
 
-CASES = list(
-    {packaged(name)["model"]["class_path"]: name for name in config_names() if name.endswith("-digits")}.values()
-)
-NOT_COVERED: dict[str, str] = {}  # recipe: why it cannot be
+NOT_COVERED = {  # recipe: why it cannot be
+    "SVM": "it takes no steps and has no schedule; tests/transfer/test_svm.py compares one process with two",
+}
+_OF_RECIPES = {packaged(name)["model"]["class_path"]: name for name in config_names() if name.endswith("-digits")}
+CASES = [name for recipe, name in _OF_RECIPES.items() if recipe.rpartition(".")[2] not in NOT_COVERED]
 
 STEPS, SAVE_EVERY = 30, 4
 BATCHES = 13  # of an epoch

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FAMILIES = {
     path.parent.name
     for path in (ROOT / "recipes").glob("*/__init__.py")
-    if path.parent.name not in ("nn", "augment", "optim", "callbacks")
+    if path.parent.name not in ("nn", "augment", "optim", "callbacks", "commands")
 }
 
 
@@ -53,7 +53,17 @@ def test_building_blocks_import_no_recipe_and_nothing_on_top():
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_recipe_imports_no_recipe_of_another_family_and_nothing_on_top(family):
     others = [f"recipes.{other}" for other in FAMILIES - {family}]
-    assert not offenders(modules(f"recipes/{family}"), "recipes.callbacks", "recipes.cli", *others)
+    assert not offenders(modules(f"recipes/{family}"), "recipes.callbacks", "recipes.commands", "recipes.cli", *others)
+
+
+def test_features_and_probes_know_no_recipe_and_nothing_on_top():
+    families = [f"recipes.{family}" for family in FAMILIES]
+    below = [ROOT / "recipes" / name for name in ("features.py", "probes.py", "recipe.py", "classifier.py")]
+    assert not offenders(below, "recipes.callbacks", "recipes.commands", "recipes.cli", *families)
+
+
+def test_commands_are_below_the_command_line():
+    assert not offenders(modules("recipes/commands"), "recipes.cli")
 
 
 def test_only_the_command_line_stands_above_the_callbacks():

@@ -2,6 +2,7 @@
 
 from recipes.callbacks.checkpoint import Checkpoint
 from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
+from recipes.callbacks.class_report import ClassReport
 from recipes.callbacks.collapse import CollapseMonitor, effective_rank
 from recipes.callbacks.compile import CompileEncoder
 from recipes.callbacks.health import Health
@@ -13,6 +14,7 @@ from recipes.callbacks.run_directory import RunDirectory
 __all__ = [
     "AtomicCheckpointIO",
     "Checkpoint",
+    "ClassReport",
     "CollapseMonitor",
     "CompileEncoder",
     "Health",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules import Batch
+from recipes.callbacks.drawing import images_of, new_figure, picture_directory, save, shortened, show
 from recipes.callbacks.representation_probe import PIXELS, TRAINED, RepresentationProbe
 from recipes.features import Features
 
@@ -26,7 +25,6 @@ _QUERIES = 8
 _NEIGHBOURS = 8
 _BINS = 200  # points of the curve of the loss
 _FLUSH = 1000  # losses that wait on the device
-_DPI = 120
 _RIGHT, _WRONG = "#1a9850", "#d73027"
 
 
@@ -76,14 +74,14 @@ class Pictures(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the loss and the views."""
-        directory = _directory(trainer)
+        directory = picture_directory(trainer)
         self._flush()
         if directory is None:
             return
         if self._losses:
             probe = _probe(trainer)
             curve = [(step, value) for step, value, _ in probe.history] if probe else []
-            _save(loss_curve(self._steps, self._losses, curve), directory / "loss.png", trainer)
+            save(loss_curve(self._steps, self._losses, curve), directory / "loss.png", trainer)
         views, key = getattr(pl_module, "views", None), getattr(pl_module, "key", None)
         if self._batch is not None and isinstance(views, torch.nn.Module) and callable(key):
             batch = self._batch
@@ -92,7 +90,7 @@ class Pictures(Callback):
                 rows += [list(views(batch.image, key(batch, view))) for view in range(_VIEWS)]
             heads = ["original", *(f"view {view}" for view in range(_VIEWS))]
             title = f"{type(pl_module).__name__}: random views of training images"
-            _save(image_grid([list(row) for row in zip(*rows)], title, heads), directory / "views.png", trainer)
+            save(image_grid([list(row) for row in zip(*rows)], title, heads), directory / "views.png", trainer)
         self._batch = None
 
     def _flush(self) -> None:
@@ -114,7 +112,7 @@ class Pictures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws t-SNE and neighbours."""
-        directory = _directory(trainer)
+        directory = picture_directory(trainer)
         probe = _probe(trainer)
         if directory is None or probe is None or not probe.measured:
             return
@@ -128,11 +126,11 @@ class Pictures(Callback):
             title = f"{'after' if row == TRAINED else 'before'} training: {row}, kNN {accuracy:.1f} %"
             panels[title] = Features(*(x[chosen] for x in test))
         if all(test.feature.isfinite().all() and len(test.label) > 3 for test in panels.values()):
-            _save(tsne(panels, names), directory / "tsne.png", trainer)
-        train, test_set = _images(data.bank_dataloader()), _images(data.test_dataloader())
+            save(tsne(panels, names), directory / "tsne.png", trainer)
+        train, test_set = images_of(data.bank_dataloader()), images_of(data.test_dataloader())
         if train is not None and test_set is not None:
             figure = neighbours(*probe.measured[TRAINED], train, test_set, names)
-            _save(figure, directory / "neighbours.png", trainer)
+            save(figure, directory / "neighbours.png", trainer)
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float], knn: Sequence[tuple[int, float]] = ()) -> Figure:
@@ -143,7 +141,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], knn: Sequence[tupl
         losses: [N].
         knn: pairs of a step and an accuracy in [0, 1].
     """
-    figure = _figure(7.0, 4.2)
+    figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     size = max(1, len(steps) // _BINS)
     step = torch.tensor(steps, dtype=torch.float64).split(size)
@@ -187,17 +185,12 @@ def image_grid(
         frames: colours around the images, None for no frame.
     """
     width, height = len(rows[0]), len(rows)
-    figure = _figure(0.4 + 1.05 * width, 0.8 + (1.25 if captions else 1.05) * height)
+    figure = new_figure(0.4 + 1.05 * width, 0.8 + (1.25 if captions else 1.05) * height)
     grid = figure.subplots(height, width, squeeze=False)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             axes = grid[i][j]
-            pixels = image.detach().cpu()
-            pixels = pixels.float().clamp(0, 1) if pixels.is_floating_point() else pixels.float() / 255
-            smooth = "nearest" if min(pixels.shape[-2:]) < 64 else "antialiased"
-            axes.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation=smooth)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            show(axes, image)
             colour = frames[i][j] if frames else None
             for spine in axes.spines.values():
                 spine.set_visible(colour is not None)
@@ -220,7 +213,7 @@ def tsne(panels: dict[str, Features], names: Sequence[str]) -> Figure:
     from matplotlib import colormaps
     from sklearn.manifold import TSNE  # takes a second to import
 
-    figure = _figure(5.2 * len(panels) + 1.3, 5.2)
+    figure = new_figure(5.2 * len(panels) + 1.3, 5.2)
     few = len(names) <= 20
     cmap = colormaps["tab10" if len(names) <= 10 else "tab20"] if few else colormaps["turbo"]
     colours = [cmap(i if few else i / (len(names) - 1)) for i in range(len(names))]
@@ -243,7 +236,7 @@ def tsne(panels: dict[str, Features], names: Sequence[str]) -> Figure:
     count = len(next(iter(panels.values())).label)
     figure.suptitle(f"t-SNE of the features of {count:,} test images", fontsize=12)
     if few:
-        short = [_short(name) for name in names]
+        short = [shortened(name) for name in names]
         figure.legend(handles, short, loc="outside right center", frameon=False, markerscale=2.5, title="class")
     return figure
 
@@ -275,9 +268,9 @@ def neighbours(
     rows, captions, frames = [], [], []
     for i, label in enumerate(test.label[query].tolist()):
         rows.append([asked[i], *found[i]])
-        neighbour_names = [_short(names[other]) for other in bank.label[nearest[i]].tolist()]
+        neighbour_names = [shortened(names[other]) for other in bank.label[nearest[i]].tolist()]
         scores = similarity[i].tolist()
-        captions.append([_short(names[label]), *(f"{n}  {s:.2f}" for n, s in zip(neighbour_names, scores))])
+        captions.append([shortened(names[label]), *(f"{n}  {s:.2f}" for n, s in zip(neighbour_names, scores))])
         frames.append([None, *(_RIGHT if hit else _WRONG for hit in right[i])])
     share = 100 * sum(map(sum, right)) / sum(map(len, right))
     title = f"Test images and their most similar training images ({share:.0f} % of the same class, framed green)"
@@ -286,44 +279,10 @@ def neighbours(
     )
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path, trainer: Trainer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(f"pictures/{path.stem}", [str(path)])
-
-
-def _directory(trainer: Trainer) -> Path | None:
-    """Where pictures go; None on devices that draw none."""
-    directory = trainer.log_dir or trainer.default_root_dir  # log_dir is a collective
-    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    return Path(directory) / "pictures"
-
-
 def _probe(trainer: Trainer) -> RepresentationProbe | None:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, RepresentationProbe)), None)
 
 
-def _images(loader: Any) -> Any:
-    """What fetches images by index from the dataset of a loader; None where that has no order."""
-    return getattr(getattr(loader, "dataset", None), "images", None)
-
-
 def _marker(x: Sequence[float]) -> str:
     return "o" if len(x) == 1 else ""  # a line through one point cannot be seen
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 12 else name[:11] + "…"

@@ -1,4 +1,5 @@
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ class TorchvisionEncoder(Encoder):
         if stem not in ("standard", "small"):
             raise ValueError(f"stem is {stem!r}: it must be 'standard' or 'small'")
         options: dict[str, Any] = _size_option(name, image_size)
-        known = ["DEFAULT", *models.get_model_weights(name).__members__]
+        known = list(dict.fromkeys(["DEFAULT", *models.get_model_weights(name).__members__]))
         state = trained_with = None
         if weights in known:
             if norm != "batch":
@@ -90,6 +91,33 @@ class TorchvisionEncoder(Encoder):
     def no_weight_decay(self) -> set[str]:
         """Names of the embeddings, position biases and scales, which are no weights of a layer."""
         return {name for name, _ in self.named_parameters() if name.endswith(_NO_WEIGHT_DECAY)}
+
+
+def source_head(name: str, weights: str | None) -> nn.Linear | None:
+    """The layer that a ``TorchvisionEncoder`` leaves out: it makes the logits of the classes that it was trained on.
+
+    Args:
+        name: as in ``torchvision.models``.
+        weights: as of ``TorchvisionEncoder``, which has checked both.
+
+    Returns:
+        The layer, which takes the features of the encoder; None where ``weights`` have none, or where it is not linear.
+    """
+    if weights is None:
+        return None
+    if weights in models.get_model_weights(name).__members__:
+        state: Mapping[str, torch.Tensor] = models.get_model_weights(name)[weights].get_state_dict(check_hash=True)
+    else:
+        state = read_state(weights)
+    with torch.device("meta"):
+        network: nn.Module = models.get_model(name)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    weight, bias = (state.get(f"{linear[-1]}.{kind}") if linear else None for kind in ("weight", "bias"))
+    if weight is None or bias is None:
+        return None
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head
 
 
 def _size_option(name: str, image_size: int | None) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class _VisionTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         tokens = self.patches(image).flatten(2).transpose(1, 2)  # [B, N, D]
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)  # [B, 1 + N, D]
+            first = self.class_token.expand(tokens.shape[0], -1, -1)  # torch.export would take len() for a constant
+            tokens = torch.cat([first, tokens], 1)  # [B, 1 + N, D]
         tokens = self.norm(self.blocks(tokens + self.position))
         return tokens.mean(1) if self.class_token is None else tokens[:, 0]
 

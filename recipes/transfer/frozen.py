@@ -1,6 +1,7 @@
 """Frozen encoders: no gradient, no moving statistics, and every image passes once where that is enough."""
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -67,6 +68,33 @@ def stage_dim(encoder: Encoder, stage: int) -> int:
     raise ValueError(
         f"this {type(encoder).__name__} takes no images of {side} × {side} pixels: set its image_size ({reason})"
     ) from reason
+
+
+class StageReader(Recipe):
+    """Reads the features of all stages of a frozen encoder side by side, in one pass.
+
+    Args:
+        encoder: of whose stages.
+        trainer: whose DataModule says how images are normalised, and refuses an encoder that does not suit them.
+    """
+
+    def __init__(self, encoder: Encoder, trainer: Trainer) -> None:
+        super().__init__(encoder, torch.optim.SGD)  # which is never made
+        self.widths: list[int] = []
+        freeze(self)
+        self.trainer = trainer
+        self.setup("validate")
+        self.to(trainer.strategy.root_device)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features of all stages [B, sum of their F]."""
+        features = stage_features(self.encoder, self.normalize(image))
+        self.widths = [feature.shape[1] for feature in features]
+        return torch.cat(features, dim=1)
+
+    def split(self, feature: Tensor) -> tuple[Tensor, ...]:
+        """Takes what ``forward`` gave [N, sum of F] apart: [N, F] of each stage."""
+        return feature.split(self.widths, dim=1)
 
 
 class FrozenClassifier(Classifier):

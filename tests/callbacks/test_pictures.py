@@ -117,7 +117,7 @@ def test_the_loss_of_accumulated_batches_is_not_divided(tmp_path: Path) -> None:
 
 def test_views_are_those_of_the_recipe_beside_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path, trainer: drawn.append((path.name, figure)))
+    monkeypatch.setattr(pictures, "save", lambda figure, path, trainer: drawn.append((path.name, figure)))
     seed_everything(0, verbose=False)
     recipe = SimCLR(ConvNet((4, 8)), scheduler=None)
     data = Digits(size=8)
@@ -140,7 +140,7 @@ def test_pictures_go_to_weights_and_biases_where_that_is_used(tmp_path: Path, mo
     monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images: sent.append((key, images)))
     it: Any = SimpleNamespace(loggers=[WandbLogger(save_dir=tmp_path, offline=True)])
     path = tmp_path / "pictures" / "loss.png"
-    pictures._save(pictures.loss_curve([1], [0.5]), path, it)
+    pictures.save(pictures.loss_curve([1], [0.5]), path, it)
     assert sent == [("pictures/loss", [str(path)])]
     assert path.exists()
 

@@ -35,6 +35,8 @@ def test_config_runs_one_batch(name, pictures, tmp_path, monkeypatch):
         data = {"root": str(pictures), "image_size": 64, "batch_size": 4, "channels": 1 if grey else 3}
         args += [part for key, value in data.items() for part in (f"--data.{key}", str(value))]
         args = ["--data", "ImageFolder", *args]
+        if config["model"]["init_args"]["encoder"]["init_args"].get("weights"):
+            args += ["--model.encoder.weights", "null"]
         if "size" in config["model"]["init_args"].get("views", {}).get("init_args", {}):
             args += ["--model.views.size", "64"]
         if "batch_norm_splits" in config["model"]["init_args"]:

@@ -286,7 +286,9 @@ def test_a_retrained_stage_starts_anew_and_the_others_where_they_were():
     before = copy.deepcopy(trained.state_dict())
     recipe = build("frozen finetune retrain", trained)
     assert moved(recipe, before) == [False, False, True]
-    assert recipe.encoder.network[8].weight.std().item() == pytest.approx(before["network.8.weight"].std().item(), rel=0.3)
+    assert recipe.encoder.network[8].weight.std().item() == pytest.approx(
+        before["network.8.weight"].std().item(), rel=0.3
+    )
 
 
 def test_from_scratch_knows_nothing_of_the_source():
@@ -547,3 +549,32 @@ def test_unlabelled_images_take_no_part(float64):
     hidden = batch._replace(label=batch.label.clone().index_fill_(0, torch.arange(5), -1))
     kept = Batch(*(x[5:] for x in batch))
     assert recipe.training_step(hidden, 0).item() == pytest.approx(recipe.training_step(kept, 0).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("which", ["frozen finetune retrain", "gradual-unfreezing", "feature-extraction"])
+def test_a_run_that_goes_on_after_an_epoch_ends_as_one_that_never_stopped(which, tmp_path):
+    few = {"data": Subset(Digits(size=8), per_class=4, batch_size=20)}
+
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    tied = {"l2_sp": 0.1} if "finetune" in which else {}
+    whole = build(which, ConvNet((4, 6, 8)), **tied)  # without dropout, whose random numbers go on
+    start = copy.deepcopy(whole.encoder.state_dict())
+    fit(whole, 4, callbacks=[Save()], **few)
+    other = build(which, ConvNet((4, 6, 8)), **tied)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)  # all that counts is in the checkpoint
+    trainer = Trainer(max_epochs=4, **QUIET)
+    trainer.fit(other, few["data"], ckpt_path=str(tmp_path / "1.ckpt"), weights_only=True)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in other.state_dict().items())
+    assert (
+        moved(other, start)
+        == {
+            "frozen finetune retrain": [False, True, True],
+            "gradual-unfreezing": [True, True, True],
+            "feature-extraction": [False, False, False],
+        }[which]
+    )

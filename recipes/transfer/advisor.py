@@ -1,0 +1,568 @@
+"""Which strategy of transfer learning fits an encoder and a set of images: measure, choose, plan, and verify.
+
+The rule is that of Stanford's course CS231n (notes "Transfer Learning"): it looks at how many images there are, and at
+how similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``.
+"""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from datamodules import ImageDataModule
+from datamodules.split import per_class
+from recipes.augment import Views
+from recipes.features import Features, extract
+from recipes.nn import Encoder, stage_features, stages
+from recipes.optim import WarmupCosine
+from recipes.probes import accuracy, linear_probe
+from recipes.recipe import Recipe
+from recipes.transfer.transferability import h_score, leave_one_out, leep, log_me
+
+# The rule: two thresholds, what they choose, and what that means.
+
+
+class _Thresholds(NamedTuple):
+    large: int
+    similar: float
+
+
+THRESHOLDS = _Thresholds(
+    large=50,  # images per class, the median: between the ten of few-shot tasks and the hundreds of common datasets
+    similar=0.5,  # of the mistakes of a random encoder the weights take away at least every other one
+)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to make a classifier from an encoder.
+
+    Attributes:
+        words: what is done.
+        recipe: class path of the recipe that does it.
+        settings: arguments of the recipe.
+    """
+
+    words: str
+    recipe: str = "recipes.FineTune"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+STRATEGIES = {
+    "feature-extraction": Strategy(
+        "keep all layers and train a linear layer on their features", settings={"stages": "feature-extraction"}
+    ),
+    "svm": Strategy("keep all layers and fit a linear SVM on the features of one stage", "recipes.SVM"),
+    "fine-tune-last": Strategy(
+        "keep all layers but the last stage, and train that with a new head", settings={"stages": "fine-tune-last"}
+    ),
+    "fine-tune-all": Strategy("train all layers gently, with a new head", settings={"stages": "fine-tune-all"}),
+    "from-scratch": Strategy("train the network from random weights", settings={"stages": "from-scratch"}),
+}
+
+Size = Literal["small", "large"]
+Kinship = Literal["similar", "different"]
+
+RULE: dict[tuple[Size, Kinship], tuple[str, str]] = {
+    ("small", "similar"): (
+        "feature-extraction",
+        "few images would overfit a whole network, and its features already suit them",
+    ),
+    ("small", "different"): (
+        "svm",
+        "few images would overfit a whole network, and the features of an earlier stage may suit them better than the "
+        "last ones, which were made for other images",
+    ),
+    ("large", "similar"): (
+        "fine-tune-all",
+        "there are enough images to train all layers, and the weights are a good start",
+    ),
+    ("large", "different"): (
+        "fine-tune-all",
+        "there are enough images to train all layers; from other images, the weights are still mostly a better start "
+        "than random ones",
+    ),
+}
+
+MOST_IMAGES = (
+    5000  # that are measured: kNN's time grows with the square, and its accuracy is then known to about 1 point
+)
+MOST_NEIGHBOURS = 5  # few, so that a class of a handful of images can win the vote among its own
+LARGEST_BATCH = 64
+# The published code of Big Transfer (Kolesnikov et al., 2020, arXiv:1912.11370) takes 500 steps for fewer than 20,000
+# images and 10,000 for more, with batches of 512. Ours are smaller, so that between the two we take 20 epochs; five are
+# the fewest, as FineTune warms up for one.
+FEWEST_STEPS, MOST_STEPS, EPOCHS, FEWEST_EPOCHS = 500, 10_000, 20, 5
+POINT = 0.01  # of accuracy: the advice held if no strategy is better by more on the validation images
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the features of one encoder know about the classes.
+
+    Attributes:
+        knn: leave-one-out accuracy of nearest neighbours, in [0, 1].
+        h_score: regularised H-score, in [0, classes - 1].
+        log_me: LogME.
+    """
+
+    knn: float
+    h_score: float
+    log_me: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An encoder, measured on the labelled training images of a DataModule.
+
+    Attributes:
+        encoder: its name.
+        pretrained: whether it has weights that were trained before.
+        class_names: of the labels.
+        images_per_class: labelled training images of each class.
+        images_used: how many of them the scores were taken on.
+        k: neighbours that vote in all kNN accuracies.
+        scores: of the encoder.
+        random: of the same network with random weights; None where it cannot be made.
+        leep: of the classifier that the encoder was trained with; None where there is none.
+        stages: names of the encoder's stages, from the first to the last.
+        stage_knn: leave-one-out accuracy of nearest neighbours on the features of each stage.
+    """
+
+    encoder: str
+    pretrained: bool
+    class_names: tuple[str, ...]
+    images_per_class: tuple[int, ...]
+    images_used: int
+    k: int
+    scores: Scores
+    random: Scores | None
+    leep: float | None
+    stages: tuple[str, ...]
+    stage_knn: tuple[float, ...]
+
+    @property
+    def images(self) -> int:
+        """Labelled training images."""
+        return sum(self.images_per_class)
+
+    @property
+    def median(self) -> float:
+        """Images of the median class."""
+        return median(self.images_per_class)
+
+    @property
+    def reference(self) -> float:
+        """The accuracy that one has without the weights: a random encoder's, or else that of the largest class."""
+        return self.random.knn if self.random else max(self.images_per_class) / self.images
+
+    @property
+    def similarity(self) -> float:
+        """The share of the reference's errors that the weights take away, in [0, 1].
+
+        It is 0 where the weights help nothing, or where the reference makes no errors.
+        """
+        errors = 1 - self.reference
+        return min(1.0, max(0.0, (self.scores.knn - self.reference) / errors)) if errors else 0.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do.
+
+    Attributes:
+        size: of the data.
+        kinship: of the images with those that the encoder was trained on.
+        strategy: one of ``STRATEGIES``.
+        stage: whose features the SVM takes, by number; None elsewhere.
+        reasons: in plain words, with the numbers.
+    """
+
+    size: Size
+    kinship: Kinship
+    strategy: str
+    stage: int | None
+    reasons: tuple[str, ...]
+
+
+def measure(
+    name: str,
+    encoder: Encoder,
+    data: ImageDataModule,
+    trainer: Trainer | None = None,
+    source_head: Callable[[Tensor], Tensor] | None = None,
+    most_images: int = MOST_IMAGES,
+) -> Measurement:
+    """Measures an encoder on the labelled training images of a DataModule. It trains nothing.
+
+    Args:
+        name: of the encoder, for the report.
+        encoder: maps images to features.
+        data: whose training images.
+        trainer: whose device and precision are used. None makes one.
+        source_head: maps features [N, F] of the encoder to the logits [N, S] of the classes that it was trained on, on
+            the CPU.
+        most_images: how many images are used at most; where there are more, so many of each class, the same ones
+            every time.
+
+    Returns:
+        The measurement.
+
+    Raises:
+        ValueError: if the images have no labels or all the same, there are fewer of them than classes, or they do not
+            suit the encoder.
+    """
+    label = _labels(data)
+    trainer = trainer or quiet_trainer()
+    count = torch.bincount(label[label >= 0], minlength=data.num_classes)
+    device = next(encoder.parameters()).device
+    k = max(1, min(MOST_NEIGHBOURS, int(count[count > 0].min()) - 1))  # a class has one image fewer for its own
+    reader = _Stages(_frozen(encoder, data, trainer))
+    readers: dict[str, nn.Module] = {"stages": reader}
+    random = _random(encoder)
+    if random is not None:
+        readers["random"] = _frozen(random, data, trainer)
+    loader = data.in_order(data.splits.train, _evenly(label, count, most_images))
+    found = {key: features.to("cpu") for key, features in extract(readers, loader, trainer).items()}
+    encoder.to(device)
+    label = found["stages"].label
+    feature = reader.split(found["stages"].feature)
+    stage_knn = tuple(leave_one_out(each, label, data.num_classes, k) for each in feature)
+    leep_score = None
+    if source_head is not None:
+        with torch.no_grad():
+            leep_score = leep(source_head(feature[-1]).double().softmax(1), label, data.num_classes)
+    return Measurement(
+        encoder=name,
+        pretrained=encoder.pretrained,
+        class_names=tuple(data.class_names),
+        images_per_class=tuple(count.tolist()),
+        images_used=len(label),
+        k=k,
+        scores=_scores(feature[-1], label, data.num_classes, k),
+        random=_scores(found["random"].feature, label, data.num_classes, k) if "random" in found else None,
+        leep=leep_score,
+        stages=tuple(stage.name for stage in stages(encoder)),
+        stage_knn=stage_knn,
+    )
+
+
+def choose(measurement: Measurement) -> Advice:
+    """Places a measurement in one of the four quadrants of the rule, and says what to do."""
+    m = measurement
+    size: Size = "large" if m.median >= THRESHOLDS.large else "small"
+    kinship: Kinship = "similar" if m.similarity >= THRESHOLDS.similar else "different"
+    reasons = [f"The data are {size}: the median class has {m.median:g} images (large from {THRESHOLDS.large} on)."]
+    if not m.pretrained:
+        reasons.append("The encoder has random weights: there is nothing to transfer.")
+        return Advice(size, "different", "from-scratch", None, tuple(reasons))
+    reference = "a random encoder" if m.random else "always naming the largest class"
+    reasons.append(
+        f"The images are {kinship} to those that the encoder knows: nearest neighbours are right for "
+        f"{m.scores.knn:.1%} of them, with {reference} {m.reference:.1%}. The weights take away {m.similarity:.0%} of "
+        f"the mistakes (similar from {THRESHOLDS.similar:.0%} on)."
+    )
+    strategy, why = RULE[size, kinship]
+    reasons.append(f"So {STRATEGIES[strategy].words}: {why}.")
+    stage = None
+    if strategy == "svm":
+        stage = max(range(len(m.stages)), key=lambda number: (m.stage_knn[number], number))  # of equals the last
+        reasons.append(
+            f"Of the encoder's stages 0 to {len(m.stages) - 1}, neighbours are right most often on number {stage} "
+            f"({m.stages[stage]}): {m.stage_knn[stage]:.1%}; on the last {m.stage_knn[-1]:.1%}."
+        )
+    return Advice(size, kinship, strategy, stage, tuple(reasons))
+
+
+def plan(advice: Advice, encoder: dict[str, Any], data: dict[str, Any], images: int, seed: int = 0) -> dict[str, Any]:
+    """A configuration for ``recipes fit`` that does what was advised.
+
+    Args:
+        advice: what to do.
+        encoder: ``class_path`` and ``init_args`` of the encoder, with its weights.
+        data: the same of the DataModule.
+        images: in its training set.
+        seed: of the run.
+
+    Returns:
+        What the YAML file is to hold.
+    """
+    strategy = STRATEGIES[advice.strategy]
+    batch_size = fitting_batch_size(images)
+    settings = {"encoder": encoder, **strategy.settings}
+    if advice.stage is not None:
+        settings["stage"] = advice.stage
+    trainer: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 1}  # an SVM is fitted at once
+    if advice.strategy != "svm":
+        per_epoch = images // batch_size
+        epochs = fitting_steps(images) // per_epoch
+        trainer = {
+            "max_epochs": epochs,
+            # about five times, the last after the last epoch
+            "check_val_every_n_epoch": max(n for n in range(1, epochs // 5 + 2) if epochs % n == 0),
+            "log_every_n_steps": min(10, per_epoch),
+        }
+    return {
+        "seed_everything": seed,
+        "model": {"class_path": strategy.recipe, "init_args": settings},
+        "data": {**data, "init_args": {**data.get("init_args", {}), "batch_size": batch_size}},
+        "trainer": trainer,
+    }
+
+
+def fitting_batch_size(images: int) -> int:
+    """The largest power of two that is at most 64 and at most the number of images, which is > 0."""
+    return min(LARGEST_BATCH, 1 << (images.bit_length() - 1))
+
+
+def fitting_steps(images: int) -> int:
+    """How many steps of the optimiser suit so many images: whole epochs, from about 500 to about 10,000 steps."""
+    per_epoch = images // fitting_batch_size(images)
+    steps = min(max(EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
+    return max(FEWEST_EPOCHS, round(steps / per_epoch)) * per_epoch
+
+
+def verify(
+    encoder: Encoder,
+    data: ImageDataModule,
+    strategies: Sequence[str] = tuple(STRATEGIES),
+    steps: int | None = None,
+    seed: int = 0,
+    stage: int | None = None,
+    views: Views | None = None,
+    options: dict[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Carries out strategies, each from the same encoder, and measures what comes of them.
+
+    Features of a frozen encoder are computed once. A linear layer on them is fitted by L-BFGS (``linear_probe``), an
+    SVM with its C chosen on the validation images; the others are trained by ``FineTune``.
+
+    Args:
+        encoder: with the weights to start from. It is left as it is.
+        data: needs validation images; its training loader gets the batch size of ``fitting_batch_size`` meanwhile.
+        strategies: which of ``STRATEGIES``.
+        steps: of the optimiser. None takes 500: brief, but what Big Transfer trains on small data.
+        seed: of the new layers and of all that is random in training.
+        stage: whose features the SVM takes, by number; None takes those of the encoder.
+        views: of ``FineTune``; None takes its own, a random crop and a flip.
+        options: of the Trainer, such as ``{"accelerator": "cpu"}``.
+
+    Returns:
+        For each strategy ``val`` and ``test``, accuracies in [0, 1] (``test`` is None where there are no test images),
+        ``minutes``, and ``steps`` of the optimiser, 0 where there are none.
+
+    Raises:
+        ValueError: if a strategy is unknown, there are no labelled validation images, or ``measure`` would refuse data
+            and encoder.
+    """
+    for strategy in strategies:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"there is no strategy {strategy!r}: there are {', '.join(STRATEGIES)}")
+    _labels(data)
+    check_validation(data)
+    results: dict[str, dict[str, Any]] = {}
+    frozen: _Frozen | None = None
+    for strategy in strategies:
+        start, extra = time.perf_counter(), 0.0
+        with _seeded(seed):
+            if strategy in ("feature-extraction", "svm"):
+                frozen = frozen or _Frozen(copy.deepcopy(encoder), data, quiet_trainer(**(options or {})))
+                extra = frozen.seconds if start > frozen.made else 0.0  # features that another strategy has computed
+                results[strategy] = frozen.linear() if strategy == "feature-extraction" else frozen.svm(stage)
+            else:
+                results[strategy] = _trained(strategy, encoder, data, steps or FEWEST_STEPS, views, options or {})
+        results[strategy]["minutes"] = (time.perf_counter() - start + extra) / 60
+    return results
+
+
+def check_validation(data: ImageDataModule) -> None:
+    """Checks that strategies can be compared.
+
+    Raises:
+        ValueError: if there are no labelled validation images.
+    """
+    val = data.splits.val
+    if val is None or not bool((val.label >= 0).any()):
+        raise ValueError(
+            "strategies are compared on validation images, and there are none with labels: keep some of the images for "
+            "validation (val_fraction of ImageFolder)"
+        )
+
+
+def held(results: dict[str, dict[str, Any]], strategy: str) -> bool:
+    """Whether no strategy is better than this one by more than one point on the validation images."""
+    return max(result["val"] for result in results.values()) - results[strategy]["val"] <= POINT + 1e-9
+
+
+class _Stages(nn.Module):
+    """The features of all stages of a recipe's encoder side by side, in one pass."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.widths: list[int] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = stage_features(self.recipe.encoder, self.recipe.normalize(image))
+        self.widths = [feature.shape[1] for feature in features]
+        return torch.cat([feature.float() for feature in features], 1)
+
+    def split(self, feature: Tensor) -> tuple[Tensor, ...]:
+        """The features of each stage."""
+        return feature.split(self.widths, 1)
+
+
+class _Frozen:
+    """Heads on the features of a frozen encoder."""
+
+    def __init__(self, encoder: Encoder, data: ImageDataModule, trainer: Trainer) -> None:
+        self.made = time.perf_counter()
+        self.classes = data.num_classes
+        reader = _Stages(_frozen(encoder, data, trainer))
+        self.features: dict[str, Features] = {}
+        for name in ("train", "val", "test"):
+            images = getattr(data.splits, name)
+            if images is not None:
+                self.features[name] = extract({name: reader}, data.in_order(images), trainer)[name].labelled().to("cpu")
+        self.split = reader.split
+        self.seconds = time.perf_counter() - self.made
+
+    def linear(self) -> dict[str, Any]:
+        """Accuracies of logistic regression."""
+        bank, *queries = self._of_stage(-1).values()
+        both = Features(*(torch.cat(parts) for parts in zip(*queries, strict=True)))
+        return self._accuracies(linear_probe(bank, both, self.classes))
+
+    def svm(self, stage: int | None) -> dict[str, Any]:
+        """Accuracies of an SVM on the features of a stage."""
+        from recipes.transfer.svm import fit_svm
+
+        bank, val, *test = self._of_stage(-1 if stage is None else stage).values()
+        fit = fit_svm(bank.feature, bank.label, val.feature, val.label, self.classes)
+        feature = torch.cat([val.feature, *(each.feature for each in test)]).double()
+        return self._accuracies((feature @ fit.weight.T + fit.bias).argmax(1))
+
+    def _of_stage(self, stage: int) -> dict[str, Features]:
+        return {name: part._replace(feature=self.split(part.feature)[stage]) for name, part in self.features.items()}
+
+    def _accuracies(self, prediction: Tensor) -> dict[str, Any]:
+        """Of predictions for the validation images and then the test images."""
+        label = {name: part.label for name, part in self.features.items() if name != "train" and len(part.label)}
+        parts = prediction.split([len(each) for each in label.values()])
+        found = {name: accuracy(part, label[name], self.classes) for name, part in zip(label, parts, strict=True)}
+        return {"val": found["val"], "test": found.get("test"), "steps": 0}
+
+
+def _trained(
+    strategy: str, encoder: Encoder, data: ImageDataModule, steps: int, views: Views | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Accuracies after training by gradient descent."""
+    from recipes.transfer.fine_tune import FineTune
+
+    batch_size = fitting_batch_size(len(data.splits.train))
+    per_epoch = len(data.splits.train) // batch_size
+    epochs = math.ceil(steps / per_epoch)
+    # a schedule needs the number of epochs too; there is no validation in between
+    length = {"max_steps": steps, "max_epochs": epochs, "check_val_every_n_epoch": epochs + 1}
+    warmup = min(1.0, steps / per_epoch / FEWEST_EPOCHS)  # an epoch as in FineTune, less of a run of less than five
+    trainer = quiet_trainer(**length, num_sanity_val_steps=0, **options)
+    recipe = FineTune(
+        copy.deepcopy(encoder),
+        data.num_classes,
+        views=views,
+        scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_epochs=warmup),
+        **STRATEGIES[strategy].settings,
+    )
+    before = data.batch_size
+    data.batch_size = batch_size
+    try:
+        trainer.fit(recipe, datamodule=data)
+        val = trainer.validate(recipe, datamodule=data, verbose=False)[0]["val/accuracy"]
+        test = None
+        if data.splits.test is not None and bool((data.splits.test.label >= 0).any()):
+            test = trainer.test(recipe, datamodule=data, verbose=False)[0]["test/accuracy"]
+    finally:
+        data.batch_size = before
+    return {"val": val, "test": test, "steps": trainer.global_step}
+
+
+def _labels(data: ImageDataModule) -> Tensor:
+    """The labels of the training images, which are read first if they are not there yet."""
+    data.prepare_data()
+    data.setup()
+    label = data.splits.train.label
+    images, classes = int((label >= 0).sum()), data.num_classes
+    if not images or not classes:
+        raise ValueError("the training images have no labels: put the pictures of each class into a folder of its own")
+    if classes == 1:
+        raise ValueError(f"all training images are of one class ({data.class_names[0]}): there must be two at least")
+    if images < classes:
+        raise ValueError(
+            f"there are {images} labelled training images for {classes} classes: give at least one for each"
+        )
+    return label
+
+
+def _evenly(label: Tensor, count: Tensor, most: int) -> Tensor:
+    """The positions of the labelled images, or of at most so many: the same number of each class that has that many."""
+    labelled = (label >= 0).nonzero().flatten()
+    if len(labelled) <= most:
+        return labelled
+    share = max(n for n in range(1, int(count.max()) + 1) if n == 1 or int(count.clamp(max=n).sum()) <= most)
+    return labelled[per_class(label[labelled], count.clamp(max=share))]
+
+
+def _scores(feature: Tensor, label: Tensor, classes: int, k: int) -> Scores:
+    return Scores(leave_one_out(feature, label, classes, k), h_score(feature, label), log_me(feature, label, classes))
+
+
+def _random(encoder: Encoder) -> Encoder | None:
+    """The encoder with random weights, the same ones every time; None where it cannot be made."""
+    with isolate_rng():
+        torch.manual_seed(0)
+        try:
+            return encoder.fresh()
+        except ValueError:
+            return None
+
+
+def _frozen(encoder: Encoder, data: ImageDataModule, trainer: Trainer) -> Recipe:
+    """A recipe that only reads: it normalises images as the encoder needs them, and refuses those that do not fit."""
+    recipe = Recipe(encoder, torch.optim.SGD)
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    recipe.trainer = trainer
+    recipe.setup("validate")
+    return recipe.to(trainer.strategy.root_device)
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """A Trainer of one device that leaves nothing behind."""
+    quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return Trainer(**{"devices": 1, "logger": False, **dict.fromkeys(quiet, False), **options})
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds all random numbers, and puts everything back afterwards."""
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    before = {name: os.environ.get(name) for name in names}
+    with isolate_rng():
+        try:
+            seed_everything(seed, verbose=False)
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value

@@ -1,0 +1,387 @@
+import copy
+import dataclasses
+import os
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+import recipes
+from datamodules import Digits, ImagesInMemory, Splits
+from datamodules.subset import Subset
+from recipes.augment import HandwritingViews
+from recipes.nn import ConvNet, Encoder, stages
+from recipes.nn.weights import normalization
+from recipes.transfer import advisor
+from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, plan, verify
+from recipes.transfer.transferability import h_score, leave_one_out, leep, log_me
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+CPU = {"accelerator": "cpu"}
+KNOWN, OTHER = [str(number) for number in range(5)], [str(number) for number in range(5, 10)]
+
+
+def target(per_class=None, classes=OTHER):
+    return Subset(Digits(8), classes, per_class, batch_size=50)
+
+
+@pytest.fixture(scope="module")
+def source():
+    """A classifier of the digits 0 to 4."""
+    seed_everything(0, verbose=False)
+    recipe = recipes.Supervised(
+        ConvNet((8, 16, 32)),
+        5,
+        views=HandwritingViews(),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2),
+        scheduler=None,
+        lr_batch_size=None,
+    )
+    advisor.quiet_trainer(max_epochs=5, limit_val_batches=0, **CPU).fit(recipe, datamodule=target(classes=KNOWN))
+    recipe.encoder.pretrained = True
+    recipe.encoder.normalization = normalization(recipe.state_dict())
+    return recipe.eval()
+
+
+def features(encoder, images, mean, std):
+    """Of all stages of a ConvNet, without what the advisor uses: stages end before a convolution."""
+    x = (images.images(torch.arange(len(images))).float() / 255 - mean[0]) / std[0]
+    found = []
+    with torch.no_grad():
+        for layer in encoder.network[:-2]:
+            if isinstance(layer, nn.Conv2d) and x.shape[1] > 1:
+                found.append(x.mean((2, 3)))
+            x = layer(x)
+    return [*found, x.mean((2, 3))]
+
+
+def made(images_per_class=(100, 100), knn=0.9, random=0.5, stage_knn=(0.5, 0.9), **others):
+    """A measurement with these numbers."""
+    return Measurement(
+        **{
+            "encoder": "resnet18",
+            "pretrained": True,
+            "class_names": tuple(str(i) for i in range(len(images_per_class))),
+            "images_per_class": tuple(images_per_class),
+            "images_used": sum(images_per_class),
+            "k": 5,
+            "scores": Scores(knn, 1.0, 0.0),
+            "random": None if random is None else Scores(random, 1.0, 0.0),
+            "leep": None,
+            "stages": ("conv1", "layer1"),
+            "stage_knn": stage_knn,
+            **others,
+        }
+    )
+
+
+# What is measured
+
+
+def test_the_scores_are_those_of_the_features_of_the_labelled_training_images(source):
+    data = target(20)
+    found = measure("mine", source.encoder, data, advisor.quiet_trainer(**CPU), source.logits)
+    label = data.splits.train.label
+    each = features(source.encoder, data.splits.train, *source.encoder.normalization)
+    assert found.scores.knn == leave_one_out(each[-1], label, 5, k=5)
+    assert found.scores.h_score == pytest.approx(h_score(each[-1], label), rel=1e-4)
+    assert found.scores.log_me == pytest.approx(log_me(each[-1], label, 5), abs=1e-4)
+    assert found.stage_knn == pytest.approx([leave_one_out(feature, label, 5, k=5) for feature in each])
+    with torch.no_grad():
+        probability = source.head(each[-1]).softmax(1)
+    assert found.leep == pytest.approx(leep(probability, label, 5), abs=1e-4)
+    assert (found.images_per_class, found.images_used, found.k) == ((20,) * 5, 100, 5)
+    assert found.class_names == tuple(OTHER)
+    assert found.stages == tuple(stage.name for stage in stages(source.encoder))
+
+
+def test_the_reference_is_the_same_network_with_random_weights_on_the_normalisation_of_the_data(source):
+    data = target(20)
+    found = measure("mine", source.encoder, data)
+    torch.manual_seed(0)
+    random = ConvNet((8, 16, 32)).eval()
+    feature = features(random, data.splits.train, data.mean, data.std)[-1]
+    assert found.random.knn == leave_one_out(feature, data.splits.train.label, 5, k=5)
+    assert found.random.log_me == pytest.approx(log_me(feature, data.splits.train.label, 5), abs=1e-4)
+    assert found.leep is None  # without the classifier of the source
+
+
+def test_measuring_changes_neither_the_encoder_nor_any_random_number(source):
+    encoder = copy.deepcopy(source.encoder).train()
+    before = copy.deepcopy(encoder.state_dict())
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    first = measure("mine", encoder, target(10))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in before.items())
+    assert encoder.training
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    assert first == measure("mine", encoder, target(10))
+
+
+def test_of_many_images_the_same_number_of_each_class_is_measured(source):
+    found = measure("mine", source.encoder, target(), most_images=52)
+    assert found.images_used == 50
+    assert found.images == sum(found.images_per_class) == len(target_label())
+
+
+def target_label():
+    data = target()
+    data.setup()
+    return data.splits.train.label
+
+
+def test_small_classes_are_measured_whole_and_large_ones_share_the_rest():
+    label = torch.cat([torch.full((n,), i) for i, n in enumerate((100, 3, 50))] + [torch.full((9,), -1)])
+    label = label[torch.randperm(len(label), generator=torch.Generator().manual_seed(0))]
+    rows = advisor._evenly(label, torch.tensor([100, 3, 50]), 44)
+    assert torch.bincount(label[rows]).tolist() == [20, 3, 20]
+    assert torch.equal(advisor._evenly(label, torch.tensor([100, 3, 50]), 153), (label >= 0).nonzero().flatten())
+
+
+def test_few_neighbours_vote_where_a_class_has_few_images(source):
+    assert measure("mine", source.encoder, target(3)).k == 2  # an image of a class of three has two of its own
+    assert measure("mine", source.encoder, target(1)).k == 1
+
+
+class Own(Encoder):
+    """Around a network that somebody else has made."""
+
+
+def test_a_network_that_cannot_be_made_anew_is_compared_with_the_largest_class(source):
+    encoder = Own(copy.deepcopy(source.encoder.network), 32, in_channels=1)
+    found = measure("mine", encoder, target(10))
+    assert found.random is None
+    assert found.reference == 0.2
+
+
+@pytest.mark.parametrize(
+    ("knn", "random", "expected"),
+    [(0.9, 0.6, 0.75), (0.6, 0.6, 0), (0.5, 0.6, 0), (1, 0.6, 1), (1, 1, 0), (0.75, None, 0.5)],
+)
+def test_similarity_is_the_share_of_the_errors_that_the_weights_take_away(knn, random, expected):
+    assert made((10, 10), knn, random).similarity == pytest.approx(expected)
+
+
+# What is chosen
+
+
+@pytest.mark.parametrize(
+    ("images", "knn", "quadrant", "strategy"),
+    [
+        (49, 0.75, ("small", "similar"), "feature-extraction"),
+        (49, 0.74, ("small", "different"), "svm"),
+        (50, 0.75, ("large", "similar"), "fine-tune-all"),
+        (50, 0.74, ("large", "different"), "fine-tune-all"),
+    ],
+)
+def test_the_four_quadrants_are_those_of_the_rule(monkeypatch, images, knn, quadrant, strategy):
+    monkeypatch.setattr(advisor, "THRESHOLDS", advisor._Thresholds(large=50, similar=0.5))
+    advice = choose(made((images,) * 3, knn, 0.5))
+    assert (advice.size, advice.kinship) == quadrant
+    assert advice.strategy == strategy == advisor.RULE[quadrant][0]
+    text = " ".join(advice.reasons)
+    for said in (f"{images} images", f"{100 * knn:.1f}%", "random encoder 50.0%", STRATEGIES[strategy].words):
+        assert said in text
+
+
+def test_a_few_large_classes_do_not_make_the_data_large():
+    assert choose(made((10, 10, 100_000))).size == "small"
+
+
+def test_without_weights_there_is_nothing_to_transfer():
+    advice = choose(made(knn=0.99, random=0.5, pretrained=False))
+    assert advice.strategy == "from-scratch"
+    assert "random weights" in advice.reasons[-1]
+
+
+@pytest.mark.parametrize(("stage_knn", "stage"), [((0.8, 0.6), 0), ((0.6, 0.8), 1), ((0.6, 0.6), 1)])
+def test_an_svm_reads_the_stage_whose_neighbours_are_right_most_often_and_of_equals_the_last(stage_knn, stage):
+    advice = choose(made((5, 5), 0.6, 0.6, stage_knn))
+    assert (advice.strategy, advice.stage) == ("svm", stage)
+
+
+# What is planned
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "steps"),
+    [
+        (1, 1, 500),
+        (50, 32, 500),
+        (63, 32, 500),
+        (64, 64, 500),
+        (1257, 64, 494),  # 26 epochs of 19 steps
+        (6400, 64, 2000),  # 20 epochs
+        (50_000, 64, 10_153),  # 13 epochs of 781 steps
+        (1_280_000, 64, 100_000),  # five epochs are the fewest
+    ],
+)
+def test_batches_and_steps_fit_the_number_of_images(images, batch_size, steps):
+    assert advisor.fitting_batch_size(images) == batch_size
+    assert advisor.fitting_steps(images) == steps
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_plan_names_strategy_encoder_data_and_a_length_of_whole_epochs(strategy):
+    encoder = {"class_path": "recipes.nn.ConvNet", "init_args": {"weights": "a.pt"}}
+    advice = Advice("small", "similar", strategy, 1 if strategy == "svm" else None, ())
+    given = {"class_path": "datamodules.Digits", "init_args": {"size": 8, "batch_size": 256}}
+    found = plan(advice, encoder, given, 1257, seed=3)
+    settings = {"stage": 1} if strategy == "svm" else {"stages": strategy}
+    kind = "recipes.SVM" if strategy == "svm" else "recipes.FineTune"
+    assert found["model"] == {"class_path": kind, "init_args": {"encoder": encoder, **settings}}
+    assert found["data"] == {"class_path": "datamodules.Digits", "init_args": {"size": 8, "batch_size": 64}}
+    assert given["init_args"]["batch_size"] == 256
+    assert found["seed_everything"] == 3
+    epochs = found["trainer"]["max_epochs"]
+    assert epochs == (1 if strategy == "svm" else 26)
+    assert epochs % found["trainer"].get("check_val_every_n_epoch", 1) == 0  # the last epoch is validated
+
+
+# What is verified
+
+
+@pytest.fixture(scope="module")
+def verified(source):
+    seeds = os.environ.get("PL_GLOBAL_SEED")
+    data = target(20)
+    before = copy.deepcopy(source.encoder.state_dict())
+    results = verify(source.encoder, data, steps=60, views=HandwritingViews(), options=CPU)
+    assert os.environ.get("PL_GLOBAL_SEED") == seeds
+    assert data.batch_size == 50
+    assert all(torch.equal(value, source.encoder.state_dict()[name]) for name, value in before.items())
+    return results
+
+
+def test_all_strategies_are_carried_out_and_learn_something(verified):
+    assert list(verified) == list(STRATEGIES)
+    for name, result in verified.items():
+        assert result["steps"] == (60 if name.startswith(("fine", "from")) else 0)
+        assert 0.4 < result["val"] <= 1  # five classes
+        assert 0.4 < result["test"] <= 1
+        assert 0 < result["minutes"] < 1
+
+
+def test_a_linear_layer_on_frozen_features_is_logistic_regression(source, verified):
+    data = target(20)
+    data.setup()
+    splits = data.splits
+    train, *others = (
+        features(source.encoder, part, *source.encoder.normalization)[-1]
+        for part in (splits.train, splits.val, splits.test)
+    )
+    mean, std = train.mean(0), train.std(0, correction=0)
+    model = LogisticRegression(C=1, tol=1e-8, max_iter=1000).fit((train - mean) / std, splits.train.label)
+    accuracies = [
+        model.score((x - mean) / std, part.label) for x, part in zip(others, (splits.val, splits.test), strict=True)
+    ]
+    found = verified["feature-extraction"]
+    assert (found["val"], found["test"]) == pytest.approx(accuracies, abs=1e-6)
+
+
+def test_an_svm_is_fitted_on_the_features_of_the_stage_that_is_asked_for(source):
+    from recipes.transfer.svm import fit_svm
+
+    data = target(20)
+    data.setup()
+    train, val = data.splits.train, data.splits.val
+    x, y = (features(source.encoder, part, *source.encoder.normalization) for part in (train, val))
+    found = {}
+    for stage in (0, 2):
+        fit = fit_svm(x[stage], train.label, y[stage], val.label, 5)
+        prediction = (y[stage].double() @ fit.weight.T + fit.bias).argmax(1)
+        found[stage] = verify(source.encoder, target(20), ["svm"], stage=stage, options=CPU)["svm"]["val"]
+        assert found[stage] == pytest.approx((prediction == val.label).double().mean().item(), abs=1e-6)
+    assert found[0] != found[2]
+    assert verify(source.encoder, target(20), ["svm"], options=CPU)["svm"]["val"] == found[2]
+
+
+def test_what_comes_out_depends_on_the_seed_alone(source, monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    first, again, other = (
+        verify(source.encoder, target(10), ["from-scratch"], steps=40, seed=seed, options=CPU)["from-scratch"]
+        for seed in (1, 1, 2)
+    )
+    assert "PL_GLOBAL_SEED" not in os.environ
+    assert (first["val"], first["test"]) == (again["val"], again["test"])
+    assert (first["val"], first["test"]) != (other["val"], other["test"])
+
+
+def test_features_are_computed_once_for_all_heads(source, monkeypatch):
+    passed = []
+    forward = ConvNet.forward
+    monkeypatch.setattr(ConvNet, "forward", lambda self, x: passed.append(len(x)) or forward(self, x))
+    data = target(10)
+    verify(source.encoder, data, ["feature-extraction", "svm"], options=CPU)
+    splits = data.splits
+    assert sum(passed) == len(splits.train) + len(splits.val) + len(splits.test) + 1  # and one to see whether it fits
+
+
+@pytest.mark.parametrize(("best", "expected"), [(0.9, True), (0.91, True), (0.915, False)])
+def test_advice_holds_if_nothing_is_better_by_more_than_a_point(best, expected):
+    assert (
+        advisor.held({"svm": {"val": 0.9}, "fine-tune-all": {"val": best}, "linear": {"val": 0.1}}, "svm") is expected
+    )
+
+
+# What cannot be measured
+
+
+class Given(Digits):
+    """With labels of one's choice in the place of the digits'."""
+
+    def __init__(self, label, names, val=True):
+        super().__init__(8)
+        self.given, self.names, self.val = label, names, val
+
+    @property
+    def num_classes(self):
+        return len(self.names)
+
+    def load(self):
+        splits = super().load()
+        rows = torch.arange(len(self.given))
+        train = ImagesInMemory(splits.train.images(rows), torch.tensor(self.given))
+        return Splits(self.names, train, splits.val if self.val else None, splits.test)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Given([-1, -1], ("a", "b")), "no labels"),
+        (Given([-1, -1], ()), "no labels"),
+        (Given([0, 0], ("a",)), "one class \\(a\\)"),
+        (Given([0, 1, -1], ("a", "b", "c")), "2 labelled training images for 3 classes"),
+    ],
+)
+def test_data_that_cannot_be_measured_are_refused_in_one_line(source, data, words):
+    for function in (lambda: measure("mine", source.encoder, data), lambda: verify(source.encoder, data)):
+        with pytest.raises(ValueError, match=words) as error:
+            function()
+        assert "\n" not in str(error.value)
+
+
+def test_an_encoder_for_other_images_is_refused(source):
+    with pytest.raises(ValueError, match="1 channels, ConvNet takes 3"):
+        measure("mine", ConvNet((4,), in_channels=3), target(3))
+
+
+def test_strategies_cannot_be_compared_without_validation_images(source):
+    with pytest.raises(ValueError, match="val_fraction"):
+        verify(source.encoder, Given(list(range(10)), tuple("0123456789"), val=False))
+
+
+def test_an_unknown_strategy_is_refused(source):
+    with pytest.raises(ValueError, match="'svn': there are feature-extraction, svm"):
+        verify(source.encoder, target(3), ["svn"])
+
+
+def test_a_measurement_can_be_written_as_json():
+    import json
+
+    assert json.loads(json.dumps(dataclasses.asdict(made())))["scores"]["knn"] == 0.9
