@@ -6,12 +6,14 @@ from recipes.contrastive import InstanceDiscrimination, MoCo, SimCLR
 from recipes.recipe import Recipe
 from recipes.semisupervised import MeanTeacher
 from recipes.supervised import Supervised
-from recipes.transfer import FineTune
+from recipes.transfer import SVM, FineTune, LinearProbe
 
 __all__ = [
     "BYOL",
+    "SVM",
     "FineTune",
     "InstanceDiscrimination",
+    "LinearProbe",
     "MeanTeacher",
     "MoCo",
     "Recipe",

@@ -36,7 +36,7 @@ def load(path: str | Path) -> "Recipe":
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Recipe, "model")
     config = parser.parse_object({"model": without_weights(_trusted(path, checkpoint["model"]))})
-    recipe = parser.instantiate_classes(config).model
+    recipe = parser.instantiate(config).model
     recipe.on_load_checkpoint(checkpoint)
     recipe.load_state_dict(checkpoint["state_dict"])
     return recipe.eval()

@@ -280,6 +280,7 @@ def _be_quiet() -> None:
         ".*Total length of `list` across ranks is zero",  # data without a validation split
         r".*functional.all_gather is deprecated",  # Lightning calls it, and is pinned
         ".*The dirpath has changed",  # every run has a directory of its own
+        ".*module\\(s\\) in eval mode at the start of training",  # frozen layers, teachers
     ):
         warnings.filterwarnings("ignore", message)
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -140,6 +140,8 @@ class Recipe(LightningModule):
         if not isinstance(scheduler, RunSchedule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
         total = self.total_steps
+        if math.isinf(self.trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
+            self.trainer.fit_loop.setup_data()
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler.start(total, steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

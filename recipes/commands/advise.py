@@ -28,6 +28,8 @@ from recipes.nn.torchvision_encoder import source_head
 from recipes.nn.weights import checkpoint_file
 from recipes.transfer import advisor
 from recipes.transfer.advisor import STRATEGIES, Advice, Measurement
+from recipes.transfer.frozen import quiet_trainer
+from recipes.transfer.verification import check_validation, held, verify
 
 WIDTH = 80
 SMALL_PICTURES = 64  # pixels; the networks of torchvision and timm are mostly trained on 224
@@ -78,9 +80,9 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
     data.prepare_data()
     data.setup()
     if options.verify:
-        advisor.check_validation(data)
+        check_validation(data)
 
-    trainer = advisor.quiet_trainer(accelerator=options.accelerator)
+    trainer = quiet_trainer(accelerator=options.accelerator)
     candidates = [_measured(*pair, data, trainer) for pair in zip(names, weights, strict=True)]
     candidates.sort(key=lambda candidate: candidate.measurement.scores.log_me, reverse=True)
     best = candidates[0]
@@ -90,7 +92,7 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
     results = None
     if options.verify:
         strategies = [name for name in STRATEGIES if best.measurement.random or name != "from-scratch"]
-        results = advisor.verify(
+        results = verify(
             best.named.encoder,
             data,
             strategies,
@@ -209,7 +211,7 @@ def _report(
         "versions": versions(),
     }
     if results is not None:
-        report["verified"] = {"held": advisor.held(results, advice.strategy), "strategies": results}
+        report["verified"] = {"held": held(results, advice.strategy), "strategies": results}
     return report
 
 
@@ -290,7 +292,7 @@ def _results_table(results: dict[str, dict[str, Any]], advised: str, data: Image
 
 def _verdict(results: dict[str, dict[str, Any]], advised: str) -> str:
     best = max(results, key=lambda name: results[name]["val"])
-    if advisor.held(results, advised):
+    if held(results, advised):
         return f"The advice held: no strategy is better than {advised} by more than 1 point on the validation images."
     gap = 100 * (results[best]["val"] - results[advised]["val"])
     return f"The advice did not hold: on the validation images {best} is better than {advised} by {gap:.1f} points."

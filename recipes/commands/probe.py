@@ -23,8 +23,7 @@ from recipes.features import Features, extract
 from recipes.messages import one_line
 from recipes.nn import Encoder, stages
 from recipes.probes import accuracy, knn, linear_probe
-from recipes.transfer.advisor import quiet_trainer
-from recipes.transfer.frozen import StageReader
+from recipes.transfer.frozen import StageReader, quiet_trainer
 from recipes.transfer.linear_probe import LinearProbe
 from recipes.transfer.svm import GRID, fit_svm
 
@@ -139,8 +138,7 @@ def _fresh(encoder: Encoder, seed: int) -> Encoder:
 def _measure(encoder: Encoder, data: ImageDataModule, splits: list[str], options: Namespace) -> dict[str, Measured]:
     """What each head makes of each stage."""
     trainer = quiet_trainer(accelerator=options.accelerator)
-    trainer.datamodule = data  # type: ignore[attr-defined]
-    reader = StageReader(encoder, trainer)
+    reader = StageReader(encoder, data, trainer)
     features = {
         split: extract({split: reader}, data.in_order(getattr(data.splits, split)), trainer)[split].labelled()
         for split in splits

@@ -27,8 +27,8 @@ def stages(encoder: Encoder) -> list[Stage]:
     """The stages of an encoder, in the order in which images pass them.
 
     They are the parts that its network is made of, such as ``conv1`` and ``layer1`` to ``layer4`` of a ResNet. Of fewer
-    than four parts the largest sequence is taken apart: ``features`` of a VGG, or the blocks of a vision transformer. A norm
-    layer, or a part without parameters, belongs to the stage before it. An encoder may say itself with which parts
+    than four parts the largest sequence is taken apart: ``features`` of a VGG, or the blocks of a vision transformer. A
+    norm layer, or a part without parameters, belongs to the stage before it. An encoder may say itself with which parts
     stages begin (``first_of_stages``), as ``recipes.nn.ResNet`` does.
 
     Args:

@@ -1,32 +1,24 @@
-"""Which strategy of transfer learning fits an encoder and a set of images: measure, choose, plan, and verify.
+"""Which strategy of transfer learning fits an encoder and a set of images: measure, choose, and plan.
 
 The rule is that of Stanford's course CS231n (notes "Transfer Learning"): it looks at how many images there are, and at
 how similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``.
 """
 
-import copy
-import math
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules import ImageDataModule
 from datamodules.split import per_class
-from recipes.augment import Views
-from recipes.features import Features, extract
-from recipes.nn import Encoder, stage_features, stages
-from recipes.optim import WarmupCosine
-from recipes.probes import accuracy, linear_probe
-from recipes.recipe import Recipe
+from recipes.features import extract
+from recipes.nn import Encoder, stages
+from recipes.transfer.frozen import StageReader, quiet_trainer
 from recipes.transfer.transferability import h_score, leave_one_out, leep, log_me
 
 # The rule: two thresholds, what they choose, and what that means.
@@ -103,7 +95,6 @@ LARGEST_BATCH = 64
 # images and 10,000 for more, with batches of 512. Ours are smaller, so that between the two we take 20 epochs; five are
 # the fewest, as FineTune warms up for one.
 FEWEST_STEPS, MOST_STEPS, EPOCHS, FEWEST_EPOCHS = 500, 10_000, 20, 5
-POINT = 0.01  # of accuracy: the advice held if no strategy is better by more on the validation images
 
 
 @dataclass(frozen=True)
@@ -222,26 +213,28 @@ def measure(
         ValueError: if the images have no labels or all the same, there are fewer of them than classes, or they do not
             suit the encoder.
     """
-    label = _labels(data)
+    label = training_labels(data)
     trainer = trainer or quiet_trainer()
     count = torch.bincount(label[label >= 0], minlength=data.num_classes)
     device = next(encoder.parameters()).device
     k = max(1, min(MOST_NEIGHBOURS, int(count[count > 0].min()) - 1))  # a class has one image fewer for its own
-    reader = _Stages(_frozen(encoder, data, trainer))
-    readers: dict[str, nn.Module] = {"stages": reader}
+    reader = StageReader(encoder, data, trainer)
     random = _random(encoder)
-    if random is not None:
-        readers["random"] = _frozen(random, data, trainer)
+    reference = None if random is None else StageReader(random, data, trainer)
+    readers = {"encoder": reader} | ({"random": reference} if reference else {})
     loader = data.in_order(data.splits.train, _evenly(label, count, most_images))
     found = {key: features.to("cpu") for key, features in extract(readers, loader, trainer).items()}
     encoder.to(device)
-    label = found["stages"].label
-    feature = reader.split(found["stages"].feature)
+    label = found["encoder"].label
+    feature = reader.split(found["encoder"].feature)
     stage_knn = tuple(leave_one_out(each, label, data.num_classes, k) for each in feature)
     leep_score = None
     if source_head is not None:
         with torch.no_grad():
             leep_score = leep(source_head(feature[-1]).double().softmax(1), label, data.num_classes)
+    of_random = None
+    if reference is not None:
+        of_random = _scores(reference.split(found["random"].feature)[-1], label, data.num_classes, k)
     return Measurement(
         encoder=name,
         pretrained=encoder.pretrained,
@@ -250,7 +243,7 @@ def measure(
         images_used=len(label),
         k=k,
         scores=_scores(feature[-1], label, data.num_classes, k),
-        random=_scores(found["random"].feature, label, data.num_classes, k) if "random" in found else None,
+        random=of_random,
         leep=leep_score,
         stages=tuple(stage.name for stage in stages(encoder)),
         stage_knn=stage_knn,
@@ -332,171 +325,7 @@ def fitting_steps(images: int) -> int:
     return max(FEWEST_EPOCHS, round(steps / per_epoch)) * per_epoch
 
 
-def verify(
-    encoder: Encoder,
-    data: ImageDataModule,
-    strategies: Sequence[str] = tuple(STRATEGIES),
-    steps: int | None = None,
-    seed: int = 0,
-    stage: int | None = None,
-    views: Views | None = None,
-    options: dict[str, Any] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Carries out strategies, each from the same encoder, and measures what comes of them.
-
-    Features of a frozen encoder are computed once. A linear layer on them is fitted by L-BFGS (``linear_probe``), an
-    SVM with its C chosen on the validation images; the others are trained by ``FineTune``.
-
-    Args:
-        encoder: with the weights to start from. It is left as it is.
-        data: needs validation images; its training loader gets the batch size of ``fitting_batch_size`` meanwhile.
-        strategies: which of ``STRATEGIES``.
-        steps: of the optimiser. None takes 500: brief, but what Big Transfer trains on small data.
-        seed: of the new layers and of all that is random in training.
-        stage: whose features the SVM takes, by number; None takes those of the encoder.
-        views: of ``FineTune``; None takes its own, a random crop and a flip.
-        options: of the Trainer, such as ``{"accelerator": "cpu"}``.
-
-    Returns:
-        For each strategy ``val`` and ``test``, accuracies in [0, 1] (``test`` is None where there are no test images),
-        ``minutes``, and ``steps`` of the optimiser, 0 where there are none.
-
-    Raises:
-        ValueError: if a strategy is unknown, there are no labelled validation images, or ``measure`` would refuse data
-            and encoder.
-    """
-    for strategy in strategies:
-        if strategy not in STRATEGIES:
-            raise ValueError(f"there is no strategy {strategy!r}: there are {', '.join(STRATEGIES)}")
-    _labels(data)
-    check_validation(data)
-    results: dict[str, dict[str, Any]] = {}
-    frozen: _Frozen | None = None
-    for strategy in strategies:
-        start, extra = time.perf_counter(), 0.0
-        with _seeded(seed):
-            if strategy in ("feature-extraction", "svm"):
-                frozen = frozen or _Frozen(copy.deepcopy(encoder), data, quiet_trainer(**(options or {})))
-                extra = frozen.seconds if start > frozen.made else 0.0  # features that another strategy has computed
-                results[strategy] = frozen.linear() if strategy == "feature-extraction" else frozen.svm(stage)
-            else:
-                results[strategy] = _trained(strategy, encoder, data, steps or FEWEST_STEPS, views, options or {})
-        results[strategy]["minutes"] = (time.perf_counter() - start + extra) / 60
-    return results
-
-
-def check_validation(data: ImageDataModule) -> None:
-    """Checks that strategies can be compared.
-
-    Raises:
-        ValueError: if there are no labelled validation images.
-    """
-    val = data.splits.val
-    if val is None or not bool((val.label >= 0).any()):
-        raise ValueError(
-            "strategies are compared on validation images, and there are none with labels: keep some of the images for "
-            "validation (val_fraction of ImageFolder)"
-        )
-
-
-def held(results: dict[str, dict[str, Any]], strategy: str) -> bool:
-    """Whether no strategy is better than this one by more than one point on the validation images."""
-    return max(result["val"] for result in results.values()) - results[strategy]["val"] <= POINT + 1e-9
-
-
-class _Stages(nn.Module):
-    """The features of all stages of a recipe's encoder side by side, in one pass."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
-        self.widths: list[int] = []
-
-    def forward(self, image: Tensor) -> Tensor:
-        features = stage_features(self.recipe.encoder, self.recipe.normalize(image))
-        self.widths = [feature.shape[1] for feature in features]
-        return torch.cat([feature.float() for feature in features], 1)
-
-    def split(self, feature: Tensor) -> tuple[Tensor, ...]:
-        """The features of each stage."""
-        return feature.split(self.widths, 1)
-
-
-class _Frozen:
-    """Heads on the features of a frozen encoder."""
-
-    def __init__(self, encoder: Encoder, data: ImageDataModule, trainer: Trainer) -> None:
-        self.made = time.perf_counter()
-        self.classes = data.num_classes
-        reader = _Stages(_frozen(encoder, data, trainer))
-        self.features: dict[str, Features] = {}
-        for name in ("train", "val", "test"):
-            images = getattr(data.splits, name)
-            if images is not None:
-                self.features[name] = extract({name: reader}, data.in_order(images), trainer)[name].labelled().to("cpu")
-        self.split = reader.split
-        self.seconds = time.perf_counter() - self.made
-
-    def linear(self) -> dict[str, Any]:
-        """Accuracies of logistic regression."""
-        bank, *queries = self._of_stage(-1).values()
-        both = Features(*(torch.cat(parts) for parts in zip(*queries, strict=True)))
-        return self._accuracies(linear_probe(bank, both, self.classes))
-
-    def svm(self, stage: int | None) -> dict[str, Any]:
-        """Accuracies of an SVM on the features of a stage."""
-        from recipes.transfer.svm import fit_svm
-
-        bank, val, *test = self._of_stage(-1 if stage is None else stage).values()
-        fit = fit_svm(bank.feature, bank.label, val.feature, val.label, self.classes)
-        feature = torch.cat([val.feature, *(each.feature for each in test)]).double()
-        return self._accuracies((feature @ fit.weight.T + fit.bias).argmax(1))
-
-    def _of_stage(self, stage: int) -> dict[str, Features]:
-        return {name: part._replace(feature=self.split(part.feature)[stage]) for name, part in self.features.items()}
-
-    def _accuracies(self, prediction: Tensor) -> dict[str, Any]:
-        """Of predictions for the validation images and then the test images."""
-        label = {name: part.label for name, part in self.features.items() if name != "train" and len(part.label)}
-        parts = prediction.split([len(each) for each in label.values()])
-        found = {name: accuracy(part, label[name], self.classes) for name, part in zip(label, parts, strict=True)}
-        return {"val": found["val"], "test": found.get("test"), "steps": 0}
-
-
-def _trained(
-    strategy: str, encoder: Encoder, data: ImageDataModule, steps: int, views: Views | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Accuracies after training by gradient descent."""
-    from recipes.transfer.fine_tune import FineTune
-
-    batch_size = fitting_batch_size(len(data.splits.train))
-    per_epoch = len(data.splits.train) // batch_size
-    epochs = math.ceil(steps / per_epoch)
-    # a schedule needs the number of epochs too; there is no validation in between
-    length = {"max_steps": steps, "max_epochs": epochs, "check_val_every_n_epoch": epochs + 1}
-    warmup = min(1.0, steps / per_epoch / FEWEST_EPOCHS)  # an epoch as in FineTune, less of a run of less than five
-    trainer = quiet_trainer(**length, num_sanity_val_steps=0, **options)
-    recipe = FineTune(
-        copy.deepcopy(encoder),
-        data.num_classes,
-        views=views,
-        scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_epochs=warmup),
-        **STRATEGIES[strategy].settings,
-    )
-    before = data.batch_size
-    data.batch_size = batch_size
-    try:
-        trainer.fit(recipe, datamodule=data)
-        val = trainer.validate(recipe, datamodule=data, verbose=False)[0]["val/accuracy"]
-        test = None
-        if data.splits.test is not None and bool((data.splits.test.label >= 0).any()):
-            test = trainer.test(recipe, datamodule=data, verbose=False)[0]["test/accuracy"]
-    finally:
-        data.batch_size = before
-    return {"val": val, "test": test, "steps": trainer.global_step}
-
-
-def _labels(data: ImageDataModule) -> Tensor:
+def training_labels(data: ImageDataModule) -> Tensor:
     """The labels of the training images, which are read first if they are not there yet."""
     data.prepare_data()
     data.setup()
@@ -534,35 +363,3 @@ def _random(encoder: Encoder) -> Encoder | None:
             return encoder.fresh()
         except ValueError:
             return None
-
-
-def _frozen(encoder: Encoder, data: ImageDataModule, trainer: Trainer) -> Recipe:
-    """A recipe that only reads: it normalises images as the encoder needs them, and refuses those that do not fit."""
-    recipe = Recipe(encoder, torch.optim.SGD)
-    trainer.datamodule = data  # type: ignore[attr-defined]
-    recipe.trainer = trainer
-    recipe.setup("validate")
-    return recipe.to(trainer.strategy.root_device)
-
-
-def quiet_trainer(**options: Any) -> Trainer:
-    """A Trainer of one device that leaves nothing behind."""
-    quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return Trainer(**{"devices": 1, "logger": False, **dict.fromkeys(quiet, False), **options})
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds all random numbers, and puts everything back afterwards."""
-    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
-    before = {name: os.environ.get(name) for name in names}
-    with isolate_rng():
-        try:
-            seed_everything(seed, verbose=False)
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value

@@ -125,8 +125,9 @@ class FineTune(Classifier):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.register_buffer("class_weight", torch.ones(num_classes))
-        for parameter in self._of_stages(*self._numbers("frozen")):
-            parameter.requires_grad_(False)
+        for number, mode in enumerate(chosen):  # also of an encoder that was frozen where it comes from
+            for parameter in self._of_stages(number):
+                parameter.requires_grad_(mode != "frozen")
         self.l2_sp = l2_sp
         self.start = _Values(self._of_stages(*self._numbers("finetune"))) if l2_sp else None
         self.train()

@@ -1,5 +1,7 @@
 """Frozen encoders: no gradient, no moving statistics, and every image passes once where that is enough."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -74,14 +76,15 @@ class StageReader(Recipe):
     """Reads the features of all stages of a frozen encoder side by side, in one pass.
 
     Args:
-        encoder: of whose stages.
-        trainer: whose DataModule says how images are normalised, and refuses an encoder that does not suit them.
+        encoder: of whose stages; it is moved to the Trainer's device.
+        data: says how images are normalised, where the encoder does not know it; refuses one that does not suit them.
+        trainer: whose device is used.
     """
 
-    def __init__(self, encoder: Encoder, trainer: Trainer) -> None:
+    def __init__(self, encoder: Encoder, data: ImageDataModule, trainer: Trainer) -> None:
         super().__init__(encoder, torch.optim.SGD)  # which is never made
         self.widths: list[int] = []
-        freeze(self)
+        trainer.datamodule = data  # type: ignore[attr-defined]
         self.trainer = trainer
         self.setup("validate")
         self.to(trainer.strategy.root_device)
@@ -144,3 +147,9 @@ class FrozenClassifier(Classifier):
         super().setup(stage)
         if stage == "fit":
             warn_of_random_weights(self.encoder)
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """A Trainer of one device that leaves nothing behind."""
+    quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return Trainer(**{"devices": 1, "logger": False, **dict.fromkeys(quiet, False), **options})

@@ -127,8 +127,8 @@ def _cells(name: str, seed: int, root: Path, jobs: int) -> list[dict[str, Any]]:
 
     from recipes import Supervised
     from recipes.optim import WarmupCosine
-    from recipes.transfer.advisor import verify
     from recipes.transfer.advisor import measure as measured
+    from recipes.transfer.verification import verify
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     pair = PAIRS[name]

@@ -15,8 +15,10 @@ from recipes.augment import HandwritingViews
 from recipes.nn import ConvNet, Encoder, stages
 from recipes.nn.weights import normalization
 from recipes.transfer import advisor
-from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, plan, verify
+from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, plan
+from recipes.transfer.frozen import quiet_trainer
 from recipes.transfer.transferability import h_score, leave_one_out, leep, log_me
+from recipes.transfer.verification import held, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -40,7 +42,7 @@ def source():
         scheduler=None,
         lr_batch_size=None,
     )
-    advisor.quiet_trainer(max_epochs=5, limit_val_batches=0, **CPU).fit(recipe, datamodule=target(classes=KNOWN))
+    quiet_trainer(max_epochs=5, limit_val_batches=0, **CPU).fit(recipe, datamodule=target(classes=KNOWN))
     recipe.encoder.pretrained = True
     recipe.encoder.normalization = normalization(recipe.state_dict())
     return recipe.eval()
@@ -83,7 +85,7 @@ def made(images_per_class=(100, 100), knn=0.9, random=0.5, stage_knn=(0.5, 0.9),
 
 def test_the_scores_are_those_of_the_features_of_the_labelled_training_images(source):
     data = target(20)
-    found = measure("mine", source.encoder, data, advisor.quiet_trainer(**CPU), source.logits)
+    found = measure("mine", source.encoder, data, quiet_trainer(**CPU), source.logits)
     label = data.splits.train.label
     each = features(source.encoder, data.splits.train, *source.encoder.normalization)
     assert found.scores.knn == leave_one_out(each[-1], label, 5, k=5)
@@ -324,9 +326,7 @@ def test_features_are_computed_once_for_all_heads(source, monkeypatch):
 
 @pytest.mark.parametrize(("best", "expected"), [(0.9, True), (0.91, True), (0.915, False)])
 def test_advice_holds_if_nothing_is_better_by_more_than_a_point(best, expected):
-    assert (
-        advisor.held({"svm": {"val": 0.9}, "fine-tune-all": {"val": best}, "linear": {"val": 0.1}}, "svm") is expected
-    )
+    assert held({"svm": {"val": 0.9}, "fine-tune-all": {"val": best}, "linear": {"val": 0.1}}, "svm") is expected
 
 
 # What cannot be measured
