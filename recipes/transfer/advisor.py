@@ -4,6 +4,7 @@ The rule is that of Stanford's course CS231n (notes "Transfer Learning"): it loo
 how similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
@@ -31,7 +32,7 @@ class _Thresholds(NamedTuple):
 
 THRESHOLDS = _Thresholds(
     large=50,  # images per class, the median: between the ten of few-shot tasks and the hundreds of common datasets
-    similar=0.5,  # of the mistakes of a random encoder the weights take away at least every other one
+    similar=0.12,  # of what a random encoder leaves unexplained; see docs/results.md for what it was set on
 )
 
 
@@ -125,6 +126,7 @@ class Measurement:
         k: neighbours that vote in all kNN accuracies.
         scores: of the encoder.
         random: of the same network with random weights; None where it cannot be made.
+        prior: LogME of nothing but the shares of the classes.
         leep: of the classifier that the encoder was trained with; None where there is none.
         stages: names of the encoder's stages, from the first to the last.
         stage_knn: leave-one-out accuracy of nearest neighbours on the features of each stage.
@@ -138,6 +140,7 @@ class Measurement:
     k: int
     scores: Scores
     random: Scores | None
+    prior: float
     leep: float | None
     stages: tuple[str, ...]
     stage_knn: tuple[float, ...]
@@ -153,18 +156,16 @@ class Measurement:
         return median(self.images_per_class)
 
     @property
-    def reference(self) -> float:
-        """The accuracy that one has without the weights: a random encoder's, or else that of the largest class."""
-        return self.random.knn if self.random else max(self.images_per_class) / self.images
-
-    @property
     def similarity(self) -> float:
-        """The share of the reference's errors that the weights take away, in [0, 1].
+        """How much the encoder knows of what tells these classes apart, in [0, 1].
 
-        It is 0 where the weights help nothing, or where the reference makes no errors.
+        It is the share of what a random encoder's features leave unexplained of the labels that the encoder's features
+        explain. LogME is the mean logarithm of a normal density, to which a residual variance σ² contributes -log σ;
+        a difference of d between two encoders stands for σ² that differ by the factor exp(-2 d). Without a random
+        encoder, what the shares of the classes leave unexplained counts.
         """
-        errors = 1 - self.reference
-        return min(1.0, max(0.0, (self.scores.knn - self.reference) / errors)) if errors else 0.0
+        gain = self.scores.log_me - (self.random.log_me if self.random else self.prior)
+        return 1 - math.exp(-2 * max(0.0, gain))
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def measure(
         k=k,
         scores=_scores(feature[-1], label, data.num_classes, k),
         random=of_random,
+        prior=log_me(torch.ones(len(label), 1), label, data.num_classes),
         leep=leep_score,
         stages=tuple(stage.name for stage in stages(encoder)),
         stage_knn=stage_knn,
@@ -259,11 +261,12 @@ def choose(measurement: Measurement) -> Advice:
     if not m.pretrained:
         reasons.append("The encoder has random weights: there is nothing to transfer.")
         return Advice(size, "different", "from-scratch", None, tuple(reasons))
-    reference = "a random encoder" if m.random else "always naming the largest class"
+    reference = "a random encoder" if m.random else "the shares of the classes"
+    against = f", of a random encoder's for {m.random.knn:.1%}" if m.random else ""
     reasons.append(
-        f"The images are {kinship} to those that the encoder knows: nearest neighbours are right for "
-        f"{m.scores.knn:.1%} of them, with {reference} {m.reference:.1%}. The weights take away {m.similarity:.0%} of "
-        f"the mistakes (similar from {THRESHOLDS.similar:.0%} on)."
+        f"The images are {kinship} to those that the encoder knows: its features explain {m.similarity:.0%} of what "
+        f"{reference} leaves unexplained of the classes (LogME; similar from {THRESHOLDS.similar:.0%} on). Nearest "
+        f"neighbours of its features are right for {m.scores.knn:.1%} of the images{against}."
     )
     strategy, why = RULE[size, kinship]
     reasons.append(f"So {STRATEGIES[strategy].words}: {why}.")
@@ -295,6 +298,8 @@ def plan(advice: Advice, encoder: dict[str, Any], data: dict[str, Any], images: 
     settings = {"encoder": encoder, **strategy.settings}
     if advice.stage is not None:
         settings["stage"] = advice.stage
+    if advice.strategy != "svm":
+        settings["lr_batch_size"] = None  # small batches, and not much slower steps
     trainer: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 1}  # an SVM is fitted at once
     if advice.strategy != "svm":
         per_epoch = images // batch_size

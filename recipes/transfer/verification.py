@@ -159,6 +159,7 @@ def _trained(
         copy.deepcopy(encoder),
         data.num_classes,
         views=views,
+        lr_batch_size=None,
         scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_epochs=warmup),
         **STRATEGIES[strategy].settings,
     )

@@ -19,8 +19,8 @@ from studies import runs
 
 RESULT = runs.RESULTS / "quadrants.json"
 SIZES: dict[str, int | None] = {"10": 10, "100": 100, "all": None}  # images per class
-STEPS = {"10": 500, "100": 800, "all": 2000}  # of the optimiser
-SOURCE_EPOCHS = 8
+STEPS = {"10": 400, "100": 800, "all": 1600}  # of the optimiser
+SOURCE_EPOCHS = 6
 
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")

@@ -62,9 +62,9 @@ def test_the_report_says_data_similarity_quadrant_strategy_and_the_command_to_ru
     assert "Digits: 1,257 labelled training images of 10 classes, from 122 (8) to 128 (3), the median 126.5" in text
     report = json.loads(Path("advice.json").read_text())
     (encoder,) = report["encoders"]
-    assert f"nearest neighbours are right for {encoder['scores']['knn']:.1%}" in text
-    assert f"random encoder {encoder['random']['knn']:.1%}" in text
-    assert f"take away {encoder['similarity']:.0%} of the mistakes" in text
+    assert f"neighbours of its features are right for {encoder['scores']['knn']:.1%} of the images" in text
+    assert f"of a random encoder's for {encoder['random']['knn']:.1%}" in text
+    assert f"explain {encoder['similarity']:.0%} of what a random encoder leaves unexplained" in text
     advice = report["advice"]
     assert f"{advice['size']} data, {advice['kinship']} images. Advice: {advice['strategy']}." in text
     assert "recipes fit --config advice.yaml" in text

@@ -162,6 +162,19 @@ def test_supervised_needs_no_number_of_classes_and_is_loaded_with_it(tmp_path, c
     assert "test/accuracy" in capsys.readouterr().out
 
 
+def test_a_trained_run_does_not_need_the_weights_that_it_started_from(run, tmp_path, capsys):
+    weights = tmp_path / "weights.ckpt"
+    weights.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    args = ["--config", "finetune-digits", *SMALL, "--model.encoder.weights", str(weights)]
+    tuned = fit(tmp_path, *args, "--report.mistakes", "0")
+    weights.unlink()
+    image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    assert recipes.load(tuned)(image).shape == (1, 8)
+    capsys.readouterr()
+    main(["test", "--ckpt_path", str(tuned)])
+    assert "test/accuracy" in capsys.readouterr().out
+
+
 def test_two_runs_in_the_same_second_get_directories_of_their_own(tmp_path, monkeypatch):
     class Frozen(datetime):
         @classmethod

@@ -25,9 +25,9 @@ def build(name, **arguments):
     """A small recipe of any name, with the same weights each time."""
     seed_everything(0, verbose=False)
     recipe = getattr(recipes, name)
-    if "num_classes" in inspect.signature(recipe.__init__).parameters:
-        arguments = {"num_classes": 10, **arguments}
-    return recipe(**{"encoder": ConvNet((4, 8)), "optimizer": sgd, **arguments})
+    given = {"encoder": ConvNet((4, 8)), "optimizer": sgd, "num_classes": 10, **arguments}
+    known = inspect.signature(recipe.__init__).parameters
+    return recipe(**{name: value for name, value in given.items() if name in known})
 
 
 def trainer(tmp_path, **options):
@@ -81,6 +81,14 @@ def test_the_schedule_spans_the_whole_run_step_by_step(tmp_path):
     warm = [0.1 * (t + 1) / 5 for t in range(4)]
     cosine = [0.1 * (1 + math.cos(math.pi * t / 8)) / 2 for t in range(8)]
     assert [used.pop() for used in rates.used] == pytest.approx(warm + cosine, rel=1e-12)
+
+
+def test_the_length_of_a_run_may_be_given_in_steps_alone(tmp_path):
+    rates = LearningRates()
+    recipe = build("SimCLR", scheduler=lambda o: WarmupCosine(o, warmup_epochs=1), lr_batch_size=None)
+    trainer(tmp_path, max_epochs=None, max_steps=6, callbacks=[rates]).fit(recipe, Digits(batch_size=419))  # 3 an epoch
+    expected = [0.025, 0.05, 0.075, 0.1, 0.075, 0.025]
+    assert [lr for (lr,) in rates.used] == pytest.approx(expected)
 
 
 def test_a_schedule_of_torch_moves_every_epoch(tmp_path):

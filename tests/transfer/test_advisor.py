@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 import os
 
 import pytest
@@ -60,8 +61,8 @@ def features(encoder, images, mean, std):
     return [*found, x.mean((2, 3))]
 
 
-def made(images_per_class=(100, 100), knn=0.9, random=0.5, stage_knn=(0.5, 0.9), **others):
-    """A measurement with these numbers."""
+def made(images_per_class=(100, 100), similarity=0.5, stage_knn=(0.5, 0.9), **others):
+    """A measurement with these numbers: a residual variance of 1 of a random encoder, and 1 - similarity of ours."""
     return Measurement(
         **{
             "encoder": "resnet18",
@@ -70,8 +71,9 @@ def made(images_per_class=(100, 100), knn=0.9, random=0.5, stage_knn=(0.5, 0.9),
             "images_per_class": tuple(images_per_class),
             "images_used": sum(images_per_class),
             "k": 5,
-            "scores": Scores(knn, 1.0, 0.0),
-            "random": None if random is None else Scores(random, 1.0, 0.0),
+            "scores": Scores(0.7, 1.0, -math.log(1 - similarity) / 2 - 0.3),
+            "random": Scores(0.5, 1.0, -0.3),
+            "prior": -0.4,
             "leep": None,
             "stages": ("conv1", "layer1"),
             "stage_knn": stage_knn,
@@ -154,40 +156,65 @@ class Own(Encoder):
     """Around a network that somebody else has made."""
 
 
-def test_a_network_that_cannot_be_made_anew_is_compared_with_the_largest_class(source):
+def test_a_network_that_cannot_be_made_anew_is_compared_with_the_shares_of_the_classes(source):
     encoder = Own(copy.deepcopy(source.encoder.network), 32, in_channels=1)
     found = measure("mine", encoder, target(10))
     assert found.random is None
-    assert found.reference == 0.2
+    assert found.prior == log_me(torch.ones(50, 1), torch.arange(50) % 5, 5)
+    assert found.similarity == 1 - math.exp(-2 * (found.scores.log_me - found.prior))
 
 
-@pytest.mark.parametrize(
-    ("knn", "random", "expected"),
-    [(0.9, 0.6, 0.75), (0.6, 0.6, 0), (0.5, 0.6, 0), (1, 0.6, 1), (1, 1, 0), (0.75, None, 0.5)],
-)
-def test_similarity_is_the_share_of_the_errors_that_the_weights_take_away(knn, random, expected):
-    assert made((10, 10), knn, random).similarity == pytest.approx(expected)
+@pytest.mark.parametrize("similarity", [0.0, 0.25, 0.9])
+def test_similarity_is_the_share_of_the_residual_variance_that_the_weights_take_away(similarity):
+    assert made(similarity=similarity).similarity == pytest.approx(similarity)
+
+
+def test_similarity_is_near_that_of_least_squares_where_images_are_many():
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(4000) % 2
+    signal = label[:, None] + 0.5 * torch.randn(4000, 1, generator=generator)
+    noise = torch.randn(4000, 3, generator=generator)
+
+    def residual(x):
+        x = torch.cat([x, torch.ones(4000, 1)], 1).double()
+        return (label - x @ torch.linalg.lstsq(x, label[:, None].double()).solution[:, 0]).var().item()
+
+    ours, theirs = torch.cat([signal, noise], 1), noise
+    one = torch.ones(4000, 1)
+    scores = [Scores(0.5, 1.0, log_me(torch.cat([x, one], 1), label, 2)) for x in (ours, theirs)]
+    found = made(scores=scores[0], random=scores[1])
+    assert found.similarity == pytest.approx(1 - residual(ours) / residual(theirs), abs=0.01)
+
+
+def test_weights_that_are_worse_than_random_ones_are_not_similar():
+    assert made(scores=Scores(0.9, 1.0, -0.5)).similarity == 0
 
 
 # What is chosen
 
 
 @pytest.mark.parametrize(
-    ("images", "knn", "quadrant", "strategy"),
+    ("images", "similarity", "quadrant"),
     [
-        (49, 0.75, ("small", "similar"), "feature-extraction"),
-        (49, 0.74, ("small", "different"), "svm"),
-        (50, 0.75, ("large", "similar"), "fine-tune-all"),
-        (50, 0.74, ("large", "different"), "fine-tune-all"),
+        (49, 0.51, ("small", "similar")),
+        (49, 0.49, ("small", "different")),
+        (50, 0.51, ("large", "similar")),
+        (50, 0.49, ("large", "different")),
     ],
 )
-def test_the_four_quadrants_are_those_of_the_rule(monkeypatch, images, knn, quadrant, strategy):
+def test_the_four_quadrants_are_those_of_the_rule(monkeypatch, images, similarity, quadrant):
     monkeypatch.setattr(advisor, "THRESHOLDS", advisor._Thresholds(large=50, similar=0.5))
-    advice = choose(made((images,) * 3, knn, 0.5))
+    advice = choose(made((images,) * 3, similarity))
     assert (advice.size, advice.kinship) == quadrant
-    assert advice.strategy == strategy == advisor.RULE[quadrant][0]
+    assert advice.strategy == advisor.RULE[quadrant][0]
     text = " ".join(advice.reasons)
-    for said in (f"{images} images", f"{100 * knn:.1f}%", "random encoder 50.0%", STRATEGIES[strategy].words):
+    for said in (
+        f"{images} images",
+        f"{100 * similarity:.0f}%",
+        "70.0%",
+        "a random encoder's for 50.0%",
+        STRATEGIES[advice.strategy].words,
+    ):
         assert said in text
 
 
@@ -196,14 +223,17 @@ def test_a_few_large_classes_do_not_make_the_data_large():
 
 
 def test_without_weights_there_is_nothing_to_transfer():
-    advice = choose(made(knn=0.99, random=0.5, pretrained=False))
+    advice = choose(made(similarity=0.9, pretrained=False))
     assert advice.strategy == "from-scratch"
     assert "random weights" in advice.reasons[-1]
 
 
 @pytest.mark.parametrize(("stage_knn", "stage"), [((0.8, 0.6), 0), ((0.6, 0.8), 1), ((0.6, 0.6), 1)])
-def test_an_svm_reads_the_stage_whose_neighbours_are_right_most_often_and_of_equals_the_last(stage_knn, stage):
-    advice = choose(made((5, 5), 0.6, 0.6, stage_knn))
+def test_an_svm_reads_the_stage_whose_neighbours_are_right_most_often_and_of_equals_the_last(
+    stage_knn, stage, monkeypatch
+):
+    monkeypatch.setitem(advisor.RULE, ("small", "different"), ("svm", "the test wants it"))
+    advice = choose(made((5, 5), 0.0, stage_knn))
     assert (advice.strategy, advice.stage) == ("svm", stage)
 
 
