@@ -29,12 +29,12 @@ def load(path: str | Path) -> "Recipe":
     """
     from jsonargparse import ArgumentParser
 
-    from recipes.recipe import Recipe
+    from recipes.recipe import AnyRecipe
 
     path = checkpoint_path(path)
     checkpoint = _read(path)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Recipe, "model")
+    parser.add_subclass_arguments(AnyRecipe, "model")
     config = parser.parse_object({"model": without_weights(_trusted(path, checkpoint["model"]))})
     recipe = parser.instantiate(config).model
     recipe.on_load_checkpoint(checkpoint)

@@ -41,7 +41,7 @@ from recipes.catalogue import CONFIGS, OVERVIEW, config_names, nearest, table
 from recipes.checkpoint import checkpoint_path, config_of, num_classes_of, without_weights
 from recipes.messages import one_line
 from recipes.nn import CrossDeviceBatchNorm
-from recipes.recipe import Recipe
+from recipes.recipe import AnyRecipe, Recipe
 
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
 OF_OUR_OWN = ("advise", "probe", "export")  # modules of recipes.commands
@@ -96,7 +96,7 @@ class Command(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(
-            recipes.Recipe,
+            AnyRecipe,
             ImageDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

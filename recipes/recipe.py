@@ -18,7 +18,15 @@ from recipes.nn import Encoder, Memory, evaluating, has_local_batch_norm, load_m
 from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
 
-class Recipe(LightningModule):
+class AnyRecipe(LightningModule):
+    """What the command chooses a recipe from.
+
+    It has no arguments, because jsonargparse hands a base class's null on to a subclass whose own default is a class:
+    a recipe would lose its schedule.
+    """
+
+
+class Recipe(AnyRecipe):
     """A way to train an encoder. A subclass adds what its method needs and writes ``training_step``.
 
     Args:

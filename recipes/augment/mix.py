@@ -12,8 +12,8 @@ class Mix(nn.Module):
     With λ from a Beta(α, α) distribution, mixup makes λ x + (1 - λ) x' of an image x and its partner x', and CutMix
     (arXiv:1905.04899, Section 3.1) pastes a box of (1 - λ) of the area of x' into x; where the box leaves the image, λ
     is what is left of x. Partners are the first and second image of the batch, the third and fourth, and so on: the
-    order of a batch is random already, and neighbours stay together when it is divided over devices. Both images of a
-    pair have the same λ and the same box. The last image of an odd batch is left alone.
+    order of a batch is random already, and neighbours stay together when each device gets an even number of it. Both
+    images of a pair have the same λ and the same box. The last image of an odd batch is left alone.
 
     Args:
         mixup: α of mixup, >= 0 (Zhang et al., Section 3: 0.1 to 0.4 for ImageNet, 1 for CIFAR-10); 0 leaves it out.

@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import URLError
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -171,17 +170,12 @@ def _weights(names: list[str], given: list[str] | None) -> list[str | None]:
 
 
 def _measured(name: str, weights: str | None, data: ImageDataModule, trainer: Any) -> _Candidate:
-    try:
-        named = named_encoder(name, weights, data.image_shape[0])
-        head: Callable[..., Any] | None = None
-        if isinstance(named.recipe, Classifier):
-            head = named.recipe.logits
-        elif isinstance(named.encoder, TorchvisionEncoder):
-            head = source_head(name, weights)
-    except URLError as error:
-        raise OSError(
-            f"the weights {weights} of {name} cannot be downloaded ({error.reason}): give a file of them instead"
-        ) from error
+    named = named_encoder(name, weights, data.image_shape[0])
+    head: Callable[..., Any] | None = None
+    if isinstance(named.recipe, Classifier):
+        head = named.recipe.logits
+    elif isinstance(named.encoder, TorchvisionEncoder):
+        head = source_head(name, weights)
     if not named.encoder.pretrained:
         rank_zero_warn(f"{name} has random weights, so that there is nothing to transfer: say --weights")
     return _Candidate(named, advisor.measure(name, named.encoder, data, trainer, head))

@@ -2,6 +2,7 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ class TorchvisionEncoder(Encoder):
         ValueError: if ``name``, the name of the weights, ``in_channels``, ``stem`` or ``norm`` is unknown, the network
             has no such stem or takes no ``image_size``, or the weights do not fit.
         FileNotFoundError: if ``weights`` is a path and there is no such file.
+        OSError: if weights of torchvision cannot be downloaded.
     """
 
     def __init__(
@@ -70,7 +72,12 @@ class TorchvisionEncoder(Encoder):
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = weights not in known  # torchvision warns if it is left out
 
-        network = models.get_model(name, **options)
+        try:
+            network = models.get_model(name, **options)
+        except URLError as error:
+            raise OSError(
+                f"the weights {weights} of {name} cannot be downloaded ({error.reason}): give a file of them instead"
+            ) from error
         use_norm(network, norm)
         if state is not None and _is_whole(state, network):  # a file of torchvision's: with the layers removed below
             load_state(network, state, str(weights))

@@ -1,7 +1,9 @@
 """Which strategy of transfer learning fits an encoder and a set of images: measure, choose, and plan.
 
-The rule is that of Stanford's course CS231n (notes "Transfer Learning"): it looks at how many images there are, and at
-how similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``.
+The rule looks, as that of Stanford's course CS231n (notes "Transfer Learning"), at how many images there are, and at how
+similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``. Where
+there are few and different images, the notes advise a linear classifier on the features of an earlier stage; we measured
+that fine-tuning is better.
 """
 
 import math
@@ -30,10 +32,9 @@ class _Thresholds(NamedTuple):
     similar: float
 
 
-THRESHOLDS = _Thresholds(
-    large=50,  # images per class, the median: between the ten of few-shot tasks and the hundreds of common datasets
-    similar=0.12,  # of what a random encoder leaves unexplained; see docs/results.md for what it was set on
-)
+# Set on results/quadrants.json (docs/results.md, "The four quadrants"): any number from 11 to 99 images would do there,
+# and any similarity from 0.02 to 0.15.
+THRESHOLDS = _Thresholds(large=50, similar=0.1)
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,12 @@ Kinship = Literal["similar", "different"]
 
 RULE: dict[tuple[Size, Kinship], tuple[str, str]] = {
     ("small", "similar"): (
-        "feature-extraction",
-        "few images would overfit a whole network, and its features already suit them",
+        "svm",
+        "few images teach a whole network little, and its features already suit them",
     ),
     ("small", "different"): (
-        "svm",
-        "few images would overfit a whole network, and the features of an earlier stage may suit them better than the "
-        "last ones, which were made for other images",
+        "fine-tune-all",
+        "there are few images, but the features were made for others and have to change",
     ),
     ("large", "similar"): (
         "fine-tune-all",
@@ -82,7 +82,7 @@ RULE: dict[tuple[Size, Kinship], tuple[str, str]] = {
     ),
     ("large", "different"): (
         "fine-tune-all",
-        "there are enough images to train all layers; from other images, the weights are still mostly a better start "
+        "there are enough images to train all layers; from other images, the weights are still mostly no worse a start "
         "than random ones",
     ),
 }

@@ -137,7 +137,7 @@ class FineTune(Classifier):
         super().setup(stage)
         if stage != "fit":
             return
-        if "frozen" in self.modes:
+        if set(self.modes) != {"retrain"}:
             warn_of_random_weights(self.encoder)
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageDataModule) and self.class_weights:

@@ -43,9 +43,12 @@ def cache_features(recipe: Recipe) -> None:
 
 
 def warn_of_random_weights(encoder: Encoder) -> None:
-    """Warns if a frozen encoder was made with random weights; of a network of somebody else's nothing is known."""
+    """Warns if what is to be kept was made with random weights; of a network of somebody else's nothing is known."""
     if not encoder.pretrained and type(encoder) is not Encoder:
-        rank_zero_warn("the frozen encoder has random weights: set encoder.weights, such as to the directory of a run")
+        rank_zero_warn(
+            "the encoder has random weights, in which there is nothing to keep: set encoder.weights, such as to the "
+            "directory of a run"
+        )
 
 
 def stage_dim(encoder: Encoder, stage: int) -> int:

@@ -163,7 +163,6 @@ def _cells(name: str, seed: int, root: Path, jobs: int) -> list[dict[str, Any]]:
                 "seed": seed,
                 "source_accuracy": source_accuracy,
                 "measurement": dataclasses.asdict(measurement),
-                "similarity": measurement.similarity,
                 "seconds": seconds,
                 "svm_stage": stage,
                 "results": results,
@@ -174,6 +173,8 @@ def _cells(name: str, seed: int, root: Path, jobs: int) -> list[dict[str, Any]]:
 
 def _result(cells: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
     order = {pair: number for number, pair in enumerate(PAIRS)}
+    sizes = list(SIZES)
+    cells.sort(key=lambda cell: (order[cell["pair"]], sizes.index(cell["images_per_class"]), cell["seed"]))
     return {
         "about": "Five strategies of transfer learning, and the advisor's choice",
         "command": "scripts/reproduce quadrants",
@@ -183,7 +184,14 @@ def _result(cells: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "machine": runs.machine(),
         "versions": runs.versions(),
-        "cells": sorted(
-            cells, key=lambda cell: (order[cell["pair"]], list(SIZES).index(cell["images_per_class"]), cell["seed"])
-        ),
+        "cells": [{**cell, **_advice(cell["measurement"])} for cell in cells],
     }
+
+
+def _advice(measurement: dict[str, Any]) -> dict[str, Any]:
+    """What the advisor says today of what was measured."""
+    from recipes.transfer.advisor import Measurement, Scores, choose
+
+    scores = {name: Scores(**measurement[name]) for name in ("scores", "random")}
+    found = Measurement(**{**measurement, **scores})
+    return {"similarity": found.similarity, "advice": dataclasses.asdict(choose(found))}
