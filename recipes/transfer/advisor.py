@@ -1,9 +1,9 @@
 """Which strategy of transfer learning fits an encoder and a set of images: measure, choose, and plan.
 
-The rule looks, as that of Stanford's course CS231n (notes "Transfer Learning"), at how many images there are, and at how
-similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``. Where
-there are few and different images, the notes advise a linear classifier on the features of an earlier stage; we measured
-that fine-tuning is better.
+The rule looks, as that of Stanford's course CS231n (notes "Transfer Learning"), at how many images there are, and at
+how similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``.
+For few and different images the notes advise a linear classifier on the features of an earlier stage; we measured that
+fine-tuning is better.
 """
 
 import math

@@ -264,7 +264,7 @@ def test_a_plan_names_strategy_encoder_data_and_a_length_of_whole_epochs(strateg
     advice = Advice("small", "similar", strategy, 1 if strategy == "svm" else None, ())
     given = {"class_path": "datamodules.Digits", "init_args": {"size": 8, "batch_size": 256}}
     found = plan(advice, encoder, given, 1257, seed=3)
-    settings = {"stage": 1} if strategy == "svm" else {"stages": strategy}
+    settings = {"stage": 1} if strategy == "svm" else {"stages": strategy, "lr_batch_size": None}
     kind = "recipes.SVM" if strategy == "svm" else "recipes.FineTune"
     assert found["model"] == {"class_path": kind, "init_args": {"encoder": encoder, **settings}}
     assert found["data"] == {"class_path": "datamodules.Digits", "init_args": {"size": 8, "batch_size": 64}}
