@@ -163,7 +163,9 @@ def quadrants() -> str:
         numbers = [f"**{n}**" if v["mean"] == best else n for n, v in zip(numbers, accuracy.values())]
         similarity = _cell(summary([run["similarity"] for run in runs]), 100, 0)
         chosen = " or ".join(dict.fromkeys(titles[name] for name in advised))
-        rows.append([pair, size, similarity, *numbers, chosen, f"{100 * min(got - best, 0):.1f}".replace("-0.0", "0.0")])
+        rows.append(
+            [pair, size, similarity, *numbers, chosen, f"{100 * min(got - best, 0):.1f}".replace("-0.0", "0.0")]
+        )
     head = ["from, to", "images per class", "similarity (%)", *titles.values(), "advice", "against the best"]
     return (
         "**The four quadrants**: test accuracy (%) of five strategies, and what the advisor says beforehand\n\n"

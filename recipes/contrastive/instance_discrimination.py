@@ -51,9 +51,7 @@ class InstanceDiscrimination(Recipe):
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
             p, lr=0.03, momentum=0.9, weight_decay=1e-4
         ),  # Section 4.2; momentum and weight decay: published code
-        scheduler: LRSchedulerCallable | None = lambda o: torch.optim.lr_scheduler.MultiStepLR(
-            o, [120, 160]
-        ),  # Section 4.2: × 0.1 every 40 epochs after the first 120
+        scheduler: LRSchedulerCallable | None = None,  # Section 4.2: as in instance-discrimination-imagenet
         lr_batch_size: int | None = 256,
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)

@@ -10,7 +10,7 @@ from torchvision import models
 
 from recipes.nn.encoder import Encoder
 from recipes.nn.group_norm import Norm, use_norm
-from recipes.nn.weights import load_state, normalization, read_state
+from recipes.nn.weights import NULL, load_state, normalization, read_state
 
 # besides norm layers and biases: as in the authors' code of DeiT, Swin (v1 and v2) and ConvNeXt
 _NO_WEIGHT_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table", "logit_scale", "layer_scale")
@@ -53,6 +53,7 @@ class TorchvisionEncoder(Encoder):
         if name not in (names := models.list_models(module=models)):
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
             raise ValueError(f"torchvision has no classification model {name!r}; the nearest name is {nearest!r}")
+        weights = None if weights == NULL else weights
         if in_channels not in (1, 3):
             raise ValueError(f"in_channels is {in_channels}: it must be 1 or 3")
         if stem not in ("standard", "small"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recipes.nn.encoder import Encoder
 
+NULL = "None"  # what jsonargparse makes of --model.encoder.weights null
 _SHOWN = 3  # names in an error message
 
 
@@ -28,6 +29,8 @@ def load_weights(module: Encoder, path: str | Path) -> None:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no weights, or not those of ``module``.
     """
+    if path == NULL:
+        return
     state = read_state(path)
     load_state(module, state, path)
     module.pretrained = True

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from recipes.nn import MLP, ConvNet, Encoder, ResNet, TorchvisionEncoder, ViT, stage_features, stage_of_state, stages
@@ -104,3 +105,13 @@ def test_weights_of_a_run_bring_what_its_images_were_normalised_by(tmp_path):
     assert torch.equal(encoder.network[0].weight, recipe.encoder.network[0].weight)
     torch.save(recipe.encoder.state_dict(), tmp_path / "encoder.pt")
     assert ConvNet((4, 5), weights=str(tmp_path / "encoder.pt")).normalization is None
+
+
+def test_null_weights_on_the_command_line_are_none(capsys):
+    from recipes.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "finetune-folder", "--model.encoder.weights", "null", "--print_config"])
+    given = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["encoder"]["init_args"]["weights"]
+    assert not TorchvisionEncoder("resnet18", weights=given).pretrained
+    assert not ConvNet(weights=given).pretrained
