@@ -25,11 +25,14 @@ class Classifier(Recipe):
 
     Attributes:
         class_names: of the labels 0, 1, ..., once the data is known; they are kept in checkpoints.
+        has_probabilities: whether the softmax of the logits is one over the classes.
 
     Raises:
         ValueError: if ``num_classes`` is out of range; at the start of training, if there are fewer labelled images
             than classes.
     """
+
+    has_probabilities = True
 
     def __init__(
         self,

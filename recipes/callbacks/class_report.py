@@ -36,7 +36,7 @@ class Mistake(NamedTuple):
         file: of the image, below the root of the data; None where images are no files.
         true: name of its class.
         predicted: name of the class that it is taken for.
-        confidence: probability that the classifier gives to that class, in [0, 1].
+        confidence: probability that the classifier gives to that class, in [0, 1]; of an SVM, its decision value.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -87,7 +87,8 @@ class ClassReport(Callback):
         if self._said is None or not isinstance(pl_module, Classifier):
             return
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            confidence, said = pl_module.logits(outputs).softmax(1).max(1)
+            logits = pl_module.logits(outputs)
+            confidence, said = (logits.softmax(1) if pl_module.has_probabilities else logits).max(1)
         self._said.add(torch.stack([said.to(confidence.dtype), confidence], 1), batch, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,7 +127,8 @@ class ClassReport(Callback):
             if len(mistakes) == len(wrong):
                 title = "The only mistake" if len(wrong) == 1 else f"All {len(wrong)} mistakes"
             title += f" on {len(label):,} test images"
-            save(mistake_sheet(images(index[worst]), mistakes, title), pictures / "mistakes.png", trainer)
+            sheet = mistake_sheet(images(index[worst]), mistakes, title, pl_module.has_probabilities)
+            save(sheet, pictures / "mistakes.png", trainer)
 
 
 def confusion(label: Tensor, said: Tensor, classes: int) -> np.ndarray:
@@ -222,13 +224,14 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-def mistake_sheet(images: Tensor, mistakes: Sequence[Mistake], title: str) -> Figure:
+def mistake_sheet(images: Tensor, mistakes: Sequence[Mistake], title: str, probabilities: bool = True) -> Figure:
     """Draws images with the class that they have and the one they are taken for.
 
     Args:
         images: [B, C, H, W], uint8 or float in [0, 1].
         mistakes: what is said of each, B > 0.
         title: above all.
+        probabilities: whether confidences are probabilities.
     """
     columns = min(_COLUMNS, len(mistakes))
     rows = -(-len(mistakes) // columns)
@@ -241,10 +244,12 @@ def mistake_sheet(images: Tensor, mistakes: Sequence[Mistake], title: str) -> Fi
     for axes, image, mistake in zip(grid, images, mistakes):
         show(axes, image)
         true, predicted = shortened(mistake.true, _NAME), shortened(mistake.predicted, _NAME - 7)
-        caption = [true, f"→ {predicted}  {100 * mistake.confidence:.0f} %"]
+        confidence = f"{100 * mistake.confidence:.0f} %" if probabilities else f"{mistake.confidence:.1f}"
+        caption = [true, f"→ {predicted}  {confidence}"]
         caption += [_end(mistake.file)] if mistake.file else []
         axes.set_xlabel("\n".join(caption), fontsize=8, parse_math=False)
-    figure.suptitle(f"{title}\ntrue class → predicted class and its probability", fontsize=11)
+    number = "probability" if probabilities else "decision value"
+    figure.suptitle(f"{title}\ntrue class → predicted class and its {number}", fontsize=11)
     return figure
 
 

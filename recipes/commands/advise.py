@@ -236,7 +236,7 @@ def _scores_table(measurements: list[Measurement]) -> Table:
     k = measurements[0].k
     caption = (
         f"kNN: leave-one-out accuracy of {k} neighbour{'s' * (k > 1)}; random: that of the same network with random "
-        "weights. Similarity: the share of the random network's mistakes that the weights take away."
+        "weights. Similarity: how much of what the random network leaves unexplained of the labels is explained."
     )
     if len(measurements) > 1:
         caption += (

@@ -263,10 +263,12 @@ def choose(measurement: Measurement) -> Advice:
         return Advice(size, "different", "from-scratch", None, tuple(reasons))
     reference = "a random encoder" if m.random else "the shares of the classes"
     against = f", of a random encoder's for {m.random.knn:.1%}" if m.random else ""
+    preposition = "to" if kinship == "similar" else "from"
     reasons.append(
-        f"The images are {kinship} to those that the encoder knows: its features explain {m.similarity:.0%} of what "
-        f"{reference} leaves unexplained of the classes (LogME; similar from {THRESHOLDS.similar:.0%} on). Nearest "
-        f"neighbours of its features are right for {m.scores.knn:.1%} of the images{against}."
+        f"The images are {kinship} {preposition} those that the encoder knows: its features explain "
+        f"{m.similarity:.0%} of what {reference} leaves unexplained of the classes (LogME; similar from "
+        f"{THRESHOLDS.similar:.0%} on). Nearest neighbours of its features are right for {m.scores.knn:.1%} of the "
+        f"images{against}."
     )
     strategy, why = RULE[size, kinship]
     reasons.append(f"So {STRATEGIES[strategy].words}: {why}.")

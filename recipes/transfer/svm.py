@@ -132,6 +132,8 @@ class SVM(FrozenClassifier):
             positive; before training, if the labelled training images are of one class alone.
     """
 
+    has_probabilities = False
+
     def __init__(
         self, encoder: Encoder, num_classes: int, stage: int | None = None, grid: Sequence[float] = GRID
     ) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from datamodules import ImageDataModule, ImageFolder, ImagesInMemory
 from datamodules.base import Splits
-from recipes import SimCLR, Supervised
+from recipes import SVM, SimCLR, Supervised
 from recipes.callbacks import class_report
 from recipes.callbacks.class_report import ClassReport, Mistake, confusion, confusion_matrix, mistake_sheet, scores
 from recipes.nn import Encoder
@@ -104,6 +104,22 @@ def test_the_sheet_shows_the_images_of_the_mistakes(tmp_path: Path, monkeypatch:
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert [(255 * image[0]).round().astype(int).tolist() for image in shown] == [PIXELS[i] for i in (2, 3, 1, 5)]
     assert any(text.startswith("All 4 mistakes on 6 test images") for text in texts(figure))
+
+
+def test_of_an_svm_the_sheet_says_decision_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(class_report, "save", lambda figure, path, trainer: drawn.update({path.name: figure}))
+    recipe = SVM(Encoder(nn.Flatten(), 3, 1), 3)
+    recipe.load_state_dict(classifier().state_dict())
+    evaluate(tmp_path, recipe)
+    pixels = np.array(PIXELS) / 255
+    values = (pixels - pixels.mean()) / pixels.std()
+    worst = max((2, 3, 1, 5), key=lambda i: values[i].max())
+    assert report(tmp_path)["mistakes"][0]["confidence"] == pytest.approx(values[worst].max(), rel=1e-5)
+    said = " ".join(texts(drawn["mistakes.png"]))
+    assert f"  {values[worst].max():.1f}" in said
+    assert "decision value" in said
+    assert "%" not in said
 
 
 def report_of_two(path: Path) -> None:
