@@ -3,14 +3,13 @@
 import dataclasses
 import inspect
 import json
-import logging
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,8 +19,8 @@ import datamodules
 from datamodules import ImageDataModule
 from recipes.callbacks.report import versions
 from recipes.classifier import Classifier
+from recipes.commands.arguments import parsed
 from recipes.commands.encoders import NamedEncoder, named_encoder
-from recipes.messages import one_line
 from recipes.nn import TimmEncoder, TorchvisionEncoder
 from recipes.nn.torchvision_encoder import source_head
 from recipes.nn.weights import checkpoint_file
@@ -54,17 +53,8 @@ def main(args: list[str]) -> None:
         OSError: if weights cannot be downloaded.
     """
     parser = _parser()
-    try:
-        options = parser.parse_args(args)
-    except ArgumentError as error:
-        raise ValueError(one_line(str(error), parser)) from None
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.WARNING)  # each of several Trainers would say what devices there are
-    try:
+    with parsed(parser, args) as options:
         _advise(parser, options)
-    finally:
-        log.setLevel(level)
 
 
 def _advise(parser: ArgumentParser, options: Namespace) -> None:

@@ -1,7 +1,6 @@
 """``recipes probe``: how good the features of each stage of an encoder are, by several heads."""
 
 import json
-import logging
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.box import SIMPLE_HEAD
@@ -18,9 +17,9 @@ from rich.table import Table
 
 from datamodules import ImageDataModule
 from recipes.callbacks.report import versions
+from recipes.commands.arguments import parsed
 from recipes.commands.encoders import named_encoder
 from recipes.features import Features, extract
-from recipes.messages import one_line
 from recipes.nn import Encoder, stages
 from recipes.probes import accuracy, knn, linear_probe
 from recipes.transfer.frozen import StageReader, quiet_trainer
@@ -47,17 +46,8 @@ def main(args: list[str]) -> None:
         FileNotFoundError: if the data, a run or a file of weights is not there.
     """
     parser = _parser()
-    try:
-        options = parser.parse_args(args)
-    except ArgumentError as error:
-        raise ValueError(one_line(str(error), parser)) from None
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.WARNING)  # each of several Trainers would say what devices there are
-    try:
+    with parsed(parser, args) as options:
         _probe(parser, options)
-    finally:
-        log.setLevel(level)
 
 
 def _parser() -> ArgumentParser:
