@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -146,7 +146,10 @@ class Recipe(AnyRecipe):
         scheduler = self.scheduler(optimizer)
         keep_lr_factors(scheduler)
         if not isinstance(scheduler, RunSchedule):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+            every_epoch: Any = {"scheduler": scheduler, "interval": "epoch"}
+            if isinstance(scheduler, ReduceLROnPlateau):
+                every_epoch["monitor"] = scheduler.monitor
+            return {"optimizer": optimizer, "lr_scheduler": every_epoch}
         total = self.total_steps
         if math.isinf(self.trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
             self.trainer.fit_loop.setup_data()
