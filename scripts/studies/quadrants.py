@@ -20,7 +20,7 @@ from studies import runs
 RESULT = runs.RESULTS / "quadrants.json"
 SIZES: dict[str, int | None] = {"10": 10, "100": 100, "all": None}  # images per class
 STEPS = {"10": 400, "100": 800, "all": 1600}  # of the optimiser
-SOURCE_EPOCHS = 6
+SOURCE_EPOCHS, SOURCE_STEPS = 6, 600  # at least as many of both
 
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
@@ -37,12 +37,14 @@ class Pair:
         target: the same for the target, with at most so many images per class.
         encoder: makes the network.
         views: makes the random views, of both.
+        held_out: whether the advisor's thresholds were set before it was measured.
     """
 
     source: Callable[[Path], Any]
     target: Callable[[Path, int | None], Any]
     encoder: Callable[[], Any]
     views: Callable[[], Any]
+    held_out: bool = False
 
 
 def _cifar(root: Path, classes: tuple[str, ...], per_class: int | None = None) -> Any:
@@ -58,10 +60,10 @@ def _clothes(root: Path, classes: tuple[str, ...] | None, per_class: int | None 
     return Subset(FashionMNIST(root), classes, per_class, batch_size=128)
 
 
-def _digits(per_class: int | None) -> Any:
+def _digits(per_class: int | None = None, classes: tuple[str, ...] | None = None) -> Any:
     from datamodules import Digits, Subset
 
-    return Subset(Digits(size=28), None, per_class, batch_size=128)
+    return Subset(Digits(size=28), classes, per_class, batch_size=128)
 
 
 def _resnet() -> Any:
@@ -102,6 +104,23 @@ PAIRS = {
         lambda root: _clothes(root, CLOTHES), lambda root, n: _clothes(root, OTHER_CLOTHES, n), _convnet, _shifts
     ),
     "Fashion-MNIST to digits": Pair(lambda root: _clothes(root, None), lambda root, n: _digits(n), _convnet, _shifts),
+    "animals to vehicles": Pair(
+        lambda root: _cifar(root, ANIMALS), lambda root, n: _cifar(root, VEHICLES, n), _resnet, _crops, held_out=True
+    ),
+    "the rest of Fashion-MNIST to that half": Pair(
+        lambda root: _clothes(root, OTHER_CLOTHES),
+        lambda root, n: _clothes(root, CLOTHES, n),
+        _convnet,
+        _shifts,
+        held_out=True,
+    ),
+    "even to odd digits": Pair(
+        lambda root: _digits(classes=tuple("02468")),
+        lambda root, n: _digits(n, tuple("13579")),
+        _convnet,
+        _shifts,
+        held_out=True,
+    ),
 }
 
 
@@ -141,7 +160,8 @@ def _cells(name: str, seed: int, root: Path, jobs: int) -> list[dict[str, Any]]:
     )
     options = {"precision": "bf16-mixed", "accelerator": "cpu"}
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(max_epochs=SOURCE_EPOCHS, check_val_every_n_epoch=SOURCE_EPOCHS, **quiet, **options)
+    epochs = max(SOURCE_EPOCHS, SOURCE_STEPS // len(source.train_dataloader()))
+    trainer = Trainer(max_epochs=epochs, check_val_every_n_epoch=epochs, **quiet, **options)
     trainer.fit(supervised, source)
     source_accuracy = trainer.test(supervised, source, verbose=False)[0]["test/accuracy"]
     encoder = supervised.encoder
