@@ -2,8 +2,8 @@
 
 The rule looks, as that of Stanford's course CS231n (notes "Transfer Learning"), at how many images there are, and at
 how similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``.
-For few and different images the notes advise a linear classifier on the features of an earlier stage; we measured that
-fine-tuning is better.
+For few images the notes advise a linear classifier, on the last features or, if the images are different, on those of
+an earlier stage; we measured that fine-tuning is better.
 """
 
 import math
@@ -33,7 +33,7 @@ class _Thresholds(NamedTuple):
 
 
 # Set on results/quadrants.json (docs/results.md, "The four quadrants"): any number from 11 to 99 images would do there,
-# and any similarity from 0.02 to 0.15.
+# and any similarity from 0.02 to 0.3.
 THRESHOLDS = _Thresholds(large=50, similar=0.1)
 
 
@@ -69,8 +69,8 @@ Kinship = Literal["similar", "different"]
 
 RULE: dict[tuple[Size, Kinship], tuple[str, str]] = {
     ("small", "similar"): (
-        "svm",
-        "few images teach a whole network little, and its features already suit them",
+        "fine-tune-last",
+        "few images teach a whole network little, and what its first layers know suits them already",
     ),
     ("small", "different"): (
         "fine-tune-all",

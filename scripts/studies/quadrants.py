@@ -37,14 +37,12 @@ class Pair:
         target: the same for the target, with at most so many images per class.
         encoder: makes the network.
         views: makes the random views, of both.
-        held_out: whether the advisor's thresholds were set before it was measured.
     """
 
     source: Callable[[Path], Any]
     target: Callable[[Path, int | None], Any]
     encoder: Callable[[], Any]
     views: Callable[[], Any]
-    held_out: bool = False
 
 
 def _cifar(root: Path, classes: tuple[str, ...], per_class: int | None = None) -> Any:
@@ -105,21 +103,19 @@ PAIRS = {
     ),
     "Fashion-MNIST to digits": Pair(lambda root: _clothes(root, None), lambda root, n: _digits(n), _convnet, _shifts),
     "animals to vehicles": Pair(
-        lambda root: _cifar(root, ANIMALS), lambda root, n: _cifar(root, VEHICLES, n), _resnet, _crops, held_out=True
+        lambda root: _cifar(root, ANIMALS), lambda root, n: _cifar(root, VEHICLES, n), _resnet, _crops
     ),
     "the rest of Fashion-MNIST to that half": Pair(
         lambda root: _clothes(root, OTHER_CLOTHES),
         lambda root, n: _clothes(root, CLOTHES, n),
         _convnet,
         _shifts,
-        held_out=True,
     ),
     "even to odd digits": Pair(
         lambda root: _digits(classes=tuple("02468")),
         lambda root, n: _digits(n, tuple("13579")),
         _convnet,
         _shifts,
-        held_out=True,
     ),
 }
 

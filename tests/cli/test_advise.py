@@ -89,6 +89,7 @@ def test_the_advice_runs_as_it_stands(run, monkeypatch):
 
 def test_an_svm_that_is_advised_runs_as_it_stands(run, monkeypatch):
     monkeypatch.setattr(advisor, "THRESHOLDS", advisor.THRESHOLDS._replace(large=1000, similar=0))
+    monkeypatch.setitem(advisor.RULE, ("small", "similar"), ("svm", "the test wants it"))
     here = pictures_of_noise()
     main([*here, *CPU, "--encoder", run])
     config = yaml.safe_load(Path("advice.yaml").read_text())
