@@ -33,8 +33,8 @@ class _Thresholds(NamedTuple):
 
 
 # Set on results/quadrants.json (docs/results.md, "The four quadrants"): any number from 11 to 99 images would do there,
-# and any similarity from 0.02 to 0.3.
-THRESHOLDS = _Thresholds(large=50, similar=0.1)
+# and any similarity from 0.02 to 0.04.
+THRESHOLDS = _Thresholds(large=50, similar=0.03)
 
 
 @dataclass(frozen=True)
