@@ -156,6 +156,11 @@ class Measurement:
         return median(self.images_per_class)
 
     @property
+    def best_stage(self) -> int:
+        """The stage whose neighbours are right most often, by number; of equals the last."""
+        return max(range(len(self.stages)), key=lambda number: (self.stage_knn[number], number))
+
+    @property
     def similarity(self) -> float:
         """How much the encoder knows of what tells these classes apart, in [0, 1].
 
@@ -274,7 +279,7 @@ def choose(measurement: Measurement) -> Advice:
     reasons.append(f"So {STRATEGIES[strategy].words}: {why}.")
     stage = None
     if strategy == "svm":
-        stage = max(range(len(m.stages)), key=lambda number: (m.stage_knn[number], number))  # of equals the last
+        stage = m.best_stage
         reasons.append(
             f"Of the encoder's stages 0 to {len(m.stages) - 1}, neighbours are right most often on number {stage} "
             f"({m.stages[stage]}): {m.stage_knn[stage]:.1%}; on the last {m.stage_knn[-1]:.1%}."

@@ -169,8 +169,7 @@ def _cells(name: str, seed: int, root: Path, jobs: int) -> list[dict[str, Any]]:
         data = pair.target(root, per_class)
         measurement = measured(name, encoder, data, source_head=supervised.head)
         seconds = time.perf_counter() - start
-        # the stage that the advisor names where it advises an SVM
-        stage = max(range(len(measurement.stages)), key=lambda number: (measurement.stage_knn[number], number))
+        stage = measurement.best_stage  # the one that the advisor would name for an SVM
         results = verify(encoder, data, steps=STEPS[size], seed=seed, stage=stage, views=pair.views(), options=options)
         cells.append(
             {
