@@ -196,10 +196,16 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"{type(self).__name__} has no labelled training images here")
         return self.in_order(train, labelled)
 
-    def in_order(self, dataset: ImageDataset, positions: Tensor | None = None) -> DataLoader[Batch]:
-        """The images of a dataset in order, or those at ``positions`` [N] alone; nothing is left out."""
+    def in_order(
+        self, dataset: ImageDataset, positions: Tensor | None = None, shared: bool = True
+    ) -> DataLoader[Batch]:
+        """The images of a dataset in order, or those at ``positions`` [N] alone; nothing is left out.
+
+        Devices share them, unless ``shared`` is false: then this one gets all.
+        """
         positions = torch.arange(len(dataset)) if positions is None else positions
-        sampler = GlobalBatchSampler(positions, self.batch_size, *self._place, training=False)
+        place = self._place if shared else (1, 0)
+        sampler = GlobalBatchSampler(positions, self.batch_size, *place, training=False)
         return DataLoader(**self._options(dataset, sampler))
 
     def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:

@@ -1,5 +1,6 @@
 """Images that are fetched a whole batch at a time."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch.utils.data import Dataset
 
 from datamodules.batch import Batch
 from datamodules.decode import decode_or_name
+
+_CHUNK = 4096  # images that are read at a time
 
 
 class ImageDataset(Dataset[Batch], ABC):
@@ -26,6 +29,15 @@ class ImageDataset(Dataset[Batch], ABC):
     @abstractmethod
     def images(self, index: Tensor) -> Tensor:
         """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
+
+    def digest(self) -> str:
+        """SHA-256 of all images in their order: what is computed for images in advance is kept under it."""
+        whole = hashlib.sha256()
+        for index in torch.arange(len(self)).split(_CHUNK):
+            image = self.images(index)
+            whole.update(f"{image.dtype} {list(image.shape)}".encode())
+            whole.update(image.contiguous().view(torch.uint8).numpy().tobytes())
+        return whole.hexdigest()
 
     def __len__(self) -> int:
         return len(self.label)
@@ -79,6 +91,13 @@ class ImageFiles(ImageDataset):
         decoded = [decode_or_name(Path(path), self.image_size, self.channels) for path in self.paths[index.numpy()]]
         return torch.from_numpy(np.stack(decoded))
 
+    def digest(self) -> str:
+        """SHA-256 of the names and sizes of the files, and of how they are decoded; no file is read."""
+        whole = hashlib.sha256(f"{self.image_size} {self.channels}".encode())
+        for path in map(Path, self.paths):
+            whole.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode())
+        return whole.hexdigest()
+
 
 class ImageSelection(ImageDataset):
     """Some images of another dataset, with labels of their own.
@@ -98,3 +117,7 @@ class ImageSelection(ImageDataset):
     def images(self, index: Tensor) -> Tensor:
         """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
         return self.base.images(self.rows[index])
+
+    def digest(self) -> str:
+        """SHA-256 of that of the other dataset, and of which images are here."""
+        return hashlib.sha256(self.base.digest().encode() + self.rows.numpy().tobytes()).hexdigest()

@@ -19,13 +19,15 @@ class Subset(ImageDataModule):
         base: where the images are from; its own batch_size and num_workers are not used.
         classes: names of the classes that stay, in the order of their new labels 0, 1, ...; none keeps all.
         per_class: at most so many training images of each class stay, at least 1; none keeps all.
+        leave_out: names of classes that have no training images; they keep their labels, and all validation and test
+            images.
         batch_size: images per step over all devices together; must divide by their number.
         num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
             usable CPUs divided by the devices of the machine, at most 16.
 
     Raises:
-        ValueError: if ``per_class`` is not positive, a class is named twice or not in ``base``, or a split has none of
-            the classes.
+        ValueError: if ``per_class`` is not positive, a class is named twice or is not there, or a split has none of the
+            classes.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Subset(ImageDataModule):
         base: ImageDataModule,
         classes: Sequence[str] | None = None,
         per_class: int | None = None,
+        leave_out: Sequence[str] = (),
         batch_size: int = 256,
         num_workers: int | None = None,
     ) -> None:
@@ -44,6 +47,7 @@ class Subset(ImageDataModule):
         self.base = base
         self.classes = None if classes is None else tuple(classes)
         self.per_class = per_class
+        self.leave_out = tuple(leave_out)
 
     @property
     def num_classes(self) -> int:
@@ -63,12 +67,15 @@ class Subset(ImageDataModule):
             raise ValueError(
                 f"{type(self.base).__name__} has no class {unknown[0]!r}; it has {', '.join(splits.class_names)}"
             )
+        if unknown := [name for name in self.leave_out if name not in names]:
+            raise ValueError(f"leave_out names {unknown[0]!r}; the classes are {', '.join(names)}")
         new = torch.full((len(splits.class_names) + 1,), -1)  # the last stands for unlabelled images
         new[[splits.class_names.index(name) for name in names]] = torch.arange(len(names))
 
-        def selected(images: ImageDataset, most: int | None = None) -> ImageDataset:
+        def selected(images: ImageDataset, most: int | None = None, without: Sequence[str] = ()) -> ImageDataset:
             label = new[images.label]
-            rows = (label >= 0).nonzero().flatten()
+            left_out = torch.tensor([names.index(name) for name in without], dtype=torch.int64)
+            rows = ((label >= 0) & ~torch.isin(label, left_out)).nonzero().flatten()
             if not len(rows):
                 raise ValueError(f"{type(self.base).__name__} has no images of {', '.join(names)} in one of its splits")
             if most is not None:
@@ -76,4 +83,4 @@ class Subset(ImageDataModule):
             return ImageSelection(images, rows, label[rows])
 
         val, test = (None if part is None else selected(part) for part in (splits.val, splits.test))
-        return Splits(names, selected(splits.train, self.per_class), val, test)
+        return Splits(names, selected(splits.train, self.per_class, self.leave_out), val, test)

@@ -3,6 +3,7 @@
 from recipes.bootstrap import BYOL
 from recipes.checkpoint import load
 from recipes.contrastive import InstanceDiscrimination, MoCo, SimCLR
+from recipes.distillation import DeiT, TeacherStudent
 from recipes.recipe import Recipe
 from recipes.semisupervised import MeanTeacher
 from recipes.supervised import Supervised
@@ -11,6 +12,7 @@ from recipes.transfer import SVM, FineTune, LinearProbe
 __all__ = [
     "BYOL",
     "SVM",
+    "DeiT",
     "FineTune",
     "InstanceDiscrimination",
     "LinearProbe",
@@ -19,5 +21,6 @@ __all__ = [
     "Recipe",
     "SimCLR",
     "Supervised",
+    "TeacherStudent",
     "load",
 ]

@@ -18,7 +18,8 @@ def load(path: str | Path) -> "Recipe":
     """Builds the recipe of a run with its trained weights, in eval mode on the CPU.
 
     Args:
-        path: a checkpoint file, or a run directory (then its last checkpoint).
+        path: a checkpoint file, a run directory (then its last checkpoint), or the directory of several runs (then that
+            of the newest).
 
     Returns:
         The recipe: ``recipe(images)`` gives features, ``recipe.encoder`` is the trained encoder.
@@ -27,19 +28,27 @@ def load(path: str | Path) -> "Recipe":
         FileNotFoundError: if there is no checkpoint.
         ValueError: if the checkpoint was not made by the ``recipes`` command, or names classes that are not imported.
     """
+    path = checkpoint_path(path)
+    return restored(_read(path), path)
+
+
+def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
+    """Builds the recipe whose configuration and weights a checkpoint has; ``path`` names it in messages."""
     from jsonargparse import ArgumentParser
 
     from recipes.recipe import AnyRecipe
 
-    path = checkpoint_path(path)
-    checkpoint = _read(path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AnyRecipe, "model")
-    config = parser.parse_object({"model": without_weights(_trusted(path, checkpoint["model"]))})
+    config = parser.parse_object({"model": without_weights(_trusted(Path(path), checkpoint["model"]))})
     recipe = parser.instantiate(config).model
     recipe.on_load_checkpoint(checkpoint)
     recipe.load_state_dict(checkpoint["state_dict"])
+    recipe.made_from = {name: checkpoint[name] for name in _MADE_FROM if name in checkpoint}
     return recipe.eval()
+
+
+_MADE_FROM = ("model", "recipe", "image_shape", "class_names")  # with the state_dict all that makes a recipe anew
 
 
 def config_of(path: str | Path) -> dict[str, Any]:

@@ -71,6 +71,10 @@ class Classifier(Recipe):
         logits = self.head(feature)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def classify(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to logits [B, classes]."""
+        return self.logits(self(image))
+
     def feature(self, batch: Batch) -> Tensor:
         """The features [B, F] of a batch; where they were computed before, the loader gives them in place of images."""
         return batch.image if batch.image.ndim == 2 else self(batch.image)

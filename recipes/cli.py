@@ -31,6 +31,7 @@ from recipes.callbacks import (
     ClassReport,
     CollapseMonitor,
     CompileEncoder,
+    DistillationReport,
     Health,
     Pictures,
     PredictionFile,
@@ -121,6 +122,7 @@ class Command(LightningCLI):
             "health": Health,
             "pictures": Pictures,
             "report": ClassReport,
+            "distillation": DistillationReport,
             "prediction": PredictionFile,
         }.items():
             parser.add_lightning_class_args(callback, key)
@@ -280,6 +282,7 @@ def _be_quiet() -> None:
         ".*Total length of `list` across ranks is zero",  # data without a validation split
         r".*functional.all_gather is deprecated",  # Lightning calls it, and is pinned
         ".*The dirpath has changed",  # every run has a directory of its own
+        ".*overridden `on_before_batch_transfer` in `LightningModule`",  # our DataModules have no such hook
         ".*module\\(s\\) in eval mode at the start of training",  # frozen layers, teachers
     ):
         warnings.filterwarnings("ignore", message)

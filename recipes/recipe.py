@@ -40,6 +40,7 @@ class Recipe(AnyRecipe):
 
     Attributes:
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
+        made_from: of a recipe that was loaded, what its checkpoint says besides its weights.
 
     Raises:
         ValueError: if ``lr_batch_size`` is not positive.
@@ -64,6 +65,7 @@ class Recipe(AnyRecipe):
         self.scheduler = scheduler
         self.lr_batch_size = lr_batch_size
         self.image_shape: tuple[int, ...] | None = None
+        self.made_from: dict[str, Any] = {}
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""

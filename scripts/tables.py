@@ -20,6 +20,8 @@ COLUMNS = {
     "linear": ("linear (%)", 100, 1),
     "test/accuracy": ("test accuracy (%)", 100, 1),
     "test/student_accuracy": ("of the student (%)", 100, 1),
+    "test/agreement": ("agrees with its teacher (%)", 100, 1),
+    "test/calibration_error": ("calibration error (%)", 100, 1),
     "val/effective_rank": ("effective rank (validation)", 1, 1),
     "val/feature_std": ("feature std (validation)", 1, 2),
     "train/projection_std": ("projection std (training)", 1, 2),
@@ -176,6 +178,33 @@ def quadrants() -> str:
     )
 
 
+def mythical() -> str:
+    """Errors of students that have seen no image of a class, before and after its bias is raised."""
+    result = _result("mythical")
+    if not result:
+        return ""
+    columns = {
+        "errors": "errors (%)",
+        "errors_on_the_class": "of the class",
+        "errors_after": "bias raised: errors (%)",
+        "errors_on_the_class_after": "of the class",
+    }
+    rows = [
+        [
+            f"{name}, {result['classes'][name]}",
+            *(_cell(entry["measured"][key], 100, 1) for key in columns),
+            _cell(entry["measured"]["bias_raised_by"], 1, 1),
+        ]
+        for name, entry in result["datasets"].items()
+    ]
+    return (
+        "**The mythical class**: students that have seen no image of one class\n\n"
+        + _markdown(["", *columns.values(), "raised by"], rows)
+        + f"\nOn the test images, mean ± standard deviation over {len(result['seeds'])} seeds; the bias is chosen on "
+        "the validation images. `scripts/reproduce mythical`.\n"
+    )
+
+
 def _chosen(advice: dict[str, Any], instead: str | None) -> str:
     """The strategy that is advised; of few and similar images, another one if it is given."""
     few_and_similar = (advice["size"], advice["kinship"]) == ("small", "similar")
@@ -189,6 +218,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "exactness": exactness,
     "quadrants": quadrants,
+    "mythical": mythical,
     **{name: partial(study, name) for name in STUDIES},
     **{f"{name}-commands": partial(commands, name) for name in STUDIES},
 }

@@ -4,6 +4,7 @@ One packaged config ``*-digits`` of each recipe is a case, so that a recipe is c
 """
 
 import csv
+import json
 import math
 import os
 import signal
@@ -33,7 +34,11 @@ def packaged(config: str) -> dict[str, Any]:
 NOT_COVERED = {  # recipe: why it cannot be
     "SVM": "it takes no steps and has no schedule; tests/transfer/test_svm.py compares one process with two",
 }
-_OF_RECIPES = {packaged(name)["model"]["class_path"]: name for name in config_names() if name.endswith("-digits")}
+_OF_RECIPES = {
+    packaged(name)["model"]["class_path"]: name
+    for name in config_names()
+    if name.endswith("-digits") and not name.startswith("teacher-")  # with dropout, runs differ
+}
 CASES = [name for recipe, name in _OF_RECIPES.items() if recipe.rpartition(".")[2] not in NOT_COVERED]
 
 STEPS, SAVE_EVERY = 30, 4
@@ -52,6 +57,20 @@ OPTIONS = {
     "model.scheduler": "recipes.optim.WarmupCosine",
     "model.scheduler.warmup_epochs": 1,  # a config's may be longer than this run
     "data.batch_size": 1257 // BATCHES,
+}
+TEACHER = "supervised-digits"  # whose run teaches those that need a teacher
+_LAYERS = [
+    {"loss": {"class_path": "losses.Hint"}, "student_layer": "feature"},
+    {"loss": {"class_path": "recipes.distillation.ContrastiveDistillation", "init_args": {"negatives": 64}}},
+]
+OF_CONFIG = {
+    "deit-digits": {"model.encoder.image_size": 8, "data.batch_size": 96},  # images are mixed in pairs
+    "distill-digits": {
+        "model.encoder.image_size": 8,
+        "model.teacher_logits": "online",
+        "model.views": "recipes.augment.HandwritingViews",
+        "model.layer_losses": json.dumps(_LAYERS),
+    },
 }
 OF_IMAGES = {"data.size": 8}
 OF_WRAPPED_IMAGES = {"data.base.size": 8, "data.labelled_per_batch": 8}  # 1,157 unlabelled, 88 in a batch
@@ -155,8 +174,17 @@ class Runs:
         if key not in self.done:
             runs = Path(tempfile.mkdtemp(dir=self.folder))
             images = OF_WRAPPED_IMAGES if "base" in packaged(config)["data"]["init_args"] else OF_IMAGES
-            options = {"config": config, **OPTIONS, **images, "runs": runs, "trainer.devices": processes}
+            options = {
+                "config": config,
+                **OPTIONS,
+                **images,
+                **OF_CONFIG.get(config, {}),
+                "runs": runs,
+                "trainer.devices": processes,
+            }
             options |= {name.replace("__", "."): value for name, value in changed.items()}
+            if "teacher" in packaged(config)["model"]["init_args"]:
+                options["model.teacher"] = self(TEACHER).path
             options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
             options |= {"ckpt_path": after.path} if after else {}
             options |= {"trainer.callbacks": f"{__name__}.Interference"}

@@ -3,13 +3,16 @@
 from recipes.augment.base import Views
 from recipes.augment.colour import ColorJitter, Colour, Grayscale, Intensity
 from recipes.augment.compose import Compose
+from recipes.augment.erasing import RandomErasing
 from recipes.augment.filters import GaussianBlur, Solarize
 from recipes.augment.geometry import Geometry, HorizontalFlip, RandomAffine, RandomResizedCrop
 from recipes.augment.mix import Mix, partners
 from recipes.augment.normalize import Normalize
+from recipes.augment.rand_augment import RandAugment
 from recipes.augment.random import Key, uniform
 from recipes.augment.views import (
     BYOLViews,
+    DeiTViews,
     HandwritingViews,
     InstanceDiscriminationViews,
     MoCoV2Views,
@@ -22,6 +25,7 @@ __all__ = [
     "ColorJitter",
     "Colour",
     "Compose",
+    "DeiTViews",
     "GaussianBlur",
     "Geometry",
     "Grayscale",
@@ -33,7 +37,9 @@ __all__ = [
     "Mix",
     "MoCoV2Views",
     "Normalize",
+    "RandAugment",
     "RandomAffine",
+    "RandomErasing",
     "RandomResizedCrop",
     "SimCLRViews",
     "Solarize",

@@ -5,8 +5,10 @@ from torch import Tensor
 from recipes.augment.base import Views
 from recipes.augment.colour import ColorJitter, Grayscale, Intensity
 from recipes.augment.compose import Compose
+from recipes.augment.erasing import RandomErasing
 from recipes.augment.filters import GaussianBlur, Solarize
 from recipes.augment.geometry import HorizontalFlip, RandomAffine, RandomResizedCrop
+from recipes.augment.rand_augment import RandAugment
 from recipes.augment.random import Key
 
 
@@ -180,6 +182,40 @@ class SupervisedViews(Compose):
         flip: float = 0.5,
     ) -> None:
         super().__init__([RandomResizedCrop(size, scale), HorizontalFlip(flip)])
+
+
+class DeiTViews(Compose):
+    """Views of DeiT (Touvron et al., 2021, arXiv:2012.12877, Table 9): crop, flip, RandAugment and random erasing.
+
+    The images are then mixed, which the recipe does. DeiT's code has no colour jitter where there is RandAugment.
+
+    Args:
+        size: height and width of a view in pixels; None is the size of the image.
+        scale: range of the crop's area, as a share of the image's.
+        flip: the share of views that are flipped; 0 where left and right differ in meaning.
+        magnitude: of RandAugment, between 0 and 10.
+        erasing: the share of views of which a rectangle is erased.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),  # published code, as is the next
+        flip: float = 0.5,
+        magnitude: float = 9.0,  # Table 9: 9/0.5
+        erasing: float = 0.25,  # Table 9
+    ) -> None:
+        super().__init__(
+            [
+                RandomResizedCrop(size, scale),
+                HorizontalFlip(flip),
+                RandAugment(magnitude=magnitude),
+                RandomErasing(erasing),
+            ]
+        )
 
 
 class HandwritingViews(Compose):

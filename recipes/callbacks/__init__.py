@@ -5,7 +5,9 @@ from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.class_report import ClassReport
 from recipes.callbacks.collapse import CollapseMonitor, effective_rank
 from recipes.callbacks.compile import CompileEncoder
+from recipes.callbacks.distillation_report import DistillationReport
 from recipes.callbacks.health import Health
+from recipes.callbacks.max_norm import MaxNorm
 from recipes.callbacks.pictures import Pictures
 from recipes.callbacks.predictions import PredictionFile
 from recipes.callbacks.representation_probe import RepresentationProbe
@@ -17,7 +19,9 @@ __all__ = [
     "ClassReport",
     "CollapseMonitor",
     "CompileEncoder",
+    "DistillationReport",
     "Health",
+    "MaxNorm",
     "Pictures",
     "PredictionFile",
     "RepresentationProbe",

@@ -59,7 +59,7 @@ class Pictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Keeps some images of the first batch."""
         if self._batch is None:
-            self._batch = Batch(*(x[:_VIEWED_IMAGES].clone() for x in batch))
+            self._batch = Batch(*(x[:_VIEWED_IMAGES].clone() for x in batch[:3]))  # a recipe may add more
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

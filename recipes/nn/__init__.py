@@ -19,12 +19,13 @@ from recipes.nn.spread import feature_std
 from recipes.nn.stages import Stage, stage_features, stage_of_state, stages
 from recipes.nn.timm_encoder import TimmEncoder
 from recipes.nn.torchvision_encoder import TorchvisionEncoder
-from recipes.nn.vit import ViT
+from recipes.nn.vit import DistilledViT, ViT
 from recipes.nn.weights import load_mismatch, load_weights
 
 __all__ = [
     "ConvNet",
     "CrossDeviceBatchNorm",
+    "DistilledViT",
     "Encoder",
     "FeatureQueue",
     "MLP",

@@ -23,7 +23,7 @@ def load_weights(module: Encoder, path: str | Path) -> None:
 
     Args:
         module: gets the weights; names and shapes have to be those of the file.
-        path: of the file, or the directory of a run, which stands for its last checkpoint.
+        path: of the file, or the directory of a run, which stands for its last checkpoint, or of runs: of the newest.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -56,9 +56,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def checkpoint_file(path: str | Path) -> Path | None:
-    """The file that a path means: itself, or the last checkpoint of the directory of a run; None if there is none."""
+    """The file that a path means; None if there is none.
+
+    It is the file itself, the last checkpoint of the directory of a run, or that of the newest run in a directory of
+    runs, whose names are times.
+    """
     path = Path(path)
-    files = (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt")
+    of_newest = sorted(path.glob("*/checkpoints/last.ckpt"), reverse=True)
+    files = (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt", *of_newest)
     return next((file for file in files if file.is_file()), None)
 
 

@@ -126,10 +126,14 @@ class MeanTeacher(Recipe):
         length = self.rampup * self.total_steps
         return math.exp(-5 * (1 - self.global_step / length) ** 2) if self.global_step < length else 1.0
 
+    def classify(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to the teacher's logits [B, classes]."""
+        return _as_float(self.teacher(self.normalize(image)))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""
         feature = self(batch.image)
-        self.val_accuracy(self.teacher(self.normalize(batch.image)), batch.label)
+        self.val_accuracy(self.classify(batch.image), batch.label)
         self.val_student_accuracy(self.head(feature), batch.label)
         self.log("val/accuracy", self.val_accuracy)
         self.log("val/student_accuracy", self.val_student_accuracy)
@@ -138,7 +142,7 @@ class MeanTeacher(Recipe):
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy`` and ``test/student_accuracy``; returns the student's features [B, F]."""
         feature = self(batch.image)
-        self.test_accuracy(self.teacher(self.normalize(batch.image)), batch.label)
+        self.test_accuracy(self.classify(batch.image), batch.label)
         self.test_student_accuracy(self.head(feature), batch.label)
         self.log("test/accuracy", self.test_accuracy)
         self.log("test/student_accuracy", self.test_student_accuracy)
@@ -146,7 +150,7 @@ class MeanTeacher(Recipe):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns the student's features [B, F], the teacher's class probabilities [B, classes] and indices [B]."""
-        probability = _as_float(self.teacher(self.normalize(batch.image))).softmax(1)
+        probability = self.classify(batch.image).softmax(1)
         return {"index": batch.index, "feature": self(batch.image), "probability": probability}
 
 

@@ -173,10 +173,9 @@ class FineTune(Classifier):
             feature = self.feature(batch)
         else:
             # Data with few images may give one several times in an epoch: each time it is to be another view.
-            key = self.key(batch).fold_in(batch_idx)
-            image = self.views(batch.image, key)
+            image = self.views(batch.image, self.key(batch).fold_in(batch_idx))
             if self.mix:
-                image, share = self.mix(image, key.fold_in(0))
+                image, share = self.mix(image, self.key(batch, view=1).fold_in(batch_idx))
             feature = self(image)
         loss = self._cross_entropy(feature, batch.label, share)
         if self.start is not None:

@@ -1,5 +1,7 @@
 """What is compared with what: a study is data. ``scripts/reproduce <study>`` measures it, and tables.py shows it."""
 
+import json
+import re
 from dataclasses import dataclass
 
 
@@ -9,10 +11,12 @@ class Study:
 
     Attributes:
         about: what is compared, on what and under which conditions; the line above the table.
-        variants: by name, the arguments of each; ``<root>`` stands for the folder of the data.
+        variants: by name, the arguments of each; ``<root>`` stands for the folder of the data, and ``<run of NAME>``
+            for the run of another variant with the same seed, which is made first and kept.
         common: arguments that all have after their own.
         columns: what the table shows, of the COLUMNS of tables.py.
         root: where the data is by default, from the top of the checkout; None for data that needs no folder.
+        kept: variants whose runs are kept for a measurement of another command.
     """
 
     about: str
@@ -20,15 +24,79 @@ class Study:
     common: str = ""
     columns: tuple[str, ...] = ("knn", "linear", "training_minutes")
     root: str | None = None
+    kept: tuple[str, ...] = ()
 
     def arguments(self, variant: str) -> str:
         """Those of ``recipes fit``, as they are typed."""
         return f"{self.variants[variant]} {self.common}".strip()
 
+    def needs(self, variant: str) -> list[str]:
+        """The other variants whose runs a variant starts from."""
+        return re.findall("<run of (.+?)>", self.variants[variant])
+
 
 _LEAN = "--probe.references false --probe.labels_per_class []"  # measures the trained encoder, with all labels
 _SHORT = f"--trainer.max_epochs 50 --trainer.check_val_every_n_epoch 50 {_LEAN}"
+_DISTILLED = ("test/accuracy", "test/calibration_error", "test/agreement", "epochs", "training_minutes")
 _CIFAR10 = f"--data.root <root> {_LEAN}"
+_ALL_16 = "--data ImageFolder --data.root <root> --data.image_size 16 --data.cache true --data.batch_size 128"
+_EIGHT_EPOCHS = "--trainer.max_epochs 8 --model.scheduler.warmup_epochs 1 --trainer.check_val_every_n_epoch 8"
+_RESNET56 = "--config distill-cifar10 --model Supervised --model.encoder ResNet --model.encoder.depth 56"
+_FEW = (
+    "--data Subset --data.base ImageFolder --data.base.root <root> --data.base.image_size 16 --data.base.cache true "
+    "--data.per_class 400 --data.batch_size 128 --trainer.max_epochs 60 --trainer.check_val_every_n_epoch 60"
+)
+_VIT = (
+    "--model.encoder.image_size 16 --model.encoder.dim 96 --model.encoder.depth 4 --model.encoder.drop_path 0 "
+    "--model.optimizer.lr 1e-3 --model.lr_batch_size 128"
+)
+_CONVOLUTIONAL = "--model.teacher '<run of convolutional teacher>'"
+_TAUGHT = "--model.teacher '<run of teacher>'"
+_TO_RESNET8 = f"--config distill-cifar10 {_TAUGHT} --model.encoder.depth 8"
+
+
+def _entry(loss: str, weight: float, layer: str) -> dict[str, object]:
+    """A loss between a layer of the student and the same of the teacher."""
+    return {"loss": {"class_path": loss}, "weight": weight, "student_layer": layer}
+
+
+def _attention() -> str:
+    """Attention transfer after each of the three stages of residual blocks (Zagoruyko & Komodakis, 2017)."""
+    entries = [_entry("losses.AttentionTransfer", 1000.0, f"stage:{stage}") for stage in (1, 2, 3)]
+    return f"--model.layer_losses '{json.dumps(entries)}'"
+
+
+def _contrastive() -> str:
+    """CRD between the features (Tian et al., 2020)."""
+    entry = _entry("recipes.distillation.ContrastiveDistillation", 0.8, "feature")
+    return f"--model.layer_losses '{json.dumps([entry])}'"
+
+
+WITHOUT = "student, soft targets, no image of class 3"
+
+
+def _hinton(data: str, module: str, third: str) -> dict[str, str]:
+    """Hinton's experiment with the configs of one dataset, a DataModule with options, and the name of its class 3."""
+    student = f"--config distill-{data} {_TAUGHT}"
+    root = " --data.root <root>" if "<root>" in module else ""
+    base = f"--data Subset --data.base {module} --data.leave_out '[\"{third}\"]' --data.batch_size 128"
+    return {
+        "teacher": f"--config teacher-{data}{root}",
+        "student, hard labels": f"{student}{root} --model.soft_weight 0",
+        "student, soft targets": f"{student}{root}",
+        WITHOUT: f"{student} {base}",
+    }
+
+
+def _sweep(size: str) -> dict[str, str]:
+    """A student of some size at several temperatures, on images without augmentation, with cached logits."""
+    width, parameters = size.split(", ")
+    student = f"{_TO_RESNET8} --model.encoder.width {width} --model.teacher_logits cached --model.views null"
+    return {
+        f"{parameters}, hard labels": f"{student} --model.soft_weight 0",
+        **{f"{parameters}, T = {t}": f"{student} --model.temperature {t}" for t in (1, 2, 4, 8, 20)},
+    }
+
 
 STUDIES = {
     "side-by-side": Study(
@@ -103,5 +171,53 @@ STUDIES = {
         },
         common=_LEAN,
         columns=("test/accuracy", "test/student_accuracy", "steps"),
+    ),
+    "hinton-digits": Study(
+        about="Hinton's experiment on the digits: nets of 1200-1200 and 800-800 units, T = 20",
+        variants=_hinton("digits", "Digits --data.base.size 16", "3"),
+        common=_LEAN,
+        columns=_DISTILLED,
+        kept=(WITHOUT,),
+    ),
+    "hinton-fashionmnist": Study(
+        about="Hinton's experiment on Fashion-MNIST: nets of 1200-1200 and 800-800 units, T = 20, 15 epochs",
+        variants=_hinton("fashionmnist", "FashionMNIST --data.base.root <root>", "Dress"),
+        common=f"--trainer.max_epochs 15 {_LEAN}",
+        columns=_DISTILLED,
+        kept=(WITHOUT,),
+        root="data",
+    ),
+    "distillation": Study(
+        about="From ResNet-56 to ResNet-8 on CIFAR-10 (JPEG) at 16 × 16 pixels, 8 epochs",
+        variants={
+            "teacher": _RESNET56,
+            "hard labels": f"{_TO_RESNET8} --model.soft_weight 0",
+            "soft targets (KD)": _TO_RESNET8,
+            "attention transfer": f"{_TO_RESNET8} --model.soft_weight 0 {_attention()}",
+            "contrastive (CRD)": f"{_TO_RESNET8} --model.soft_weight 0 {_contrastive()}",
+        },
+        common=f"{_ALL_16} {_EIGHT_EPOCHS} {_LEAN}",
+        columns=_DISTILLED,
+        root="data/cifar10-jpeg",
+    ),
+    "temperature": Study(
+        about="Temperatures for students of two sizes, from the same ResNet-56: no augmentation, cached logits",
+        variants={"teacher": _RESNET56, **_sweep("16, 75,000 parameters"), **_sweep("4, 5,000 parameters")},
+        common=f"{_ALL_16} {_EIGHT_EPOCHS} {_LEAN}",
+        columns=_DISTILLED,
+        root="data/cifar10-jpeg",
+    ),
+    "deit": Study(
+        about="A small vision transformer on 4,000 images of CIFAR-10 (JPEG) at 16 × 16 pixels, 60 epochs, with and "
+        "without a convolutional teacher that was trained on the same images",
+        variants={
+            "convolutional teacher": f"--config distill-cifar10 --model Supervised {_FEW}",
+            "ViT, labels alone": f"--config deit-cifar10 --model.teacher null --model.encoder.pool token {_VIT} {_FEW}",
+            "ViT, hard distillation": f"--config deit-cifar10 {_CONVOLUTIONAL} {_VIT} {_FEW}",
+            "ViT, soft distillation": f"--config deit-cifar10 {_CONVOLUTIONAL} --model.distillation soft {_VIT} {_FEW}",
+        },
+        common=_LEAN,
+        columns=_DISTILLED,
+        root="data/cifar10-jpeg",
     ),
 }

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import shlex
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from studies import Study, runs
 
+Job = tuple[str, int]  # a variant and a seed
 Found = dict[str, dict[int, dict[str, Any]]]  # by variant and seed
 
 
@@ -47,11 +49,14 @@ def measure(
     todo = [(variant, seed) for seed in seeds for variant in variants if again or seed not in found[variant]]
     for variant in variants:
         _configuration(study.arguments(variant))  # a config that is missing is told before the first run
+    kept = Kept(study)
+    todo = kept.with_what_is_needed(todo)
     pool = ThreadPoolExecutor(jobs)
     try:
-        futures = {
-            pool.submit(_run, study.arguments(variant), seed, root, jobs): (variant, seed) for variant, seed in todo
-        }
+        futures: dict[Future[dict[str, Any]], Job] = {}
+        for variant, seed in todo:  # those that others start from come first, and so no other waits for one behind it
+            first = [future for future, job in futures.items() if job in [(n, seed) for n in study.needs(variant)]]
+            futures[pool.submit(_run, study, (variant, seed), first, kept, root, jobs)] = variant, seed
         for number, future in enumerate(as_completed(futures), 1):
             variant, seed = futures[future]
             found[variant][seed] = run = future.result()
@@ -64,11 +69,70 @@ def measure(
     return result
 
 
-def _run(arguments: str, seed: int, root: Path | None, jobs: int) -> dict[str, Any]:
+class Kept:
+    """The runs that others start from, in folders that outlast them and that belong to their command.
+
+    Args:
+        study: whose variants they are.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        needed = [name for variant in study.variants for name in study.needs(variant)]
+        self.names = list(dict.fromkeys([*needed, *study.kept]))
+
+    def folder(self, variant: str, seed: int) -> Path | None:
+        """Where the run of a variant is kept; None where no other starts from it."""
+        if variant not in self.names:
+            return None
+        command = hashlib.sha256(self.study.arguments(variant).encode()).hexdigest()[:12]
+        return runs.ROOT / "runs" / "studies" / command / f"seed-{seed}"
+
+    def with_what_is_needed(self, todo: list[Job]) -> list[Job]:
+        """What is to be run, and before it the runs that it starts from and that are gone."""
+        ordered: list[Job] = []
+
+        def add(job: Job) -> None:
+            variant, seed = job
+            for name in self.study.needs(variant):
+                folder = self.folder(name, seed)
+                if (name, seed) in todo or not (folder and any(folder.glob("*/*/checkpoints/last.ckpt"))):
+                    add((name, seed))
+            if job not in ordered:
+                ordered.append(job)
+
+        for job in sorted(todo, key=lambda job: job[0] not in self.names):  # stable
+            add(job)
+        return ordered
+
+    def filled_in(self, word: str, seed: int) -> str:
+        """A word of the arguments, with the folders of the runs that it names."""
+        for name in self.names:
+            if f"<run of {name}>" in word and (folder := self.folder(name, seed)):
+                (run,) = folder.iterdir()
+                word = word.replace(f"<run of {name}>", str(run))
+        return word
+
+
+def _run(
+    study: Study, job: Job, first: list[Future[dict[str, Any]]], kept: Kept, root: Path | None, jobs: int
+) -> dict[str, Any]:
+    for future in first:
+        future.result()
+    variant, seed = job
+    arguments = study.arguments(variant)
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     made_with = {"configuration": _configuration(arguments), "jobs": jobs, "machine": runs.machine()}
-    words = [word.replace("<root>", str(root)) for word in shlex.split(arguments)]
-    return {**runs.fit(words, seed, threads, quiet=True), **made_with}
+    words = [kept.filled_in(word.replace("<root>", str(root)), seed) for word in _words(arguments)]
+    folder = kept.folder(variant, seed)
+    return {**runs.fit(words, seed, threads, quiet=True, **({"keep": folder} if folder else {})), **made_with}
+
+
+def _words(arguments: str) -> list[str]:
+    """Those of the arguments; what stands in angle brackets is one."""
+    return [
+        word.replace("\0", " ") for word in shlex.split(re.sub("<.+?>", lambda m: m[0].replace(" ", "\0"), arguments))
+    ]
 
 
 def _measured_before(study: Study, seeds: list[int], path: Path) -> Found:

@@ -6,11 +6,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,22 @@ RESULTS = ROOT / "results"
 _KEPT = r"(val|test)/(?!.*(knn|linear))|train/projection_std"  # accuracies of probes are in evaluation.json
 
 
-def fit(arguments: list[str], seed: int, threads: int | None = None, quiet: bool = False) -> dict[str, Any]:
-    """What a run in a folder of its own measured; the run is gone after that.
+def fit(
+    arguments: list[str], seed: int, threads: int | None = None, quiet: bool = False, keep: Path | None = None
+) -> dict[str, Any]:
+    """What a run in a folder of its own measured; the run is gone after that, unless it is to be kept.
 
     Args:
         arguments: of ``recipes fit``.
         seed: of the run.
         threads: of the CPU; None leaves their number to torch.
         quiet: shows nothing of the run unless it fails.
+        keep: folder of the run, which is emptied first; None makes one that does not last.
     """
-    with tempfile.TemporaryDirectory() as runs:
+    if keep:
+        shutil.rmtree(keep, ignore_errors=True)
+        keep.mkdir(parents=True)
+    with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, "-m", "recipes", "fit", *arguments, "--seed_everything", str(seed), "--runs", runs]
         environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         start = time.perf_counter()
@@ -66,7 +74,10 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    import torch
+
+    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores{accelerator}"
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -24,23 +24,46 @@ def pictures(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def teacher(pictures, tmp_path_factory):
+    """Gives the run of a teacher for the digits, or for pictures with so many channels."""
+    runs = tmp_path_factory.mktemp("teachers")
+
+    def run(channels=None):
+        folder = runs / str(channels)
+        if not folder.exists():
+            of_pictures = ["--data", "ImageFolder", "--data.root", pictures, "--data.image_size", 40]
+            of_pictures += ["--data.channels", channels, "--model.encoder.in_channels", channels]
+            options = ["--trainer.max_steps", 1, "--trainer.accelerator", "cpu", "--trainer.limit_test_batches", 0]
+            options += ["--data.batch_size", 4, "--runs", folder, *(of_pictures if channels else [])]
+            main(["fit", "--config", "supervised-digits", *map(str, options)])
+        return folder / "supervised-digits"
+
+    return run
+
+
 @pytest.mark.parametrize("name", config_names())
-def test_config_runs_one_batch(name, pictures, tmp_path, monkeypatch):
+def test_config_runs_one_batch(name, pictures, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     args = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
+    init_args = config["model"]["init_args"]
+    network = init_args["encoder"]["init_args"]
+    channels = None
     images = config["data"].get("init_args", {}).get("base", config["data"])
     if images["class_path"] != "datamodules.Digits":  # the others would have to be downloaded
-        grey = config["model"]["init_args"]["encoder"]["init_args"].get("in_channels", 3) == 1
-        data = {"root": str(pictures), "image_size": 64, "batch_size": 4, "channels": 1 if grey else 3}
+        channels, size = network.get("in_channels", 3), network.get("image_size", 64)
+        data = {"root": str(pictures), "image_size": size, "batch_size": 4, "channels": channels}
         args += [part for key, value in data.items() for part in (f"--data.{key}", str(value))]
         args = ["--data", "ImageFolder", *args]
-        if config["model"]["init_args"]["encoder"]["init_args"].get("weights"):
+        if network.get("weights"):
             args += ["--model.encoder.weights", "null"]
-        if "size" in config["model"]["init_args"].get("views", {}).get("init_args", {}):
+        if "size" in init_args.get("views", {}).get("init_args", {}):
             args += ["--model.views.size", "64"]
-        if "batch_norm_splits" in config["model"]["init_args"]:
+        if "batch_norm_splits" in init_args:
             args += ["--model.batch_norm_splits", "2"]
+    if "teacher" in init_args:
+        args += ["--model.teacher", str(teacher(channels))]
     main(["fit", "--config", name, *args])
 
 

@@ -54,6 +54,17 @@ def test_a_class_with_fewer_images_keeps_all():
     assert data.splits.val is None
 
 
+def test_a_class_that_is_left_out_has_no_training_images_and_keeps_its_label_and_tests():
+    whole, data = read(), read(leave_out=["3"])
+    assert data.splits.class_names == whole.splits.class_names
+    left = whole.splits.train.label != 3
+    assert data.splits.train.label.tolist() == whole.splits.train.label[left].tolist()
+    every, rest = torch.arange(len(left))[left], torch.arange(int(left.sum()))
+    assert torch.equal(data.splits.train.images(rest), whole.splits.train.images(every))
+    for part in ("val", "test"):
+        assert getattr(data.splits, part).label.tolist() == getattr(whole.splits, part).label.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -61,6 +72,7 @@ def test_a_class_with_fewer_images_keeps_all():
         ({"classes": ["2", "2"]}, "each class once"),
         ({"classes": []}, "each class once"),
         ({"per_class": 0}, "per_class is 0"),
+        ({"leave_out": ["three"]}, "leave_out names 'three'; the classes are 0, 1, 2"),
     ],
 )
 def test_bad_input_is_named(options, said):

@@ -203,3 +203,26 @@ def test_evaluating_gives_every_submodule_its_mode_back():
     with pytest.raises(KeyError):
         fail()
     assert [m.training for m in module.modules()] == [True, True, False]
+
+
+def test_an_mlp_leaves_out_pixels_and_units_in_training_alone():
+    torch.manual_seed(0)
+    encoder = MLP(8, hidden=(400, 400), batch_norm=False, dropout=0.5, input_dropout=0.2)
+    shares = {}
+
+    def note(name):
+        return lambda module, args, output: shares.__setitem__(name, (output == 0)[args[0] != 0].float().mean().item())
+
+    for number, module in enumerate(encoder.network):
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(note(number))
+    encoder(torch.rand(64, 1, 8, 8) + 0.1)
+    assert list(shares.values()) == pytest.approx([0.2, 0.5, 0.5], abs=0.02)
+    encoder.eval()(torch.rand(64, 1, 8, 8) + 0.1)
+    assert set(shares.values()) == {0.0}
+
+
+@pytest.mark.parametrize("share", [{"dropout": 1.0}, {"input_dropout": -0.1}])
+def test_a_share_of_units_that_is_out_of_range_is_refused(share):
+    with pytest.raises(ValueError, match="must be at least 0 and below 1"):
+        MLP(8, **share)

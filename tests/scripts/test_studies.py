@@ -2,6 +2,7 @@ import importlib
 import json
 import math
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +35,12 @@ class Runs:
     def __init__(self, stop_after=100):
         self.calls, self.stop_after = [], stop_after
 
-    def fit(self, arguments, seed, threads=None, quiet=False):
+    def fit(self, arguments, seed, threads=None, quiet=False, keep=None):
         if len(self.calls) == self.stop_after:
             raise KeyboardInterrupt
+        if keep:
+            (keep / "config" / "time" / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (keep / "config" / "time" / "checkpoints" / "last.ckpt").touch()
         self.calls.append((" ".join(arguments), seed, threads))
         knn = 0.5 + 0.01 * seed + 0.2 * ("--data.batch_size" in arguments)
         return {
@@ -125,6 +129,35 @@ def test_a_study_takes_the_runs_of_another_that_have_the_same_command(results, m
     result, calls = measured(monkeypatch, study, "second")
     assert [words.split()[2] for words, *_ in calls] == ["-x", "-x"]
     assert [[run["seed"] for run in entry["runs"]] for entry in result["variants"].values()] == [[0, 1], [0, 1]]
+
+
+TAUGHT = studies.Study(
+    **{
+        **vars(TWO),
+        "variants": {
+            "student": "--config simclr-digits --model.teacher '<run of large net>'",
+            "large net": "--config simclr-digits",
+        },
+        "common": "",
+    }
+)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_others_start_from_comes_first_and_is_kept_for_them(jobs, results, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", results)
+    (results / "recipes" / "configs").mkdir(parents=True)
+    (results / "recipes" / "configs" / "simclr-digits.yaml").write_text("seed_everything: 0\n")
+    _, calls = measured(monkeypatch, TAUGHT, seeds=[3], jobs=jobs)
+    (large, *_), (student, *_) = calls
+    assert large == "--config simclr-digits"
+    folder = student.removeprefix("--config simclr-digits --model.teacher ")
+    assert folder.endswith("seed-3/config")
+    assert list(Path(folder).glob("*/checkpoints/last.ckpt"))
+    assert measured(monkeypatch, TAUGHT, seeds=[3])[1] == []
+    shutil.rmtree(folder)
+    again, only = measured(monkeypatch, TAUGHT, seeds=[3], only=["student"], again=True)[1]  # what it needs is gone
+    assert (again[0], only[0]) == (large, student)
 
 
 def test_runs_at_the_same_time_share_the_cores(results, monkeypatch):

@@ -1,0 +1,7 @@
+from recipes.distillation.contrastive import ContrastiveDistillation
+from recipes.distillation.deit import DeiT
+from recipes.distillation.student import Student
+from recipes.distillation.teacher import Teacher, teacher_from
+from recipes.distillation.teacher_student import LayerLoss, TeacherStudent
+
+__all__ = ["ContrastiveDistillation", "DeiT", "LayerLoss", "Student", "Teacher", "TeacherStudent", "teacher_from"]

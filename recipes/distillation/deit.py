@@ -1,0 +1,157 @@
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules import Batch
+from losses import SoftTarget, labelled_cross_entropy
+from recipes.augment import DeiTViews, Mix, Views, partners
+from recipes.distillation.student import Student
+from recipes.distillation.teacher import Teacher
+from recipes.nn import Encoder
+from recipes.optim import WarmupCosine
+
+
+class DeiT(Student):
+    """Data-efficient image transformers (Touvron et al., 2021, arXiv:2012.12877): distillation through attention.
+
+    A class token learns the labels, and a distillation token what a teacher, best a convolutional one, says of the same
+    augmented and mixed images. Each has a linear layer on top, and the loss is
+
+        (1 - distillation_weight) · CE(class logits, labels) + distillation_weight · L(distillation logits, teacher),
+
+    where L is the cross-entropy with the class that the teacher finds most probable (``hard``, Equation 3), or T² times
+    that with all its probabilities at the temperature T (``soft``, Equation 2). The class is predicted from the mean of
+    both logits. Images without a label (-1) learn from the teacher alone. The views are not repeated in a batch
+    ("repeated augmentation", Table 9).
+
+    Without a teacher it is the training of Table 9 alone, of any encoder: a ``ViT`` with the class token, say.
+
+    Args:
+        encoder: with a teacher, a ``ViT`` with ``pool: tokens``, such as ``DistilledViT``, whose features [B, 2 D] are
+            the class token and the distillation token; without, any that maps images [B, C, H, W] to features [B, F].
+        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
+        teacher: the directory of a run, or of runs, of which the newest is taken; a checkpoint; or
+            ``torchvision:regnet_y_16gf``, with its default weights or those named after another colon. Several are
+            averaged. Null trains on labels alone.
+        distillation: ``hard`` or ``soft``.
+        distillation_weight: share of the teacher's part of the loss, in [0, 1]; null is 0.5 for ``hard``, 0.1 for
+            ``soft``.
+        temperature: T of ``soft``, > 0.
+        label_smoothing: share of the labels' target that is spread evenly over all classes, in [0, 1).
+        mixup: α of mixup, >= 0; 0 leaves it out. See ``recipes.augment.Mix``.
+        cutmix: α of CutMix, >= 0; 0 leaves it out.
+        keep_teacher: whether checkpoints hold the teacher too; they always hold its path and a hash of its weights.
+        views: draws one random view of every image. Null takes ``DeiTViews``.
+        optimizer: makes the optimiser from parameter groups; norm layers, biases and embeddings take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the encoder's tokens do not suit; at the start of training,
+            if the teacher has other classes or none, or cannot take the images.
+        FileNotFoundError: at the start of training, if there is no such teacher.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        teacher: Teacher | str | list[str] | None = None,
+        distillation: Literal["hard", "soft"] = "hard",
+        distillation_weight: float | None = None,  # Equation 3 for hard; training details (lambda) for soft
+        temperature: float = 3.0,  # training details (tau)
+        label_smoothing: float = 0.1,  # Table 9, as are the next
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        keep_teacher: bool = False,
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-4, weight_decay=0.05),
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=5),
+        lr_batch_size: int | None = 512,
+    ) -> None:
+        if distillation not in ("hard", "soft"):
+            raise ValueError(f"distillation is {distillation!r}: it must be 'hard' or 'soft'")
+        if distillation_weight is None:
+            distillation_weight = 0.5 if distillation == "hard" else 0.1
+        if not 0 <= distillation_weight <= 1:
+            raise ValueError(f"distillation_weight is {distillation_weight}: it must be between 0 and 1 (no labels)")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}: it must be in [0, 1)")
+        pool = getattr(encoder, "pool", None)
+        if teacher is not None and pool != "tokens":
+            raise ValueError(
+                f"{type(encoder).__name__} has no distillation token for what the teacher says: choose a ViT with pool "
+                "'tokens', or recipe TeacherStudent for other encoders"
+            )
+        if teacher is None and pool == "tokens":
+            raise ValueError(
+                "there is no teacher for the distillation token: give one, or set the encoder's pool to 'token'"
+            )
+        super().__init__(encoder, num_classes, teacher, keep_teacher, optimizer, scheduler, lr_batch_size)
+        self.distillation_head: nn.Linear | None = None
+        if teacher is not None:
+            self.head, self.distillation_head = (nn.Linear(self.feature_dim // 2, num_classes) for _ in range(2))
+        self.mix = Mix(mixup, cutmix) if mixup or cutmix else None
+        self.views = views or DeiTViews()
+        self.hard = distillation == "hard"
+        self.distillation_weight = distillation_weight
+        self.soft_target = SoftTarget(temperature)
+        self.label_smoothing = label_smoothing
+
+    def meet_teacher(self) -> None:
+        """Checks that the teacher knows classes, too."""
+        super().meet_teacher()
+        if self.teacher.num_classes is None:
+            raise ValueError(
+                f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: choose a run of a classifier"
+            )
+
+    def token_logits(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps features [B, 2 D] to the logits [B, classes] of the class token and of the distillation token."""
+        class_token, distillation_token = feature.chunk(2, 1)
+        of_class = self.head(class_token)
+        of_distillation = self.distillation_head(distillation_token)  # type: ignore[misc]  # None without a teacher
+        dtype = torch.promote_types(of_class.dtype, torch.float32)
+        return of_class.to(dtype), of_distillation.to(dtype)
+
+    def logits(self, feature: Tensor) -> Tensor:
+        """Maps features to logits [B, classes]: with a distillation token, the mean of both."""
+        if self.distillation_head is None:
+            return super().logits(feature)
+        of_class, of_distillation = self.token_logits(feature)
+        return (of_class + of_distillation) / 2
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The losses of one mixed view of every image, the means over the images of all devices."""
+        image, share = self.view(batch, batch_idx)
+        feature = self(image)
+        if self.distillation_head is None:
+            loss = self._of_labels(self.logits(feature), batch.label, share)
+        else:
+            of_class, of_distillation = self.token_logits(feature)
+            hard = self._of_labels(of_class, batch.label, share)
+            taught = self._of_teacher(of_distillation, self.teacher_logits(image))
+            loss = (1 - self.distillation_weight) * hard + self.distillation_weight * taught
+            self.log("train/label_loss", hard, sync_dist=True)
+            self.log("train/distillation_loss", taught, sync_dist=True)
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def view(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        """The mixed view of a batch, float images in [0, 1]; and how much of each is itself [B], if they are mixed."""
+        # Data with few images may give one several times in an epoch: each time it is to be another view.
+        image = self.views(batch.image, self.key(batch).fold_in(batch_idx))
+        return (image, None) if self.mix is None else self.mix(image, self.key(batch, view=1).fold_in(batch_idx))
+
+    def _of_labels(self, logits: Tensor, label: Tensor, share: Tensor | None) -> Tensor:
+        everyones = self.gather(label)
+        loss = labelled_cross_entropy(logits, label, everyones, self.label_smoothing, share=share)
+        if share is None:
+            return loss
+        return loss + labelled_cross_entropy(logits, partners(label), everyones, self.label_smoothing, share=1 - share)
+
+    def _of_teacher(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        return F.cross_entropy(logits, teacher.argmax(1)) if self.hard else self.soft_target(logits, teacher)

@@ -1,0 +1,189 @@
+"""What recipes with a teacher share: where it comes from, that it stays as it is, and how far the student agrees."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from datamodules import Batch
+from recipes.classifier import Classifier
+from recipes.distillation.teacher import Teacher, teacher_from, unpacked
+from recipes.nn import Encoder
+
+_BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
+
+
+class Student(Classifier):
+    """A classifier that has a teacher while it is trained. A subclass writes ``training_step``.
+
+    The teacher is loaded when training starts. It is no part of the student: not of its parameters, nor of its
+    checkpoints, and ``train()`` does not reach it. It works on the Trainer's device and in its precision.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
+        teacher: where to load it from, or several to be averaged (``teacher_from``); or a ``Teacher``. Null has none.
+        keep_teacher: whether checkpoints hold the teacher too, so that a run can go on where its file is gone. They
+            always hold the file's path and a hash of the weights.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if ``num_classes`` is out of range; at the start of training, if the teacher has other classes or
+            cannot take the images, or is not the one that the run began with.
+        FileNotFoundError: at the start of training, if there is no such teacher.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        teacher: Teacher | str | list[str] | None,
+        keep_teacher: bool,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, num_classes, optimizer, scheduler, lr_batch_size)
+        self.teacher_from = None if isinstance(teacher, Teacher) else teacher
+        self.keep_teacher = keep_teacher
+        self._teacher = [teacher] if isinstance(teacher, Teacher) else []  # a list, so that it is no submodule
+        self._missing: FileNotFoundError | None = None
+        self.val_agreement, self.test_agreement = MeanMetric(), MeanMetric()
+        self.val_teacher_accuracy, self.test_teacher_accuracy = (
+            MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
+        )
+        self.test_calibration_error = MulticlassCalibrationError(num_classes, _BINS, ignore_index=-1)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher is loaded and tells classes apart."""
+        return bool(self._teacher) and self.teacher.num_classes is not None
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher, once training has started.
+
+        Raises:
+            RuntimeError: before that.
+        """
+        if not self._teacher:
+            raise RuntimeError(f"the teacher of this {type(self).__name__} is loaded when training starts")
+        return self._teacher[0]
+
+    def teacher_logits(self, image: Tensor) -> Tensor:
+        """What the teacher says of images [B, C, H, W], uint8 or float in [0, 1]: logits [B, classes], no gradient."""
+        return self.teacher(image)
+
+    def setup(self, stage: str) -> None:
+        """Loads the teacher before training, and checks that it suits the student and the images."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if not self._teacher and self.teacher_from is not None:
+            try:
+                self._teacher = [teacher_from(self.teacher_from)]
+            except FileNotFoundError as error:
+                self._missing = error  # the checkpoint that the run goes on from may hold it
+                return
+        if self._teacher:
+            self.meet_teacher()
+
+    def meet_teacher(self) -> None:
+        """Checks that the teacher suits the student and the images; both are there now.
+
+        Raises:
+            ValueError: if it has other classes, or cannot take the images.
+        """
+        if self.teacher_from is not None:
+            rank_zero_info(f"teacher: {', '.join(self.teacher.sources)}")
+        self._check_teacher()
+
+    def on_fit_start(self) -> None:
+        """Takes the teacher to the student's device and number type."""
+        if self._missing:
+            raise self._missing
+        if self._teacher:
+            self.teacher.to(self.head.weight)
+
+    def on_test_start(self) -> None:
+        """Does the same where a test is not preceded by training."""
+        if self._teacher:
+            self.teacher.to(self.head.weight)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``val/agreement`` and ``val/teacher_accuracy`` too, while the teacher is there."""
+        feature = super().validation_step(batch, batch_idx)
+        if self.has_teacher:
+            said = self.teacher_logits(batch.image)
+            self.val_agreement(said.argmax(1) == self.logits(feature).argmax(1))
+            self.val_teacher_accuracy(said, batch.label)
+            self.log("val/agreement", self.val_agreement)
+            self.log("val/teacher_accuracy", self.val_teacher_accuracy)
+        return feature
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``test/calibration_error``, and, while the teacher is there, what ``validation_step`` does."""
+        feature = super().test_step(batch, batch_idx)
+        logits = self.logits(feature)
+        self.test_calibration_error(logits, batch.label)
+        self.log("test/calibration_error", self.test_calibration_error)
+        if self.has_teacher:
+            said = self.teacher_logits(batch.image)
+            self.test_agreement(said.argmax(1) == logits.argmax(1))
+            self.test_teacher_accuracy(said, batch.label)
+            self.log("test/agreement", self.test_agreement)
+            self.log("test/teacher_accuracy", self.test_teacher_accuracy)
+        return feature
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes who the teacher is, and keeps it where that is wanted."""
+        super().on_save_checkpoint(checkpoint)
+        if self._teacher:
+            note = {"sources": self.teacher.sources, "sha256": self.teacher.digest}
+            checkpoint["teacher"] = note | ({"packed": self.teacher.packed()} if self.keep_teacher else {})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another teacher than the run began with."""
+        self.take_kept_teacher(checkpoint)
+        theirs = checkpoint.get("teacher")
+        if theirs and self._teacher and theirs["sha256"] != self.teacher.digest:
+            raise ValueError(
+                f"the run began with the teacher {', '.join(theirs['sources'])}, and {', '.join(self.teacher.sources)} "
+                "has other weights: give the first as --model.teacher, or begin a new run"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+    def take_kept_teacher(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the teacher from a checkpoint that holds it, where its file is gone."""
+        packed = checkpoint.get("teacher", {}).get("packed")
+        if self._missing and packed:
+            self._missing = None
+            self._teacher = [unpacked(packed)]
+            self.meet_teacher()
+
+    def _check_teacher(self) -> None:
+        classes, source = self.head.out_features, ", ".join(self.teacher.sources)
+        if self.teacher.num_classes not in (None, classes):
+            raise ValueError(f"the teacher {source} has {self.teacher.num_classes} classes, and the data {classes}")
+        ours, theirs = self.class_names, self.teacher.class_names
+        if ours and theirs and ours != theirs:
+            differ = next(f"{ours[i]!r} here and {theirs[i]!r} there" for i in range(classes) if ours[i] != theirs[i])
+            raise ValueError(f"the teacher {source} was trained on other classes: number by number, one is {differ}")
+        if self.image_shape is None:
+            return
+        encoder: Any = self.teacher.members[0].encoder
+        try:
+            with torch.no_grad():
+                encoder(torch.zeros(1, *self.image_shape).to(next(encoder.parameters())))
+        except (RuntimeError, ValueError) as error:
+            shape = " × ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"the teacher {source} cannot take these images of {shape} (channels × height × width): "
+                f"{str(error).splitlines()[0]}"
+            ) from error

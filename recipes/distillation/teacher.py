@@ -1,0 +1,171 @@
+"""Networks that were trained before, and whose answers others learn."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.checkpoint import checkpoint_path, load, restored
+from recipes.classifier import Classifier
+from recipes.nn import Encoder, TorchvisionEncoder
+from recipes.nn.torchvision_encoder import source_head
+from recipes.recipe import Recipe
+
+TORCHVISION = "torchvision:"
+
+
+class Teacher(nn.Module):
+    """One trained classifier or several, frozen: in eval mode whatever ``train`` says, and without gradient.
+
+    The logits of several are averaged, so that their probabilities are the geometric mean, normalised, at every
+    temperature (Hinton et al., 2015, arXiv:1503.02531, Section 1: "the arithmetic or geometric mean").
+
+    Args:
+        members: trained recipes that tell classes apart, all with the same number of classes.
+        sources: where each is from, for messages and checkpoints.
+
+    Attributes:
+        num_classes: how many classes the teacher tells apart; None where it has features alone.
+        class_names: of the classes, where they are known.
+        digest: SHA-256 of all weights and buffers.
+
+    Raises:
+        ValueError: if the members have different classes, or one gives no probabilities.
+    """
+
+    def __init__(self, members: list[Recipe], sources: list[str]) -> None:
+        super().__init__()
+        for member, source in zip(members, sources, strict=True):
+            if not getattr(member, "has_probabilities", True):
+                raise ValueError(f"the teacher {source} is an {type(member).__name__}, which gives no probabilities")
+        counts = [_num_classes(member) for member in members]
+        if len(set(counts)) != 1:
+            each = ", ".join(f"{source} {count or 'none'}" for source, count in zip(sources, counts, strict=True))
+            raise ValueError(f"the teachers have different numbers of classes: {each}")
+        self.num_classes = counts[0]
+        named = [names for member in members if (names := getattr(member, "class_names", ()))]
+        if len(set(named)) > 1:
+            raise ValueError(f"the teachers {', '.join(sources)} have different classes")
+        self.class_names: tuple[str, ...] = named[0] if named else ()
+        self.members = nn.ModuleList(members).requires_grad_(False)
+        self.sources = sources
+        self.to(memory_format=torch.channels_last)
+        self.digest = digest(self)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in eval mode: running statistics do not move, and dropout does nothing."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to logits [B, classes]; each member normalises them."""
+        logits = [member.classify(image) for member in self.members]  # type: ignore[operator]
+        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+
+    @property
+    def encoder(self) -> Encoder:
+        """That of the only member, whose layers can be named.
+
+        Raises:
+            ValueError: if there are several members.
+        """
+        if len(self.members) > 1:
+            raise ValueError(f"layers of {len(self.members)} teachers cannot be averaged: give one teacher")
+        return self.members[0].encoder  # type: ignore[return-value]
+
+    def packed(self) -> list[dict[str, Any]]:
+        """What ``unpacked`` makes the same teacher from, for a checkpoint: tensors and plain values.
+
+        Raises:
+            ValueError: if a member was made in Python, of which nobody knows how to make it again.
+        """
+        if unknown := [s for member, s in zip(self.members, self.sources, strict=True) if not member.made_from]:
+            raise ValueError(
+                f"keep_teacher: {unknown[0]} was made in Python, and no checkpoint says how: save it by a run of the "
+                "recipes command, or leave keep_teacher out"
+            )
+        return [
+            {"source": source, "made_from": member.made_from, "state_dict": member.state_dict()}
+            for member, source in zip(self.members, self.sources, strict=True)
+        ]
+
+
+def unpacked(packed: list[dict[str, Any]]) -> Teacher:
+    """The teacher that ``Teacher.packed`` put into a checkpoint."""
+    members, sources = [], []
+    for part in packed:
+        source, made_from = part["source"], part["made_from"]
+        member: Recipe
+        if "torchvision" in made_from:
+            encoder = TorchvisionEncoder(made_from["torchvision"])
+            member = Classifier(encoder, made_from["num_classes"], torch.optim.SGD)
+            member.load_state_dict(part["state_dict"])
+        else:
+            member = restored({**made_from, "state_dict": part["state_dict"]}, source)
+        member.made_from = made_from
+        members.append(member)
+        sources.append(source)
+    return Teacher(members, sources)
+
+
+def teacher_from(names: str | list[str]) -> Teacher:
+    """Loads what was trained before; the state of random number generators stays as it is.
+
+    Args:
+        names: of one teacher or several. Each is the directory of a run, or of runs of which the newest is taken; a
+            checkpoint; or ``torchvision:<network>`` with its default weights, or those that a third part names
+            (``torchvision:resnet34:IMAGENET1K_V1``), which may be a file.
+
+    Raises:
+        FileNotFoundError: if there is no such run or file.
+        ValueError: if it cannot teach: it tells no classes apart, or others than the next teacher.
+    """
+    names = [names] if isinstance(names, str) else names
+    if not names:
+        raise ValueError("teacher is an empty list: give at least one run, checkpoint or torchvision:<network>")
+    with torch.random.fork_rng(devices=[]):
+        found = [_torchvision(name) if name.startswith(TORCHVISION) else _run(name) for name in names]
+    return Teacher([member for member, _ in found], [source for _, source in found])
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of all weights and buffers of a module, with their names, types and shapes."""
+    whole = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        whole.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _run(name: str) -> tuple[Recipe, str]:
+    try:
+        path = checkpoint_path(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no teacher at {name}: train one, such as with 'recipes fit --config teacher-digits', and give "
+            "its run directory or checkpoint as --model.teacher, or torchvision:<network>"
+        ) from error
+    return load(path), str(path)
+
+
+def _torchvision(name: str) -> tuple[Recipe, str]:
+    network, _, weights = name.removeprefix(TORCHVISION).partition(":")
+    weights = weights or "DEFAULT"
+    encoder = TorchvisionEncoder(network, weights=weights)
+    head = source_head(network, weights)
+    if head is None:
+        raise ValueError(f"{name} has no linear layer on top that gives logits: choose another network or weights")
+    member = Classifier(encoder, head.out_features, torch.optim.SGD)
+    member.head = head
+    if encoder.normalization is None:
+        raise ValueError(f"{name} does not say how images are normalised: give torchvision's weights, or a run")
+    member.normalize.set(*encoder.normalization)
+    member.made_from = {"torchvision": network, "num_classes": head.out_features}
+    return member, f"{TORCHVISION}{network}:{Path(weights) if '/' in weights else weights}"
+
+
+def _num_classes(member: Recipe) -> int | None:
+    return member.head.out_features if hasattr(member, "classify") else None  # type: ignore[union-attr,return-value]

@@ -1,0 +1,307 @@
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from datamodules import Batch, ImageDataModule
+from losses import FeatureLoss, SoftTarget, labelled_cross_entropy
+from losses.soft_target import check_softening
+from recipes.augment import SupervisedViews, Views
+from recipes.distillation.cached import CachedLogits, TaughtBatch, as_they_are
+from recipes.distillation.layers import FEATURE, LOGITS, module_path, shapes, watched
+from recipes.distillation.student import Student
+from recipes.distillation.teacher import Teacher
+from recipes.nn import Encoder
+from recipes.optim import WarmupCosine
+
+
+@dataclass
+class LayerLoss:
+    """A loss between a layer of the student and one of the teacher.
+
+    A layer is the path of a module of the encoder (``layer3``, ``network.layer3``), the last of a stage with weights
+    (``stage:2``, see ``recipes.nn.stages``), the encoder's ``feature``, or the ``logits``.
+
+    Args:
+        loss: that compares the two.
+        weight: that the loss is multiplied by, > 0.
+        student_layer: of the student.
+        teacher_layer: of the teacher; null is that of the same name.
+    """
+
+    loss: FeatureLoss
+    weight: float = 1.0
+    student_layer: str = FEATURE
+    teacher_layer: str | None = None
+
+
+class TeacherStudent(Student):
+    """Knowledge distillation (Hinton et al., 2015, arXiv:1503.02531): a student learns what its teacher says.
+
+    With L_soft, the cross-entropy between teacher and student at the temperature T, and L_hard, that between labels
+    and student at temperature 1, both the sum over classes and the mean over images, the loss is
+
+        T² · soft_weight · L_soft + (1 - soft_weight) · L_hard + Σ weight · (loss between two layers).
+
+    Teacher and student see the same view of an image. Images without a label (-1) take part in all but L_hard. For
+    self-distillation (born-again networks: Furlanello et al., 2018, arXiv:1805.04770) the teacher is a run with the
+    same encoder. For FitNets (Romero et al., 2015, arXiv:1412.6550) give the loss ``losses.Hint`` and ``hint_epochs``.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F]: the student.
+        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
+        teacher: the directory of a run, or of runs, of which the newest is taken; a checkpoint; or
+            ``torchvision:resnet34``, with its default weights or those named after another colon. Several are averaged.
+        temperature: T, > 0.
+        final_temperature: T at the end of the run, which it moves to in equal steps; null keeps T.
+        soft_weight: share of L_soft, in [0, 1]; 0 trains on labels alone, 1 needs none.
+        scale_t2: multiplies L_soft by T², so that the shares mean the same at any temperature (Section 2).
+        layer_losses: between layers of the two, each with a weight of its own.
+        hint_epochs: for so many epochs the losses between layers alone are trained, and after them they take no part
+            (FitNets, Section 2.2: two stages); 0 trains all together.
+        teacher_logits: ``online`` asks the teacher at every step. ``cached`` asks it once for every image and keeps the
+            answers in a file: every image then has one view, the same at every epoch.
+        logits_folder: of these files, which runs with the same teacher, images and views share.
+        keep_teacher: whether checkpoints hold the teacher too; they always hold its path and a hash of its weights.
+        views: draws one random view of every image. Null takes a random crop and a flip, or with cached logits the
+            images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if an argument is out of its range; at the start of training, if the teacher has other classes or
+            cannot take the images, or a layer does not exist or does not suit its loss.
+        FileNotFoundError: at the start of training, if there is no such teacher.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        teacher: Teacher | str | list[str],
+        temperature: float = 4.0,  # published code of Tian et al., 2020, arXiv:1910.10699, as is the next: 0.1 and 0.9
+        final_temperature: float | None = None,
+        soft_weight: float = 0.9,
+        scale_t2: bool = True,
+        layer_losses: list[LayerLoss] | None = None,
+        hint_epochs: int = 0,
+        teacher_logits: Literal["online", "cached"] = "online",
+        logits_folder: str = "runs/teacher-logits",
+        keep_teacher: bool = False,
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+        ),  # as for Supervised
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=5),
+        lr_batch_size: int | None = 256,
+    ) -> None:
+        super().__init__(encoder, num_classes, teacher, keep_teacher, optimizer, scheduler, lr_batch_size)
+        if not 0 <= soft_weight <= 1:
+            raise ValueError(f"soft_weight is {soft_weight}: it must be between 0 (labels alone) and 1 (no labels)")
+        if teacher_logits not in ("online", "cached"):
+            raise ValueError(f"teacher_logits is {teacher_logits!r}: it must be 'online' or 'cached'")
+        given = layer_losses or []
+        for one in given:
+            if not 0 < one.weight < math.inf:
+                raise ValueError(f"the weight of {type(one.loss).__name__} is {one.weight}: it must be positive")
+        if hint_epochs < 0 or (hint_epochs and not given):
+            raise ValueError(
+                f"hint_epochs is {hint_epochs}: it must be at least 0, and needs layer_losses such as losses.Hint"
+            )
+        self.layers = [
+            (one.student_layer, one.student_layer if one.teacher_layer is None else one.teacher_layer) for one in given
+        ]
+        if teacher_logits == "cached" and any(theirs != LOGITS for _, theirs in self.layers):
+            raise ValueError(
+                "layer_losses read the teacher's layers, of which no file is kept: leave teacher_logits online"
+            )
+        for ours, _ in self.layers:
+            if ours not in (FEATURE, LOGITS):
+                module_path(encoder, ours)
+        self.layer_losses = nn.ModuleList(one.loss for one in given)
+        self.layer_weights = [one.weight for one in given]
+        self.soft_target = SoftTarget(temperature, scale_t2)
+        self.temperatures = (
+            temperature,
+            temperature if final_temperature is None else check_softening(final_temperature),
+        )
+        self.soft_weight = soft_weight
+        self.hint_epochs = hint_epochs
+        self.caches = teacher_logits == "cached"
+        self.logits_folder = Path(logits_folder)
+        self.cached: CachedLogits | None = None
+        self.views = views or (None if self.caches else SupervisedViews())
+        self._idle: dict[bool, list[nn.Parameter]] = {}  # by whether hints are trained
+
+    # The algorithm
+
+    def training_step(self, batch: Batch | TaughtBatch, batch_idx: int) -> Tensor:
+        """The losses of one view of every image, the means over the images of all devices."""
+        view = self.view(Batch(*batch[:3]), batch_idx)
+        hints = self.current_epoch < self.hint_epochs
+        by_layers = hints or not self.hint_epochs
+        needed = by_layers and self.layers or self.soft_weight and not hints
+        theirs = self._of_teacher(view, batch, by_layers) if needed else {}
+        ours = self._of_student(view, by_layers)
+        loss = ours[LOGITS].new_zeros(())
+        if not hints:
+            loss = loss + self._by_logits(ours[LOGITS], theirs.get(LOGITS), batch.label)
+        if by_layers:
+            loss = loss + self._by_layers(ours, theirs, batch)
+        self.log("train/loss", loss, sync_dist=True)
+        return loss + self._zero_of_idle(loss, hints)
+
+    def _by_logits(self, student: Tensor, teacher: Tensor | None, label: Tensor) -> Tensor:
+        hard = labelled_cross_entropy(student, label, self.gather(label))
+        self.log("train/hard_loss", hard, sync_dist=True)
+        if not self.soft_weight:
+            return hard
+        self.soft_target.temperature = temperature = self.temperature_now()
+        soft = self.soft_target(student, teacher)
+        self.log("train/soft_loss", soft, sync_dist=True)
+        if self.temperatures[0] != self.temperatures[1]:
+            self.log("train/temperature", temperature)
+        return self.soft_weight * soft + (1 - self.soft_weight) * hard
+
+    def _by_layers(self, student: dict[str, Tensor], teacher: dict[str, Tensor], batch: Any) -> Tensor:
+        total = batch.image.new_zeros((), dtype=student[LOGITS].dtype)
+        for number, (loss, weight, (ours, theirs)) in enumerate(
+            zip(self.layer_losses, self.layer_weights, self.layers, strict=True)
+        ):
+            pair = student[ours], teacher[theirs]
+            index, label = batch.index, batch.label
+            if loss.compares_images:
+                pair = self.gather(pair[0]), self.gather(pair[1])
+                index, label = self.gather(index), self.gather(label)
+            key = self.key(batch, view=1).fold_in(number)._replace(index=index)
+            every = {"index": index, "label": label, "key": key}
+            value = loss(*pair, **{name: every[name] for name in loss.needs})  # type: ignore[union-attr]
+            self.log(f"train/{type(loss).__name__}:{ours}", value, sync_dist=True)
+            total = total + weight * value
+        return total
+
+    def temperature_now(self) -> float:
+        """T at this step of the run."""
+        first, last = self.temperatures
+        return first if first == last else first + (last - first) * self.global_step / self.total_steps
+
+    def view(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The view of a batch, float images in [0, 1]: new at every epoch, or with cached logits always the same."""
+        if self.views is None:
+            return as_they_are(batch)
+        if self.caches:
+            return self.views(batch.image, self.key(batch)._replace(epoch=0))
+        # Data with few images may give one several times in an epoch: each time it is to be another view.
+        return self.views(batch.image, self.key(batch).fold_in(batch_idx))
+
+    # What the two say
+
+    def _of_student(self, view: Tensor, by_layers: bool) -> dict[str, Tensor]:
+        named = [ours for ours, _ in self.layers if ours not in (FEATURE, LOGITS)] if by_layers else []
+        with watched(self.encoder, named) as outputs:
+            feature = self(view)
+        return {**outputs, FEATURE: feature, LOGITS: self.logits(feature)}
+
+    @torch.no_grad()
+    def _of_teacher(self, view: Tensor, batch: Any, by_layers: bool) -> dict[str, Tensor]:
+        if isinstance(batch, TaughtBatch):
+            return {LOGITS: batch.teacher_logits}
+        named = [theirs for _, theirs in self.layers if theirs != LOGITS] if by_layers else []
+        if not named:
+            return {LOGITS: self.teacher_logits(view)}
+        encoder, member = self.teacher.encoder, self.teacher.members[0]
+        with watched(encoder, [layer for layer in named if layer != FEATURE]) as outputs:
+            feature = member(view)
+        logits = member.logits(feature) if hasattr(member, "logits") else feature  # type: ignore[operator]
+        return {**outputs, FEATURE: feature, LOGITS: logits}
+
+    # Before training, and between steps
+
+    def meet_teacher(self) -> None:
+        """Makes the parameters of the losses between layers too, now that both networks are there."""
+        super().meet_teacher()
+        if self.teacher.num_classes is None and (self.soft_weight or not self.layers):
+            raise ValueError(
+                f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: set soft_weight to 0 and give "
+                "layer_losses, or choose a run of a classifier"
+            )
+        self._build_layer_losses()
+
+    def _build_layer_losses(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not self.layers or not isinstance(data, ImageDataModule):
+            return
+        ours, theirs = zip(*self.layers, strict=True)
+        student = shapes(self.encoder, ours, data.image_shape, self.head.out_features)
+        teacher = shapes(self.teacher.encoder, theirs, data.image_shape, self.teacher.num_classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))  # whatever was drawn on the way to here
+            for loss, one, other in zip(self.layer_losses, ours, theirs, strict=True):
+                if not loss.state_dict():  # else it is made already
+                    loss.build(student[one], teacher[other], len(data.splits.train))  # type: ignore[operator]
+
+    def on_fit_start(self) -> None:
+        """Asks the teacher for its logits of all images, where these are to be cached."""
+        super().on_fit_start()
+        if not self.caches:
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
+            raise ValueError("cached logits are those of the training images of a DataModule: pass one to fit")
+
+        def view(batch: Batch) -> Tensor:
+            return self.view(batch, 0)
+
+        self.cached = CachedLogits(self.logits_folder, self.teacher, self.teacher.digest, view, data, self.trainer)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Adds the cached logits to training images, while both are on the CPU."""
+        return self.cached.join(batch) if self.cached and self.trainer.training else batch
+
+    def on_after_backward(self) -> None:
+        """Lets losses between layers move what they remember, and drops gradients of what does not learn now."""
+        for loss in self.layer_losses:
+            loss.after_backward()  # type: ignore[operator]
+        for parameter in self._idle.get(self.current_epoch < self.hint_epochs, []):
+            parameter.grad = None
+
+    def _zero_of_idle(self, loss: Tensor, hints: bool) -> Tensor | float:
+        """0 × the parameters that the loss does not depend on: DDP wants a gradient of all at every step."""
+        if not self.hint_epochs:
+            return 0.0
+        if hints not in self._idle:
+            reached = _parameters_of(loss)
+            self._idle[hints] = [p for p in self.parameters() if p.requires_grad and id(p) not in reached]
+        return sum((0 * parameter.sum() for parameter in self._idle[hints]), start=loss.new_zeros(()))
+
+    # Checkpoints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the losses between layers aside where there is no teacher: they are a matter of training."""
+        self.take_kept_teacher(checkpoint)
+        prefix = "layer_losses."
+        state = checkpoint["state_dict"]
+        if not self._teacher:
+            for name in [name for name in state if name.startswith(prefix)]:
+                del state[name]
+        super().on_load_checkpoint(checkpoint)
+
+
+def _parameters_of(loss: Tensor) -> set[int]:
+    """The ids of the parameters that a loss depends on."""
+    found, seen, todo = set(), set(), [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # where a gradient is accumulated
+            found.add(id(node.variable))
+        todo += [next_node for next_node, _ in node.next_functions]
+    return found

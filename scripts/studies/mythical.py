@@ -1,0 +1,90 @@
+"""The mythical class: a student that has never seen an image of a class, and what its bias hides.
+
+Hinton et al. (2015, arXiv:1503.02531, Section 3) leave all threes out of the images that a student learns from. Its
+teacher has seen threes, and what it says of other digits tells the student about them; only the bias of the class is
+too low. Here the bias is raised by what makes the fewest mistakes on the validation images, and errors are those on the
+test images; the paper chooses it on the test images.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from studies import STUDIES, WITHOUT, runs
+from studies.measure import Kept
+
+RESULT = runs.RESULTS / "mythical.json"
+DATASETS = {"digits": "hinton-digits", "Fashion-MNIST": "hinton-fashionmnist"}  # the studies whose runs are read
+CLASS, CLASSES = 3, {"hinton-digits": "3", "hinton-fashionmnist": "Dress"}
+STEP, MOST = 0.1, 20.0  # of the biases that are tried
+
+
+def measure(seeds: list[int], root: Path) -> dict[str, Any]:
+    """Reads the runs that the studies kept, and writes results/mythical.json.
+
+    Args:
+        seeds: of the runs.
+        root: folder of the data.
+    """
+    datasets = {}
+    for name, study in DATASETS.items():
+        each = [_errors(study, seed, root) for seed in seeds]
+        datasets[name] = {
+            "measured": {key: runs.summary([one[key] for one in each]) for key in each[0]},
+            "runs": [{"seed": seed, **one} for seed, one in zip(seeds, each, strict=True)],
+            "command": f"scripts/reproduce {study}, and then scripts/reproduce mythical",
+        }
+    result = {
+        "about": f"a student that has seen no image of class {CLASS}, and the bias of that class raised afterwards",
+        "seeds": seeds,
+        "classes": {name: CLASSES[study] for name, study in DATASETS.items()},
+        "machine": runs.machine(),
+        "versions": runs.versions(),
+        "datasets": datasets,
+    }
+    runs.write(RESULT, result)
+    return result
+
+
+def _errors(study: str, seed: int, root: Path) -> dict[str, float]:
+    """Shares of test images that are mistaken, with the bias as it was learned and as it is raised."""
+    import torch
+
+    import recipes
+    from recipes.checkpoint import checkpoint_path
+
+    folder = Kept(STUDIES[study]).folder(WITHOUT, seed)
+    found = next(iter(folder.glob("*")), None) if folder else None
+    if found is None:
+        raise SystemExit(f"no run of seed {seed} is kept: scripts/reproduce {study} makes it")
+    student: Any = recipes.load(checkpoint_path(found))
+    data = _data(study, root)
+    data.prepare_data()
+    data.setup()
+
+    def logits(part: Any) -> Any:
+        with torch.no_grad():
+            return torch.cat([student.classify(batch.image) for batch in data.in_order(part)]), part.label
+
+    def errors(logits: Any, label: Any, bias: float) -> Any:
+        raised = logits.clone()
+        raised[:, CLASS] += bias
+        return raised.argmax(1) != label
+
+    validation, test = logits(data.splits.val), logits(data.splits.test)
+    biases = [STEP * i for i in range(round(MOST / STEP) + 1)]
+    best = min(biases, key=lambda bias: int(errors(*validation, bias).sum()))
+    of_class = test[1] == CLASS
+    before, after = errors(*test, 0.0), errors(*test, best)
+    return {
+        "errors": before.double().mean().item(),
+        "errors_on_the_class": before[of_class].double().mean().item(),
+        "bias_raised_by": best,
+        "errors_after": after.double().mean().item(),
+        "errors_on_the_class_after": after[of_class].double().mean().item(),
+    }
+
+
+def _data(study: str, root: Path) -> Any:
+    from datamodules import Digits, FashionMNIST
+
+    return Digits(size=16) if study == "hinton-digits" else FashionMNIST(root)
