@@ -44,7 +44,7 @@ _EIGHT_EPOCHS = "--trainer.max_epochs 8 --model.scheduler.warmup_epochs 1 --trai
 _RESNET56 = "--config distill-cifar10 --model Supervised --model.encoder ResNet --model.encoder.depth 56"
 _FEW = (
     "--data Subset --data.base ImageFolder --data.base.root <root> --data.base.image_size 16 --data.base.cache true "
-    "--data.per_class 400 --data.batch_size 128 --trainer.max_epochs 60 --trainer.check_val_every_n_epoch 60"
+    "--data.per_class 400 --data.batch_size 128 --trainer.max_epochs 40 --trainer.check_val_every_n_epoch 40"
 )
 _VIT = (
     "--model.encoder.image_size 16 --model.encoder.dim 96 --model.encoder.depth 4 --model.encoder.drop_path 0 "
@@ -55,9 +55,9 @@ _TAUGHT = "--model.teacher '<run of teacher>'"
 _TO_RESNET8 = f"--config distill-cifar10 {_TAUGHT} --model.encoder.depth 8"
 
 
-def _entry(loss: str, weight: float, layer: str) -> dict[str, object]:
-    """A loss between a layer of the student and the same of the teacher."""
-    return {"loss": {"class_path": loss}, "weight": weight, "student_layer": layer}
+def _entry(loss: str, weight: float, layer: str, **its: object) -> dict[str, object]:
+    """A loss with its arguments, between a layer of the student and the same of the teacher."""
+    return {"loss": {"class_path": loss, "init_args": its}, "weight": weight, "student_layer": layer}
 
 
 def _attention() -> str:
@@ -67,8 +67,8 @@ def _attention() -> str:
 
 
 def _contrastive() -> str:
-    """CRD between the features (Tian et al., 2020)."""
-    entry = _entry("recipes.distillation.ContrastiveDistillation", 0.8, "feature")
+    """CRD between the features (Tian et al., 2020), with a quarter of the published negatives, for speed."""
+    entry = _entry("recipes.distillation.ContrastiveDistillation", 0.8, "feature", negatives=4096)
     return f"--model.layer_losses '{json.dumps([entry])}'"
 
 
@@ -208,7 +208,7 @@ STUDIES = {
         root="data/cifar10-jpeg",
     ),
     "deit": Study(
-        about="A small vision transformer on 4,000 images of CIFAR-10 (JPEG) at 16 × 16 pixels, 60 epochs, with and "
+        about="A small vision transformer on 4,000 images of CIFAR-10 (JPEG) at 16 × 16 pixels, 40 epochs, with and "
         "without a convolutional teacher that was trained on the same images",
         variants={
             "convolutional teacher": f"--config distill-cifar10 --model Supervised {_FEW}",
