@@ -20,6 +20,8 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     if found := re.findall(r"class_path '([\w.]+)':\s+the following arguments are required: ([\w., ]+)", message):
         path, missing = found[-1]
         return f"{path.rpartition('.')[2]} needs a value for {missing}"
+    if found := re.findall(r"class_path '([\w.]+)':\s+module '[\w.]+' has no attribute", message):
+        return f"there is no class {found[-1]!r}{nearest(found[-1].rpartition('.')[2], _class_names())}"
     if found := re.findall(r"required: (?:\w+\.)?(model|data)\b", message):
         return f"no {found[0]} given: choose a config (--config simclr-digits) or name one (--{found[0]} ...)"
     if found := re.findall(r"unrecognized arguments: --([^\s=]+)", message) or re.findall(
@@ -52,10 +54,11 @@ def _class_names() -> Iterator[str]:
     import torch
 
     import datamodules
+    import losses
     import recipes
 
-    modules = (recipes, datamodules, recipes.nn, recipes.augment, recipes.optim, torch.optim, torch.optim.lr_scheduler)
-    for module in modules:
+    ours = (recipes, datamodules, losses, recipes.nn, recipes.augment, recipes.optim, recipes.distillation)
+    for module in (*ours, torch.optim, torch.optim.lr_scheduler):
         yield from (name for name, value in vars(module).items() if inspect.isclass(value))
 
 

@@ -1,7 +1,8 @@
 from recipes.distillation.contrastive import ContrastiveDistillation
 from recipes.distillation.deit import DeiT
+from recipes.distillation.layer_losses import LayerLoss
 from recipes.distillation.student import Student
 from recipes.distillation.teacher import Teacher, teacher_from
-from recipes.distillation.teacher_student import LayerLoss, TeacherStudent
+from recipes.distillation.teacher_student import TeacherStudent
 
 __all__ = ["ContrastiveDistillation", "DeiT", "LayerLoss", "Student", "Teacher", "TeacherStudent", "teacher_from"]

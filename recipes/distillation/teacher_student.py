@@ -1,6 +1,4 @@
-import math
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,35 +7,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from datamodules import Batch, ImageDataModule
-from losses import FeatureLoss, SoftTarget, labelled_cross_entropy
+from losses import SoftTarget, labelled_cross_entropy
 from losses.soft_target import check_softening
 from recipes.augment import SupervisedViews, Views
 from recipes.distillation.cached import CachedLogits, TaughtBatch, as_they_are
-from recipes.distillation.layers import FEATURE, LOGITS, module_path, shapes, watched
+from recipes.distillation.layer_losses import LayerLoss, LayerLosses
+from recipes.distillation.layers import FEATURE, LOGITS, watched
 from recipes.distillation.student import Student
 from recipes.distillation.teacher import Teacher
 from recipes.nn import Encoder
 from recipes.optim import WarmupCosine
-
-
-@dataclass
-class LayerLoss:
-    """A loss between a layer of the student and one of the teacher.
-
-    A layer is the path of a module of the encoder (``layer3``, ``network.layer3``), the last of a stage with weights
-    (``stage:2``, see ``recipes.nn.stages``), the encoder's ``feature``, or the ``logits``.
-
-    Args:
-        loss: that compares the two.
-        weight: that the loss is multiplied by, > 0.
-        student_layer: of the student.
-        teacher_layer: of the teacher; null is that of the same name.
-    """
-
-    loss: FeatureLoss
-    weight: float = 1.0
-    student_layer: str = FEATURE
-    teacher_layer: str | None = None
 
 
 class TeacherStudent(Student):
@@ -89,7 +68,7 @@ class TeacherStudent(Student):
         final_temperature: float | None = None,
         soft_weight: float = 0.9,
         scale_t2: bool = True,
-        layer_losses: list[LayerLoss] | None = None,
+        layer_losses: Sequence[LayerLoss] = (),
         hint_epochs: int = 0,
         teacher_logits: Literal["online", "cached"] = "online",
         logits_folder: str = "runs/teacher-logits",
@@ -106,26 +85,15 @@ class TeacherStudent(Student):
             raise ValueError(f"soft_weight is {soft_weight}: it must be between 0 (labels alone) and 1 (no labels)")
         if teacher_logits not in ("online", "cached"):
             raise ValueError(f"teacher_logits is {teacher_logits!r}: it must be 'online' or 'cached'")
-        given = layer_losses or []
-        for one in given:
-            if not 0 < one.weight < math.inf:
-                raise ValueError(f"the weight of {type(one.loss).__name__} is {one.weight}: it must be positive")
-        if hint_epochs < 0 or (hint_epochs and not given):
+        self.layer_losses = LayerLosses(layer_losses, encoder)
+        if hint_epochs < 0 or (hint_epochs and not layer_losses):
             raise ValueError(
                 f"hint_epochs is {hint_epochs}: it must be at least 0, and needs layer_losses such as losses.Hint"
             )
-        self.layers = [
-            (one.student_layer, one.student_layer if one.teacher_layer is None else one.teacher_layer) for one in given
-        ]
-        if teacher_logits == "cached" and any(theirs != LOGITS for _, theirs in self.layers):
+        if teacher_logits == "cached" and {*self.layer_losses.teacher_layers} - {LOGITS}:
             raise ValueError(
                 "layer_losses read the teacher's layers, of which no file is kept: leave teacher_logits online"
             )
-        for ours, _ in self.layers:
-            if ours not in (FEATURE, LOGITS):
-                module_path(encoder, ours)
-        self.layer_losses = nn.ModuleList(one.loss for one in given)
-        self.layer_weights = [one.weight for one in given]
         self.soft_target = SoftTarget(temperature, scale_t2)
         self.temperatures = (
             temperature,
@@ -145,15 +113,18 @@ class TeacherStudent(Student):
         """The losses of one view of every image, the means over the images of all devices."""
         view = self.view(Batch(*batch[:3]), batch_idx)
         hints = self.current_epoch < self.hint_epochs
-        by_layers = hints or not self.hint_epochs
-        needed = by_layers and self.layers or self.soft_weight and not hints
-        theirs = self._of_teacher(view, batch, by_layers) if needed else {}
+        by_layers = bool(len(self.layer_losses)) and (hints or not self.hint_epochs)
+        theirs = self._of_teacher(view, batch, by_layers) if by_layers or (self.soft_weight and not hints) else {}
         ours = self._of_student(view, by_layers)
         loss = ours[LOGITS].new_zeros(())
         if not hints:
             loss = loss + self._by_logits(ours[LOGITS], theirs.get(LOGITS), batch.label)
         if by_layers:
-            loss = loss + self._by_layers(ours, theirs, batch)
+            key = self.key(batch, view=1)  # type: ignore[arg-type]
+            total, values = self.layer_losses(ours, theirs, batch, self.gather, key)
+            loss = loss + total
+            for name, value in values.items():
+                self.log(f"train/{name}", value, sync_dist=True)
         self.log("train/loss", loss, sync_dist=True)
         return loss + self._zero_of_idle(loss, hints)
 
@@ -168,23 +139,6 @@ class TeacherStudent(Student):
         if self.temperatures[0] != self.temperatures[1]:
             self.log("train/temperature", temperature)
         return self.soft_weight * soft + (1 - self.soft_weight) * hard
-
-    def _by_layers(self, student: dict[str, Tensor], teacher: dict[str, Tensor], batch: Any) -> Tensor:
-        total = batch.image.new_zeros((), dtype=student[LOGITS].dtype)
-        for number, (loss, weight, (ours, theirs)) in enumerate(
-            zip(self.layer_losses, self.layer_weights, self.layers, strict=True)
-        ):
-            pair = student[ours], teacher[theirs]
-            index, label = batch.index, batch.label
-            if loss.compares_images:
-                pair = self.gather(pair[0]), self.gather(pair[1])
-                index, label = self.gather(index), self.gather(label)
-            key = self.key(batch, view=1).fold_in(number)._replace(index=index)
-            every = {"index": index, "label": label, "key": key}
-            value = loss(*pair, **{name: every[name] for name in loss.needs})  # type: ignore[union-attr]
-            self.log(f"train/{type(loss).__name__}:{ours}", value, sync_dist=True)
-            total = total + weight * value
-        return total
 
     def temperature_now(self) -> float:
         """T at this step of the run."""
@@ -203,7 +157,7 @@ class TeacherStudent(Student):
     # What the two say
 
     def _of_student(self, view: Tensor, by_layers: bool) -> dict[str, Tensor]:
-        named = [ours for ours, _ in self.layers if ours not in (FEATURE, LOGITS)] if by_layers else []
+        named = {*self.layer_losses.student_layers} - {FEATURE, LOGITS} if by_layers else ()
         with watched(self.encoder, named) as outputs:
             feature = self(view)
         return {**outputs, FEATURE: feature, LOGITS: self.logits(feature)}
@@ -212,11 +166,11 @@ class TeacherStudent(Student):
     def _of_teacher(self, view: Tensor, batch: Any, by_layers: bool) -> dict[str, Tensor]:
         if isinstance(batch, TaughtBatch):
             return {LOGITS: batch.teacher_logits}
-        named = [theirs for _, theirs in self.layers if theirs != LOGITS] if by_layers else []
+        named = {*self.layer_losses.teacher_layers} - {LOGITS} if by_layers else set()
         if not named:
             return {LOGITS: self.teacher_logits(view)}
         encoder, member = self.teacher.encoder, self.teacher.members[0]
-        with watched(encoder, [layer for layer in named if layer != FEATURE]) as outputs:
+        with watched(encoder, named - {FEATURE}) as outputs:
             feature = member(view)
         logits = member.logits(feature) if hasattr(member, "logits") else feature  # type: ignore[operator]
         return {**outputs, FEATURE: feature, LOGITS: logits}
@@ -226,39 +180,34 @@ class TeacherStudent(Student):
     def meet_teacher(self) -> None:
         """Makes the parameters of the losses between layers too, now that both networks are there."""
         super().meet_teacher()
-        if self.teacher.num_classes is None and (self.soft_weight or not self.layers):
+        if self.teacher.num_classes is None and (self.soft_weight or not len(self.layer_losses)):
             raise ValueError(
                 f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: set soft_weight to 0 and give "
                 "layer_losses, or choose a run of a classifier"
             )
-        self._build_layer_losses()
-
-    def _build_layer_losses(self) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not self.layers or not isinstance(data, ImageDataModule):
-            return
-        ours, theirs = zip(*self.layers, strict=True)
-        student = shapes(self.encoder, ours, data.image_shape, self.head.out_features)
-        teacher = shapes(self.teacher.encoder, theirs, data.image_shape, self.teacher.num_classes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))  # whatever was drawn on the way to here
-            for loss, one, other in zip(self.layer_losses, ours, theirs, strict=True):
-                if not loss.state_dict():  # else it is made already
-                    loss.build(student[one], teacher[other], len(data.splits.train))  # type: ignore[operator]
+        if len(self.layer_losses):
+            data, classes = self._data("losses between layers are made for"), self.head.out_features
+            both = classes, self.teacher.num_classes
+            images = len(data.splits.train)
+            self.layer_losses.build(self.encoder, self.teacher.encoder, both, data.image_shape, images)
 
     def on_fit_start(self) -> None:
         """Asks the teacher for its logits of all images, where these are to be cached."""
         super().on_fit_start()
         if not self.caches:
             return
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, ImageDataModule):
-            raise ValueError("cached logits are those of the training images of a DataModule: pass one to fit")
+        data = self._data("cached logits are those of")
 
         def view(batch: Batch) -> Tensor:
             return self.view(batch, 0)
 
         self.cached = CachedLogits(self.logits_folder, self.teacher, self.teacher.digest, view, data, self.trainer)
+
+    def _data(self, why: str) -> ImageDataModule:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
+            raise ValueError(f"{why} the training images of a DataModule: pass one to fit")
+        return data
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Adds the cached logits to training images, while both are on the CPU."""
@@ -266,8 +215,7 @@ class TeacherStudent(Student):
 
     def on_after_backward(self) -> None:
         """Lets losses between layers move what they remember, and drops gradients of what does not learn now."""
-        for loss in self.layer_losses:
-            loss.after_backward()  # type: ignore[operator]
+        self.layer_losses.after_backward()
         for parameter in self._idle.get(self.current_epoch < self.hint_epochs, []):
             parameter.grad = None
 

@@ -9,6 +9,8 @@ from recipes.cli import main
 
 DIGITS = ["fit", "--config", "simclr-digits"]
 
+DISTILL = ["fit", "--config", "distill-digits"]
+
 
 def message_of(args, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -42,6 +44,12 @@ def message_of(args, capsys):
         ([*DIGITS, "--model.encoder.in_channels", "3"], ["1 channel", "takes 3", "in_channels"]),
         ([*DIGITS, "--data.batch_size", "5000"], ["5000", "1257"]),
         ([*DIGITS, "--compile", "inductr"], ["no backend 'inductr'", "inductor"]),
+        ([*DISTILL, "--model.teacher", "nowhere"], ["no teacher at nowhere", "--config teacher-digits"]),
+        ([*DISTILL, "--model.teacher", "torchvision:resnt18"], ["'resnt18'", "'resnet18'"]),
+        (
+            [*DISTILL, "--model.layer_losses", '[{"loss": {"class_path": "losses.Hnt"}}]'],
+            ["Hnt", "did you mean 'Hint'?"],
+        ),
         (["test", "--ckpt_path", "nowhere"], ["no checkpoint at nowhere"]),
         (["fit", "--config", "simclr-folder", "--data.root", "nowhere"], ["nowhere is not there"]),
     ],

@@ -203,6 +203,21 @@ def test_loading_a_teacher_leaves_random_numbers_alone(runs_of_digits):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("64-true", torch.float64)],
+)
+def test_teacher_works_in_the_precision_of_the_trainer_and_keeps_its_weights(precision, dtype):
+    recipe = student()
+    before = recipe.teacher.digest
+    seen = set()
+    convolution = recipe.teacher.members[0].encoder.network[0]
+    convolution.register_forward_hook(lambda module, args, out: seen.add(out.dtype) if len(out) > 1 else None)
+    fit(recipe, epochs=1, precision=precision)
+    assert seen == {dtype}
+    assert digest(recipe.teacher.float()) == before
+
+
 # The loss
 
 
@@ -460,6 +475,18 @@ def test_directory_of_runs_stands_for_the_newest(tmp_path, runs_of_digits):
     assert teacher_from(str(oldest)).digest != teacher_from(str(newest)).digest
 
 
+def test_several_runs_teach_together_and_a_student_teaches_the_next(tmp_path, runs_of_digits):
+    both = [str(run) for run in sorted(runs_of_digits.iterdir())]
+    together = teacher_from(both)
+    image = torch.rand(2, 1, 8, 8)
+    logits = [teacher_from(one)(image) for one in both]
+    torch.testing.assert_close(together(image), (logits[0] + logits[1]) / 2)
+    first = command(tmp_path, f"[{', '.join(both)}]")
+    born_again = command(tmp_path, first)
+    note = torch.load(born_again / "checkpoints" / "last.ckpt", weights_only=True)["teacher"]
+    assert note["sources"] == [str(first / "checkpoints" / "last.ckpt")]
+
+
 def test_checkpoint_names_the_teacher_and_holds_it_only_where_asked(tmp_path, runs_of_digits):
     for kept in (False, True):
         directory = command(tmp_path, runs_of_digits, "--model.keep_teacher", str(kept).lower())
@@ -509,7 +536,7 @@ def two_devices(folder, cached, batch_size):
     layers = [LayerLoss(Of(), 0.5, "stage:0"), LayerLoss(AttentionTransfer(), 10.0, "stage:0")]
     recipe = student(
         ConvNet((4, 8)),
-        layer_losses=None if cached else layers,
+        layer_losses=() if cached else layers,
         hint_epochs=0 if cached else 1,
         teacher_logits="cached" if cached else "online",
         logits_folder=str(folder),
@@ -523,7 +550,11 @@ def two_devices(folder, cached, batch_size):
     before = recipe.teacher.digest
     trainer.fit(recipe, Digits(size=8, batch_size=batch_size))
     weights = {name: value.double().numpy() for name, value in recipe.state_dict().items()}
-    return weights, recipe.layer_losses[0].images if not cached else None, before == digest(recipe.teacher.float())
+    return (
+        weights,
+        recipe.layer_losses.losses[0].images if not cached else None,
+        before == digest(recipe.teacher.float()),
+    )
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -8,9 +8,10 @@ from torch import nn
 
 import recipes
 from datamodules import Digits
-from recipes import Recipe, SimCLR
+from recipes import Recipe, SimCLR, Supervised
 from recipes.callbacks import Checkpoint
 from recipes.catalogue import recipe_names
+from recipes.distillation import Teacher
 from recipes.nn import ConvNet, Encoder
 from recipes.optim import WarmupCosine
 
@@ -27,6 +28,8 @@ def build(name, **arguments):
     recipe = getattr(recipes, name)
     given = {"encoder": ConvNet((4, 8)), "optimizer": sgd, "num_classes": 10, **arguments}
     known = inspect.signature(recipe.__init__).parameters
+    if "teacher" in known and known["teacher"].default is inspect.Parameter.empty:
+        given["teacher"] = Teacher([Supervised(ConvNet((4, 8)), 10)], ["untrained"])
     return recipe(**{name: value for name, value in given.items() if name in known})
 
 
