@@ -397,11 +397,10 @@ def test_balanced_class_weights_are_those_of_scikit_learn_and_in_checkpoints():
 def test_the_loss_of_mixed_images_is_that_of_their_mixed_targets(float64):
     recipe, batch = recipe_and_batch(mixup=0.4, cutmix=1.0, label_smoothing=0.1)
     loss = recipe.training_step(batch, 3)
-    key = recipe.key(batch).fold_in(3)
-    image, share = recipe.mix(batch.image.double() / 255, key.fold_in(0))
+    image, share = recipe.mix(batch.image.double() / 255, recipe.key(batch, view=1).fold_in(3))
     target = share[:, None] * F.one_hot(batch.label, 10) + (1 - share)[:, None] * F.one_hot(partners(batch.label), 10)
     assert loss.item() == pytest.approx(
-        F.cross_entropy(recipe.head(recipe(image)), target.double(), label_smoothing=0.1).item(), rel=1e-12
+        F.cross_entropy(recipe.head(recipe(image)), target.double(), label_smoothing=0.1).item(), rel=1e-10
     )
     assert 0 < share.min() < 1 == share[-1]
 
