@@ -50,7 +50,7 @@ def move(operations: Sequence[Geometry], image: Tensor, keys: Sequence[Key]) -> 
         return image
     # With "zeros" a pixel nearer than half a pixel to the edge fades to black, so "border" unless somebody asks.
     padding = "zeros" if any(operation.padding == "zeros" for operation in operations) else "border"
-    moved = F.grid_sample(image, _grid(total, height, width), "bilinear", padding, align_corners=False)
+    moved = F.grid_sample(image, sampling_grid(total, height, width), "bilinear", padding, align_corners=False)
     return moved.clamp_(0, 1)  # the four weights of a pixel can sum to a little more than 1
 
 
@@ -62,7 +62,7 @@ def _compose(first: Tensor, second: Tensor) -> Tensor:
     return product
 
 
-def _grid(matrix: Tensor, height: int, width: int) -> Tensor:
+def sampling_grid(matrix: Tensor, height: int, width: int) -> Tensor:
     """Where to look, [B, H, W, 2]: F.affine_grid, at a tenth of the time."""
     x, y = (
         torch.arange(1 - n, n, 2, device=matrix.device, dtype=matrix.dtype).div_(n) for n in (width, height)
@@ -75,7 +75,8 @@ def _grid(matrix: Tensor, height: int, width: int) -> Tensor:
     return grid
 
 
-def _matrix(xx: Tensor, xy: Tensor, x: Tensor, yx: Tensor, yy: Tensor, y: Tensor) -> Tensor:
+def affine_matrix(xx: Tensor, xy: Tensor, x: Tensor, yx: Tensor, yy: Tensor, y: Tensor) -> Tensor:
+    """The matrices [B, 2, 3] of six coefficients, each [B], row by row."""
     return torch.stack([xx, xy, x, yx, yy, y], dim=1).view(-1, 2, 3)
 
 
@@ -141,7 +142,7 @@ class RandomResizedCrop(Geometry):
         """Draws the matrices that look at a box."""
         top, left, h, w = self.boxes(key, height, width).unbind(1)
         zero = torch.zeros_like(h)
-        return _matrix(w / width, zero, (2 * left + w) / width - 1, zero, h / height, (2 * top + h) / height - 1)
+        return affine_matrix(w / width, zero, (2 * left + w) / width - 1, zero, h / height, (2 * top + h) / height - 1)
 
 
 class HorizontalFlip(Geometry):
@@ -164,7 +165,7 @@ class HorizontalFlip(Geometry):
         u = to_float(uniform(key, 1))[:, 0]
         sign = torch.where(u < self.p, -1.0, torch.ones_like(u))
         zero = torch.zeros_like(u)
-        return _matrix(sign, zero, zero, zero, torch.ones_like(u), zero)
+        return affine_matrix(sign, zero, zero, zero, torch.ones_like(u), zero)
 
 
 class RandomAffine(Geometry):
@@ -237,4 +238,4 @@ class RandomAffine(Geometry):
         # output = shift + rotation @ [[1, -tan], [0, 1]] @ (scale * input), in pixels; solved for the input
         xx, xy = (cos - tan * sin) / scale, (sin + tan * cos) / scale * (height / width)
         yx, yy = -sin / scale * (width / height), cos / scale
-        return _matrix(xx, xy, -2 * (xx * x + xy * y), yx, yy, -2 * (yx * x + yy * y))
+        return affine_matrix(xx, xy, -2 * (xx * x + xy * y), yx, yy, -2 * (yx * x + yy * y))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from recipes.augment.base import Views, check_probability, to_float
 from recipes.augment.colour import BLUE, GREEN, RED
-from recipes.augment.geometry import _grid, _matrix
+from recipes.augment.geometry import affine_matrix, sampling_grid
 from recipes.augment.normal import normal
 from recipes.augment.random import Key, uniform
 
@@ -220,7 +220,7 @@ def _move(
     height, width = image.shape[2:]
     zero = image.new_zeros(len(image), 1, 1, 1)
     parts = (xx, xy * height / width, 2 * x / width, yx * width / height, yy, 2 * y / height)
-    grid = _grid(_matrix(*((zero + part).flatten() for part in parts)), height, width)
+    grid = sampling_grid(affine_matrix(*((zero + part).flatten() for part in parts)), height, width)
     moved = F.grid_sample(image, grid, "bilinear", "border", align_corners=False)
     inside = (grid.abs() <= 1).all(3)[:, None]  # [n, 1, H, W]
     return torch.where(inside, moved, 128 / 255)

@@ -85,7 +85,7 @@ class TeacherStudent(Student):
             raise ValueError(f"soft_weight is {soft_weight}: it must be between 0 (labels alone) and 1 (no labels)")
         if teacher_logits not in ("online", "cached"):
             raise ValueError(f"teacher_logits is {teacher_logits!r}: it must be 'online' or 'cached'")
-        self.layer_losses = LayerLosses(layer_losses, encoder)
+        self.layer_losses = LayerLosses(layer_losses or (), encoder)
         if hint_epochs < 0 or (hint_epochs and not layer_losses):
             raise ValueError(
                 f"hint_epochs is {hint_epochs}: it must be at least 0, and needs layer_losses such as losses.Hint"
