@@ -53,6 +53,22 @@ def uniform(key: Key, n: int) -> Tensor:
     return _shift(x, 40).to(torch.float32).mul_(2.0**-24)  # splitmix64's last step leaves these upper bits alone
 
 
+def integers(key: Key, count: int, below: int) -> Tensor:
+    """Draws integers for the batch of a key as a whole.
+
+    Args:
+        key: for what the numbers are drawn.
+        count: how many.
+        below: the smallest number that is none of them, at most 2^48; far smaller, all are as likely as each other.
+
+    Returns:
+        int64 [count] in [0, below), on the device of ``key.index``; a number may come twice.
+    """
+    each = -(-count // len(key.index))
+    bits = (uniform(key, 2 * each) * 2**24).long().flatten()  # two of 24 random bits make one of 48
+    return ((bits[0::2] << 24) + bits[1::2])[:count] % below
+
+
 def _mix_int(x: int) -> int:
     x = (x + _GOLDEN) & _WORD
     x = ((x ^ (x >> 30)) * _MIX1) & _WORD

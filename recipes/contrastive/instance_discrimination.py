@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from datamodules import Batch
 from losses import NCE, InfoNCE, unit
-from recipes.augment import InstanceDiscriminationViews, Views, uniform
+from recipes.augment import InstanceDiscriminationViews, Views, integers
 from recipes.nn import Encoder, MemoryBank
 from recipes.recipe import Recipe
 
@@ -119,7 +119,4 @@ class InstanceDiscrimination(Recipe):
 
     def draw(self, batch: Batch, count: int) -> Tensor:
         """Draws so many images out of all, each as likely as any other and perhaps twice; the same on every device."""
-        key = self.key(batch._replace(index=self.gather(batch.index)), view=1)
-        each = -(-count // len(key.index))
-        bits = (uniform(key, 2 * each) * 2**24).long().flatten()  # 24 random bits each: two give enough for any bank
-        return ((bits[0::2] << 24) + bits[1::2])[:count] % len(self.bank)
+        return integers(self.key(batch._replace(index=self.gather(batch.index)), view=1), count, len(self.bank))

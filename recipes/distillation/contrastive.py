@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from losses import FeatureLoss, unit
 from losses.unit import check_temperature
-from recipes.augment import Key, uniform
+from recipes.augment import integers
 from recipes.nn import MemoryBank
 
 NegativesOf = Literal["other-classes", "all"]
@@ -105,7 +105,7 @@ class ContrastiveDistillation(FeatureLoss):
         label, index = needed["label"], needed["index"]
         of_student = _embedded(self.student_embedding, student)  # [B, D]
         of_teacher = _embedded(self.teacher_embedding, teacher.detach())
-        drawn = self._draw(needed["key"])
+        drawn = integers(needed["key"], self.negatives, len(self.student_bank))  # the same on every device
         counted = drawn != index[:, None]  # [B, negatives]
         if self.negatives_of == "other-classes":
             of_drawn = self.student_bank.label[drawn]
@@ -133,12 +133,6 @@ class ContrastiveDistillation(FeatureLoss):
             self.student_bank.label[index] = label
             self.teacher_bank.update(index, of_teacher)
             self._seen = None
-
-    def _draw(self, key: Key) -> Tensor:
-        """Draws training images [negatives], each as likely as any other; the same on every device."""
-        each = -(-self.negatives // len(key.index))
-        bits = (uniform(key, 2 * each) * 2**24).long().flatten()  # two of 24 bits give enough
-        return ((bits[0::2] << 24) + bits[1::2])[: self.negatives] % len(self.student_bank)
 
     def _logits(self, embedding: Tensor, bank: Tensor, index: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(embedding.device.type, enabled=False):

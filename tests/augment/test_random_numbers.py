@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from recipes.augment import Key, uniform
+from recipes.augment import Key, integers, uniform
 
 WORD = 2**64
 
@@ -103,3 +103,17 @@ def test_fold_in_keeps_what_the_numbers_are_for():
     assert folded.index is k.index
     assert folded.seed != k.seed
     assert k.fold_in(4).seed == folded.seed
+
+
+@pytest.mark.parametrize(("count", "below"), [(7, 5), (64, 1000), (20_000, 12)])
+def test_integers_are_below_their_bound_each_as_likely_and_other_for_another_batch(count, below):
+    key = Key(3, 1, torch.arange(64))
+    drawn = integers(key, count, below)
+    assert drawn.shape == (count,)
+    assert drawn.dtype == torch.int64
+    assert drawn.min() >= 0
+    assert drawn.max() < below
+    assert torch.equal(drawn, integers(key, count, below))
+    assert not torch.equal(drawn, integers(Key(3, 2, torch.arange(64)), count, below))
+    if count > 100 * below:
+        assert stats.chisquare(torch.bincount(drawn, minlength=below).numpy()).pvalue > 1e-3

@@ -7,13 +7,18 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import nn
 
 from datamodules import Digits
-from recipes.augment import Key
+from recipes.augment import Key, integers
 from recipes.distillation.contrastive import ContrastiveDistillation
 from recipes.nn import ConvNet
 from recipes.recipe import Recipe
 from tests.processes import run
 
 IMAGES = 24
+
+
+def draw(loss, key):
+    """The training images that a batch is compared with."""
+    return integers(key, loss.negatives, len(loss.student_bank))
 
 
 def built(student=(5,), teacher=(7,), images=IMAGES, **options):
@@ -54,7 +59,7 @@ def embeddings(loss, pair):
 def by_hand(loss, batch, z, other_classes=True):
     """The published formula, image by image and negative by negative, with what the banks hold."""
     pair, needed = batch
-    drawn = loss._draw(needed["key"]).tolist()
+    drawn = draw(loss, needed["key"]).tolist()
     index, label = needed["index"].tolist(), needed["label"].tolist()
     known = loss.student_bank.label.tolist()
     banks = [loss.teacher_bank.features.numpy(), loss.student_bank.features.numpy()]
@@ -90,7 +95,7 @@ def test_z_is_the_mean_over_the_first_batch_times_the_number_of_images_and_is_ke
     loss = built()
     pair, needed = batch = batch_of(1, 5, 9, 14)
     assert loss.log_z.isnan().all()
-    drawn = loss._draw(needed["key"]).tolist()
+    drawn = draw(loss, needed["key"]).tolist()
     expected = []
     for embedding, bank in zip(embeddings(loss, pair), (loss.teacher_bank, loss.student_bank)):
         rows = bank.features.numpy()
@@ -191,8 +196,8 @@ def test_an_image_whose_drawn_images_are_all_of_its_class_has_no_loss():
 
 def test_the_order_of_the_devices_images_is_all_that_the_draw_depends_on():
     loss = built(negatives=1000)
-    first, second = (loss._draw(batch_of(*index)[1]["key"]) for index in ((1, 2, 3), (4, 5, 6)))
-    assert torch.equal(first, loss._draw(batch_of(1, 2, 3)[1]["key"]))
+    first, second = (draw(loss, batch_of(*index)[1]["key"]) for index in ((1, 2, 3), (4, 5, 6)))
+    assert torch.equal(first, draw(loss, batch_of(1, 2, 3)[1]["key"]))
     assert not torch.equal(first, second)
     counts = torch.cat([first, second]).bincount(minlength=IMAGES)
     assert len(counts) == IMAGES
