@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from recipes.checkpoint import checkpoint_path, load, restored
 from recipes.classifier import Classifier
@@ -117,7 +118,8 @@ def teacher_from(names: str | list[str]) -> Teacher:
     Args:
         names: of one teacher or several. Each is the directory of a run, or of runs of which the newest is taken; a
             checkpoint; or ``torchvision:<network>`` with its default weights, or those that a third part names
-            (``torchvision:resnet34:IMAGENET1K_V1``), which may be a file.
+            (``torchvision:resnet34:IMAGENET1K_V1``), which may be a file of torchvision's network, made for images
+            that are normalised as torchvision's are.
 
     Raises:
         FileNotFoundError: if there is no such run or file.
@@ -160,9 +162,8 @@ def _torchvision(name: str) -> tuple[Recipe, str]:
         raise ValueError(f"{name} has no linear layer on top that gives logits: choose another network or weights")
     member = Classifier(encoder, head.out_features, torch.optim.SGD)
     member.head = head
-    if encoder.normalization is None:
-        raise ValueError(f"{name} does not say how images are normalised: give torchvision's weights, or a run")
-    member.normalize.set(*encoder.normalization)
+    usual = models.get_model_weights(network).DEFAULT.transforms()  # a file does not say by what, and torchvision's are
+    member.normalize.set(*(encoder.normalization or (tuple(usual.mean), tuple(usual.std))))
     member.made_from = {"torchvision": network, "num_classes": head.out_features}
     return member, f"{TORCHVISION}{network}:{Path(weights) if '/' in weights else weights}"
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
+from torchvision import models
 
 from datamodules import Batch, Digits
 from losses import AttentionTransfer, FeatureLoss, Hint, SimilarityPreserving
@@ -14,7 +15,7 @@ from recipes.augment import Compose, RandomAffine
 from recipes.checkpoint import load
 from recipes.cli import main
 from recipes.distillation import LayerLoss, Teacher, teacher_from
-from recipes.distillation.teacher import digest
+from recipes.distillation.teacher import digest, unpacked
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm
 from tests.processes import run
 
@@ -186,13 +187,18 @@ def test_missing_teacher_gets_a_message_with_the_command_that_makes_one(names):
 
 
 def test_torchvision_network_teaches_with_the_weights_of_a_file(tmp_path):
-    from torchvision import models
-
     torch.manual_seed(0)
     whole = models.resnet18().eval()
     torch.save(whole.state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(ValueError, match="does not say how images are normalised"):
-        teacher_from(f"torchvision:resnet18:{tmp_path / 'resnet18.pth'}")
+    found = teacher_from(f"torchvision:resnet18:{tmp_path / 'resnet18.pth'}")
+    assert found.num_classes == 1000
+    image = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        torch.testing.assert_close(found(image), whole((image - mean) / std))
+    again = unpacked(found.packed())
+    assert again.digest == found.digest
+    torch.testing.assert_close(again(image), found(image))
 
 
 def test_loading_a_teacher_leaves_random_numbers_alone(runs_of_digits):
