@@ -64,7 +64,10 @@ class LayerLosses(nn.Module):
         self.weights = [one.weight for one in given]
         self.student_layers = [one.student_layer for one in given]
         self.teacher_layers = [one.teacher_layer or one.student_layer for one in given]
-        self.names = [f"{type(one.loss).__name__}:{one.student_layer}" for one in given]
+        self.names = [
+            f"{type(one.loss).__name__}:{'-'.join(dict.fromkeys(layers))}"
+            for one, layers in zip(given, zip(self.student_layers, self.teacher_layers, strict=True), strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.losses)

@@ -177,10 +177,11 @@ class Student(Classifier):
             raise ValueError(f"the teacher {source} was trained on other classes: number by number, one is {differ}")
         if self.image_shape is None:
             return
-        encoder: Any = self.teacher.members[0].encoder
         try:
-            with torch.no_grad():
-                encoder(torch.zeros(1, *self.image_shape).to(next(encoder.parameters())))
+            for member in self.teacher.members:
+                encoder: Any = member.encoder
+                with torch.no_grad():
+                    encoder(torch.zeros(1, *self.image_shape).to(next(encoder.parameters())))
         except (RuntimeError, ValueError) as error:
             shape = " × ".join(map(str, self.image_shape))
             raise ValueError(

@@ -194,7 +194,7 @@ class TeacherStudent(Student):
     def on_fit_start(self) -> None:
         """Asks the teacher for its logits of all images, where these are to be cached."""
         super().on_fit_start()
-        if not self.caches:
+        if not self.caches or not (self.soft_weight or len(self.layer_losses)):  # nobody would read them
             return
         data = self._data("cached logits are those of")
 

@@ -158,6 +158,9 @@ def test_teacher_that_cannot_take_the_images_is_refused():
     larger = Teacher([Supervised(MLP(16, hidden=(8,)), 10)], ["larger"])
     with pytest.raises(ValueError, match="teacher larger cannot take these images of 1 × 8 × 8"):
         fit(student(teacher=larger))
+    one_of_two = Teacher([trained_network(), larger.members[0]], ["fits", "larger"])
+    with pytest.raises(ValueError, match="teacher fits, larger cannot take these images of 1 × 8 × 8"):
+        fit(student(teacher=one_of_two))
 
 
 def test_mean_teacher_run_teaches_with_the_averaged_network():
@@ -434,6 +437,11 @@ def test_cached_logits_are_computed_once_for_one_teacher_data_and_views(tmp_path
     assert made(seed=2)[1] == 3
     assert made(size=16)[1] == 4
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_logits_that_nobody_reads_are_not_computed(tmp_path):
+    fit(student(teacher_logits="cached", logits_folder=str(tmp_path), soft_weight=0.0), epochs=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_of_logits_that_was_damaged_is_refused(tmp_path):
