@@ -147,7 +147,7 @@ def _run(name: str) -> tuple[Recipe, str]:
         path = checkpoint_path(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no teacher at {name}: train one, such as with 'recipes fit --config teacher-digits', and give "
+            f"there is no teacher at {name}: train one, such as with a config teacher-* of 'recipes list', and give "
             "its run directory or checkpoint as --model.teacher, or torchvision:<network>"
         ) from error
     return load(path), str(path)

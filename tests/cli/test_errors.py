@@ -44,7 +44,7 @@ def message_of(args, capsys):
         ([*DIGITS, "--model.encoder.in_channels", "3"], ["1 channel", "takes 3", "in_channels"]),
         ([*DIGITS, "--data.batch_size", "5000"], ["5000", "1257"]),
         ([*DIGITS, "--compile", "inductr"], ["no backend 'inductr'", "inductor"]),
-        ([*DISTILL, "--model.teacher", "nowhere"], ["no teacher at nowhere", "--config teacher-digits"]),
+        ([*DISTILL, "--model.teacher", "nowhere"], ["no teacher at nowhere", "a config teacher-* of 'recipes list'"]),
         ([*DISTILL, "--model.teacher", "torchvision:resnt18"], ["'resnt18'", "'resnet18'"]),
         (
             [*DISTILL, "--model.layer_losses", '[{"loss": {"class_path": "losses.Hnt"}}]'],

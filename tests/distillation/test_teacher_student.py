@@ -185,7 +185,7 @@ def test_a_run_without_classes_teaches_features_alone(tmp_path):
 
 @pytest.mark.parametrize("names", ["nowhere", ["nowhere", "torchvision:resnet18"]])
 def test_missing_teacher_gets_a_message_with_the_command_that_makes_one(names):
-    with pytest.raises(FileNotFoundError, match="no teacher at nowhere: train one, such as with 'recipes fit"):
+    with pytest.raises(FileNotFoundError, match="no teacher at nowhere: train one, such as with a config teacher-"):
         teacher_from(names)
 
 
