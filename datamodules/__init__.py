@@ -10,6 +10,9 @@ from datamodules.sampler import GlobalBatchSampler, SemiSupervisedSampler
 from datamodules.semi_supervised import SemiSupervised
 from datamodules.standard import CIFAR10, CIFAR100, KMNIST, MNIST, STL10, SVHN, FashionMNIST
 from datamodules.subset import Subset
+from datamodules.task_sequence import TaskImages, TaskSequence, TaskSplits
+from datamodules.tasks import Scenario as Scenario  # no class, and so not below, where the command looks for data
+from datamodules.tasks import TaskBatch, Tasks
 
 __all__ = [
     "CIFAR10",
@@ -33,4 +36,9 @@ __all__ = [
     "SemiSupervisedSampler",
     "Splits",
     "Subset",
+    "TaskBatch",
+    "TaskImages",
+    "TaskSequence",
+    "TaskSplits",
+    "Tasks",
 ]

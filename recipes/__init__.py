@@ -2,6 +2,7 @@
 
 from recipes.bootstrap import BYOL
 from recipes.checkpoint import load
+from recipes.continual import EWC, SI, DERpp, FeatureExtraction, FineTuning, ICaRL, Joint, LwF, Rehearsal
 from recipes.contrastive import InstanceDiscrimination, MoCo, SimCLR
 from recipes.distillation import DeiT, TeacherStudent
 from recipes.recipe import Recipe
@@ -11,14 +12,23 @@ from recipes.transfer import SVM, FineTune, LinearProbe
 
 __all__ = [
     "BYOL",
+    "EWC",
+    "SI",
     "SVM",
+    "DERpp",
     "DeiT",
+    "FeatureExtraction",
     "FineTune",
+    "FineTuning",
+    "ICaRL",
     "InstanceDiscrimination",
+    "Joint",
     "LinearProbe",
+    "LwF",
     "MeanTeacher",
     "MoCo",
     "Recipe",
+    "Rehearsal",
     "SimCLR",
     "Supervised",
     "TeacherStudent",

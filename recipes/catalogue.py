@@ -7,7 +7,7 @@ from pathlib import Path
 CONFIGS = Path(__file__).parent / "configs"
 
 OVERVIEW = """\
-usage: recipes {fit,validate,test,predict,advise,probe,export,list} [options]
+usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [options]
 
   fit        train, then measure the trained encoder on the test images
   validate   measure a checkpoint on the validation images
@@ -15,6 +15,7 @@ usage: recipes {fit,validate,test,predict,advise,probe,export,list} [options]
   predict    write features, and the classes of unlabelled pictures, to files
   advise     say which strategy of transfer learning suits an encoder and your pictures, and write its config
   probe      compare classifiers on the frozen features of every stage of an encoder
+  compare    draw several continual runs together, and print a table of them
   export     write a trained classifier for torch.export, ONNX and safetensors
   list       show the recipes, DataModules and configs there are
 

@@ -31,6 +31,7 @@ from recipes.callbacks import (
     ClassReport,
     CollapseMonitor,
     CompileEncoder,
+    ContinualReport,
     DistillationReport,
     Health,
     Pictures,
@@ -45,7 +46,7 @@ from recipes.nn import CrossDeviceBatchNorm
 from recipes.recipe import AnyRecipe, Recipe
 
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
-OF_OUR_OWN = ("advise", "probe", "export")  # modules of recipes.commands
+OF_OUR_OWN = ("advise", "probe", "compare", "export")  # modules of recipes.commands
 COMMANDS = (*OF_LIGHTNING, *OF_OUR_OWN, "list")
 RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
 
@@ -123,12 +124,15 @@ class Command(LightningCLI):
             "pictures": Pictures,
             "report": ClassReport,
             "distillation": DistillationReport,
+            "continual": ContinualReport,
             "prediction": PredictionFile,
         }.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
         classes = "data.num_classes", "model.init_args.num_classes"
         parser.link_arguments(*classes, compute_fn=self._num_classes, apply_on="instantiate")
+        tasks = "data", "model.init_args.tasks"
+        parser.link_arguments(*tasks, compute_fn=lambda data: getattr(data, "tasks", None), apply_on="instantiate")
 
     def _num_classes(self, of_data: int) -> int:
         """How many classes the recipe tells apart: those of the data, but of a trained one those it was trained on."""
@@ -176,8 +180,12 @@ class Command(LightningCLI):
 
     def _model_config(self, text: str) -> str:
         model = yaml.safe_load(text)["model"]
-        if "num_classes" in inspect.signature(type(self.model).__init__).parameters:
+        arguments = inspect.signature(type(self.model).__init__).parameters
+        if "num_classes" in arguments:
             model["init_args"]["num_classes"] = self.datamodule.num_classes
+        if "tasks" in arguments:
+            tasks: Any = self.model.tasks
+            model["init_args"]["tasks"] = {"sizes": list(tasks.sizes), "scenario": tasks.scenario}
         return yaml.safe_dump(model)
 
     def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules import Batch
 from recipes.augment import Key, Normalize
-from recipes.nn import Encoder, Memory, evaluating, has_local_batch_norm, load_mismatch
+from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
 from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
 
@@ -183,8 +183,8 @@ class Recipe(AnyRecipe):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """What DDP need not send from the first device to the others at every step: it is the same on all."""
-        memories = {f"{name}." for name, module in self.named_modules() if isinstance(module, Memory)}
-        return [name for name, _ in self.named_buffers() if name.startswith(tuple(memories))]
+        same = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Replicated))
+        return [name for name, _ in self.named_buffers() if name.startswith(same)]
 
     @property
     def global_batch_size(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import PARTS
-from studies import STUDIES
+from studies import STUDIES, Study
 from studies.runs import RESULTS, ROOT, summary
 
 FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -22,6 +22,13 @@ COLUMNS = {
     "test/student_accuracy": ("of the student (%)", 100, 1),
     "test/agreement": ("agrees with its teacher (%)", 100, 1),
     "test/calibration_error": ("calibration error (%)", 100, 1),
+    "test/average_accuracy": ("average accuracy (%)", 100, 1),
+    "test/forgetting": ("forgetting (%)", 100, 1),
+    "test/backward_transfer": ("backward transfer (%)", 100, 1),
+    "test/task_1": ("old task (%)", 100, 1),
+    "test/task_2": ("new task (%)", 100, 1),
+    "memory_megabytes": ("memory (MB)", 1, 1),
+    "flops_per_image": ("MFLOP per image", 1e-6, 1),
     "val/effective_rank": ("effective rank (validation)", 1, 1),
     "val/feature_std": ("feature std (validation)", 1, 2),
     "train/projection_std": ("projection std (training)", 1, 2),
@@ -45,27 +52,49 @@ def study(name: str) -> str:
     if not result:
         return ""
     declared, variants = STUDIES[name], result["variants"]
-    columns = [COLUMNS[column] for column in declared.columns]
     most = max(len(entry["runs"]) for entry in variants.values())
-    rows = []
-    for variant in declared.variants:
-        if entry := variants.get(variant):
-            runs = len(entry["runs"])
-            label = variant if runs == most else f"{variant} ({runs} seed{'s' * (runs > 1)})"
-            rows.append(
-                [label, *(_cell(entry["measured"].get(column), *COLUMNS[column][1:]) for column in declared.columns)]
-            )
+    title, rows = (_grouped if declared.groups else _ungrouped)(declared, variants, most)
     protocol = result["protocol"]
-    probes = f"kNN with k = {protocol['knn']['k']}, linear: logistic regression, on frozen features. "
+    probes = ""
+    if "knn" in declared.columns:
+        probes = f"kNN with k = {protocol['knn']['k']}, linear: logistic regression, on frozen features. "
     jobs = "" if result["jobs"] == [1] else f", {' or '.join(map(str, result['jobs']))} runs at a time"
     return (
         f"**{declared.about}**\n\n"
-        + _markdown(["", *(title for title, *_ in columns)], rows)
-        + f"\nOn the test images, mean ± standard deviation over {most} seed{'s' * (most > 1)}. "
-        + (probes if "knn" in declared.columns else "")
-        + f"{result['total_minutes']:.0f} minutes in all on {result['machine'].split(', ')[1]}{jobs}: "
+        + _markdown(["", *title], rows)
+        + f"\nOn the test images, mean ± standard deviation over {most} seed{'s' * (most > 1)}. {probes}"
+        f"{result['total_minutes']:.0f} minutes in all on {result['machine'].split(', ')[1]}{jobs}: "
         f"`scripts/reproduce {name}`.\n"
     )
+
+
+def _ungrouped(study: Study, variants: dict[str, Any], most: int) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table with a row for each variant."""
+    columns = [COLUMNS[column] for column in study.columns]
+    rows = []
+    for variant in study.variants:
+        if entry := variants.get(variant):
+            runs = len(entry["runs"])
+            label = variant if runs == most else f"{variant} ({runs} seed{'s' * (runs > 1)})"
+            rows.append([label, *_cells(entry, study.columns)])
+    return [title for title, *_ in columns], rows
+
+
+def _grouped(study: Study, variants: dict[str, Any], most: int) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table with columns for each group; a dash where a row has no variant in a group."""
+    titles = [f"{group}: {COLUMNS[column][0]}" for group in study.groups for column in study.of_groups]
+    rows = []
+    for row in dict.fromkeys(variant.split(": ")[0] for variant in study.variants):
+        entries = [variants.get(f"{row}: {group}") for group in study.groups]
+        if any(entries):
+            cells = [_cells(entry, study.of_groups) if entry else ["–"] * len(study.of_groups) for entry in entries]
+            first = next(entry for entry in entries if entry)
+            rows.append([row, *(cell for of_group in cells for cell in of_group), *_cells(first, study.columns)])
+    return [*titles, *(COLUMNS[column][0] for column in study.columns)], rows
+
+
+def _cells(entry: dict[str, Any], columns: tuple[str, ...]) -> list[str]:
+    return [_cell(entry["measured"].get(column), *COLUMNS[column][1:]) for column in columns]
 
 
 def commands(name: str) -> str:
@@ -234,7 +263,7 @@ def _cell(number: dict[str, float] | None, factor: float, decimals: int) -> str:
     if number is None:
         return "–"
     mean, std = (f"{factor * number[key]:,.{decimals}f}" for key in ("mean", "std"))
-    return f"{mean} ± {std}" if decimals else mean
+    return f"{mean} ± {std}" if decimals and number["std"] else mean
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -41,6 +41,8 @@ _OF_RECIPES = {
 }
 CASES = [name for recipe, name in _OF_RECIPES.items() if recipe.rpartition(".")[2] not in NOT_COVERED]
 
+IN_TASKS = {case for case in CASES if packaged(case)["data"]["class_path"] == "datamodules.TaskSequence"}
+
 STEPS, SAVE_EVERY = 30, 4
 BATCHES = 13  # of an epoch
 KILLED = {"epoch": 1, "batch": 6}  # after 19 steps: those since the 16th are lost
@@ -64,6 +66,7 @@ _LAYERS = [
     {"loss": {"class_path": "recipes.distillation.ContrastiveDistillation", "init_args": {"negatives": 64}}},
 ]
 OF_CONFIG = {
+    "lwf-split-digits": {"model.warmup_epochs": 0},
     "deit-digits": {"model.encoder.image_size": 8, "data.batch_size": 96},  # images are mixed in pairs
     "distill-digits": {
         "model.encoder.image_size": 8,
@@ -72,8 +75,18 @@ OF_CONFIG = {
         "model.layer_losses": json.dumps(_LAYERS),
     },
 }
-OF_IMAGES = {"data.size": 8}
-OF_WRAPPED_IMAGES = {"data.base.size": 8, "data.labelled_per_batch": 8}  # 1,157 unlabelled, 88 in a batch
+OF_DATA = {
+    "Digits": {"data.size": 8},
+    "SemiSupervised": {"data.base.size": 8, "data.labelled_per_batch": 8},  # 1,157 unlabelled, 88 in a batch
+    # a task has about 250 images: the run is killed in the middle of the second
+    "TaskSequence": {
+        "data.epochs_per_task": 1,
+        "data.batch_size": 18,
+        # where a task begins, distillation has gradients that are 0 but for rounding, and Adam makes steps of them
+        "model.optimizer": "torch.optim.SGD",
+        "model.optimizer.lr": 0.1,
+    },
+}
 
 # Paths, times, and the losses of the first device, which a picture shows
 OF_ONE_RUN = {"config", "dirpath", "best_model_path", "seconds", "train/data_wait", "losses"}
@@ -173,7 +186,7 @@ class Runs:
         key = (config, processes, str(killed), after, *sorted(changed.items()))
         if key not in self.done:
             runs = Path(tempfile.mkdtemp(dir=self.folder))
-            images = OF_WRAPPED_IMAGES if "base" in packaged(config)["data"]["init_args"] else OF_IMAGES
+            images = OF_DATA[packaged(config)["data"]["class_path"].rpartition(".")[2]]
             options = {
                 "config": config,
                 **OPTIONS,

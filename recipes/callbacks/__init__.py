@@ -5,6 +5,7 @@ from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.class_report import ClassReport
 from recipes.callbacks.collapse import CollapseMonitor, effective_rank
 from recipes.callbacks.compile import CompileEncoder
+from recipes.callbacks.continual_report import ContinualReport
 from recipes.callbacks.distillation_report import DistillationReport
 from recipes.callbacks.health import Health
 from recipes.callbacks.max_norm import MaxNorm
@@ -19,6 +20,7 @@ __all__ = [
     "ClassReport",
     "CollapseMonitor",
     "CompileEncoder",
+    "ContinualReport",
     "DistillationReport",
     "Health",
     "MaxNorm",

@@ -54,8 +54,8 @@ class RepresentationProbe(Callback):
     or of its average over areas if it is larger than 32 × 32; the row is left out where there are too many images.
 
     Args:
-        every_n_epochs: measure at the validations of every n-th epoch and of the last, > 0. One measurement passes the
-            whole bank through the encoder.
+        every_n_epochs: measure at the validations of every n-th epoch and of the last, >= 0; 0 never measures, not at
+            the end of the test either. One measurement passes the whole bank through the encoder.
         k: neighbours that vote, > 0 (Wu et al., 2018, arXiv:1805.01978, Section 3.4).
         temperature: of their votes, > 0 (ibid.: 0.07).
         labels_per_class: how many labels each class gets in the few-label columns, each > 0; none leaves them out.
@@ -65,7 +65,7 @@ class RepresentationProbe(Callback):
             these take as long as the trained encoder, or longer.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is not positive, or ``every_n_epochs`` is negative.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class RepresentationProbe(Callback):
         seed: int = 0,
         references: bool = True,
     ) -> None:
-        numbers = {"every_n_epochs": every_n_epochs, "k": k, "temperature": temperature, "draws": draws}
+        if every_n_epochs < 0:
+            raise ValueError(f"every_n_epochs is {every_n_epochs}: it must be positive, or 0 to measure nothing")
+        numbers = {"k": k, "temperature": temperature, "draws": draws}
         for name, number in [*numbers.items(), *(("labels_per_class", n) for n in labels_per_class)]:
             if not number > 0:
                 raise ValueError(f"{name} is {number}: it must be positive")
@@ -106,7 +108,7 @@ class RepresentationProbe(Callback):
         """Copies the encoder as it was made: weights of a checkpoint come later."""
         if self._initial_of is None or self._initial_of() is not pl_module:
             encoder: Any = pl_module.encoder
-            if self.references:
+            if self.references and self.every_n_epochs > 0:
                 self._initial = copy.deepcopy(encoder).cpu().eval().requires_grad_(False)
             self._initial_of = weakref.ref(pl_module)
             self._epochs, self._seconds, self._images = 0, 0.0, 0
@@ -116,7 +118,7 @@ class RepresentationProbe(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes room for the features of the validation images."""
         self._collectors = {}
-        if self._is_due(trainer) and self._can_measure(trainer):
+        if self._can_measure(trainer) and self._is_due(trainer):
             self._collectors = {TRAINED: Collector(pl_module.device)}
 
     def on_validation_batch_end(
@@ -216,6 +218,8 @@ class RepresentationProbe(Callback):
         return trainer.state.fn != TrainerFn.FITTING or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
 
     def _can_measure(self, trainer: Trainer) -> bool:
+        if self.every_n_epochs == 0:
+            return False
         data: Any = getattr(trainer, "datamodule", None)
         if data is None or not hasattr(data, "bank_dataloader"):
             return self._tell("there is no DataModule whose bank_dataloader() gives the training images in order")

@@ -120,7 +120,7 @@ class MoCo(Recipe):
     @torch.no_grad()
     def keys_of_all(self, batch: Batch) -> Tensor:
         """The keys of all devices' images, in their order; made of them in a random order (Section 3.3)."""
-        batch = Batch(*(self.gather(field) for field in batch))
+        batch = Batch(*(self.gather(field) for field in batch[:3]))  # data may add more
         order = uniform(self.key(batch, 2), 1).flatten().argsort(stable=True)  # the same on every device
         mine = Batch(*(field[order.chunk(self.trainer.world_size)[self.global_rank]] for field in batch))
         keys = self.key_network(self.normalize(self.views(mine.image, self.key(mine, 1))))

@@ -63,7 +63,7 @@ class CachedLogits:
         train, device = data.splits.train, trainer.strategy.root_device
 
         def said(batch: Batch) -> tuple[Tensor, Tensor]:
-            seen = view(Batch(*(part.to(device) for part in batch)))
+            seen = view(Batch(*(part.to(device) for part in batch[:3])))  # data may add more
             return seen, forward(teacher, seen, trainer).cpu()
 
         probes = train.__getitems__(list(range(min(_PROBES, len(train)))))
@@ -92,7 +92,7 @@ class CachedLogits:
 
     def join(self, batch: Batch) -> TaughtBatch:
         """Adds their logits to images on the CPU."""
-        return TaughtBatch(*batch, torch.from_numpy(self.logits[batch.index.numpy()]))
+        return TaughtBatch(*batch[:3], torch.from_numpy(self.logits[batch.index.numpy()]))
 
 
 def as_they_are(batch: Batch) -> Tensor:

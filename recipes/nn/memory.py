@@ -1,15 +1,17 @@
 """Features of past images: the same on every device, saved and resumed."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from recipes.nn.replicated import Replicated
 
-class Memory(nn.Module):
+
+class Memory(Replicated):
     """Unit vectors that change in a run and are no parameters.
 
     Every device is given what all devices have computed (``Recipe.gather``), and begins with the same random vectors,
-    so that all hold the same. A ``Recipe`` has DDP leave them alone, which would send them out at every step.
+    so that all hold the same.
 
     Args:
         size: how many vectors, at least 0.

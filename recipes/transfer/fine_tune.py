@@ -12,7 +12,7 @@ from datamodules import Batch, ImageDataModule
 from losses import labelled_cross_entropy
 from recipes.augment import Mix, SupervisedViews, Views, partners
 from recipes.classifier import Classifier
-from recipes.nn import Encoder, stage_of_state
+from recipes.nn import Encoder, TensorList, stage_of_state
 from recipes.nn import stages as all_stages
 from recipes.optim import WarmupCosine
 from recipes.transfer.frozen import cache_features, warn_of_random_weights
@@ -222,14 +222,6 @@ class FineTune(Classifier):
         for parameter in self._of_stages(*self._waiting()):
             parameter.grad = None
 
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What DDP need not send at every step: where the weights started is the same on all devices."""
-        return [
-            *super()._ddp_params_and_buffers_to_ignore,
-            *(n for n, _ in self.named_buffers() if n.startswith("start.")),
-        ]
-
     def _waiting(self) -> range:
         """The stages whose turn has not come."""
         if self.unfreeze_every_n_epochs is None:
@@ -251,17 +243,15 @@ class FineTune(Classifier):
         return self.finetune_factor if self.modes[number] == "finetune" else 1.0
 
 
-class _Values(nn.Module):
+class _Values(TensorList):
     """What parameters were at a time; in checkpoints, so that a resumed run still knows."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__()
-        for number, parameter in enumerate(parameters):
-            self.register_buffer(str(number), parameter.detach().clone())
+        super().__init__(parameter.detach().clone() for parameter in parameters)
 
     def squared_distance(self, parameters: list[nn.Parameter]) -> Tensor:
         """||w - w⁰||², with the parameters in the same order."""
-        pairs = zip(parameters, self.buffers(), strict=True)
+        pairs = zip(parameters, self, strict=True)
         return torch.stack([F.mse_loss(parameter, start, reduction="sum") for parameter, start in pairs]).sum()
 
 

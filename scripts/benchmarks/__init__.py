@@ -11,4 +11,5 @@ PARTS = (
     "momentum",
     "frozen",
     "distillation",
+    "continual",
 )

@@ -17,6 +17,8 @@ class Study:
         columns: what the table shows, of the COLUMNS of tables.py.
         root: where the data is by default, from the top of the checkout; None for data that needs no folder.
         kept: variants whose runs are kept for a measurement of another command.
+        groups: where every variant is named ``<row>: <group>``, the groups, each of which has columns of its own.
+        of_groups: what the table shows of each group; ``columns`` are then taken from the first that a row has.
     """
 
     about: str
@@ -25,6 +27,8 @@ class Study:
     columns: tuple[str, ...] = ("knn", "linear", "training_minutes")
     root: str | None = None
     kept: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    of_groups: tuple[str, ...] = ()
 
     def arguments(self, variant: str) -> str:
         """Those of ``recipes fit``, as they are typed."""
@@ -110,6 +114,46 @@ def _sweep(size: str) -> dict[str, str]:
     return {
         f"{parameters}, hard labels": f"{student} --model.soft_weight 0",
         **{f"{parameters}, T = {t}": f"{student} --model.temperature {t}" for t in (1, 4, 20)},
+    }
+
+
+_SCENARIOS = ("task", "domain", "class")
+_LEARNERS = {
+    "fine-tuning": "finetuning",
+    "feature extraction": "feature-extraction",
+    "EWC": "ewc",
+    "online EWC": "ewc --model.online true",
+    "SI": "si",
+    "LwF": "lwf",
+    **{f"rehearsal, {size:,}": f"rehearsal --model.buffer_size {size}" for size in (200, 500, 2000)},
+    "DER++, 500": "derpp",
+    "iCaRL, 500": "icarl",
+    "joint": "joint",
+}
+
+
+def _sequences(options: str = "") -> dict[str, str]:
+    """Every learner in every scenario that it is for, on the five tasks of Fashion-MNIST."""
+    variants = {}
+    for name, learner in _LEARNERS.items():
+        method, _, own = learner.partition(" ")
+        for scenario in _SCENARIOS:
+            if (name, scenario) != ("iCaRL, 500", "domain"):
+                config = f"--config {method}-split-fashionmnist --data.base.root <root> --data.scenario {scenario}"
+                variants[f"{name}: {scenario}"] = " ".join(f"{config} {own} {options}".split())
+    return variants
+
+
+def _two_tasks(first: str) -> dict[str, str]:
+    """What Li & Hoiem (2016) compare, where a second task follows a first."""
+    warm, cold = "--model.warmup_epochs 2", "--model.warmup_epochs 0"
+    return {
+        "feature extraction": f"{first} --model FeatureExtraction",
+        "joint": f"{first} --model Joint {warm}",
+        "LwF": f"{first} {warm}",
+        "LwF, no warm-up": f"{first} {cold}",
+        "fine-tuning": f"{first} --model FineTuning {warm}",
+        "fine-tuning, no warm-up": f"{first} --model FineTuning {cold}",
     }
 
 
@@ -238,5 +282,24 @@ STUDIES = {
         common=_LEAN,
         columns=_DISTILLED,
         root="data/cifar10-jpeg",
+    ),
+    "continual-mlp": Study(
+        about="Split Fashion-MNIST: 5 tasks of 2 classes, 5 epochs each, a net of 400-400 units",
+        variants=_sequences(),
+        columns=("memory_megabytes", "flops_per_image", "training_minutes"),
+        groups=_SCENARIOS,
+        of_groups=("test/average_accuracy", "test/forgetting"),
+        root="data",
+    ),
+    "continual-cnn": Study(
+        about="Split Fashion-MNIST: 5 tasks of 2 classes, 2 epochs each, a small convolutional network",
+        variants=_sequences(
+            "--model.encoder ConvNet --model.encoder.widths [16,32,64] --model.encoder.norm group "
+            "--data.epochs_per_task 2 --trainer.check_val_every_n_epoch 2"
+        ),
+        columns=("memory_megabytes", "flops_per_image", "training_minutes"),
+        groups=_SCENARIOS,
+        of_groups=("test/average_accuracy", "test/forgetting"),
+        root="data",
     ),
 }

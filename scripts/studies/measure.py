@@ -193,7 +193,7 @@ def _summaries(same: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def _numbers(run: dict[str, Any]) -> dict[str, float]:
     """All that a run measured; with few labels, the mean over their draws."""
-    accuracy = run["accuracy"]["trained_encoder"]
+    accuracy = run["accuracy"].get("trained_encoder", {})
     return {
         **{name: value["mean"] if isinstance(value, dict) else value for name, value in accuracy.items()},
         **run["metrics"],
@@ -207,7 +207,11 @@ def _numbers(run: dict[str, Any]) -> dict[str, float]:
 
 def _told(run: dict[str, Any]) -> str:
     numbers = _numbers(run)
-    return ", ".join(f"{name} {numbers[name]:.4g}" for name in ("knn", "linear", *run["metrics"], "command_minutes"))
+    return ", ".join(
+        f"{name} {numbers[name]:.4g}"
+        for name in ("knn", "linear", *run["metrics"], "command_minutes")
+        if name in numbers
+    )
 
 
 def _command(study: Study, variant: str) -> str:

@@ -45,20 +45,33 @@ def fit(
         if done.returncode:
             said = "\n".join(((done.stdout or "") + (done.stderr or "")).splitlines()[-20:])
             sys.exit(f"{said}\nended with code {done.returncode}: {' '.join(command[2:])}")
-        (path,) = Path(runs).glob("*/*/evaluation.json")
-        evaluation = json.loads(path.read_text())
-        last = _last_values(path.with_name("metrics.csv"))
-    protocol = evaluation["protocol"]
+        (path,) = Path(runs).glob("*/*/metrics.csv")
+        last = _last_values(path)
+        accuracy, protocol, cost = _reported(path.parent)
     training = protocol["training_minutes"]
     return {
         "seed": seed,
-        "accuracy": evaluation["accuracy"],
-        "metrics": {name: last[name] for name in last if re.match(_KEPT, name)},
+        "accuracy": accuracy,
+        "metrics": {name: last[name] for name in last if re.match(_KEPT, name)} | cost,
         "steps": int(last["step"]),
         "command_minutes": round(minutes, 2),
         "images_per_second": round(protocol["training_images_seen"] / training / 60, 1) if training else 0.0,
         "protocol": protocol,
     }
+
+
+def _reported(directory: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+    """What the reports of a run say: the accuracies of probes, the protocol, and what a continual learner costs."""
+    accuracy, protocol, cost = {}, {}, {}
+    if (path := directory / "continual.json").is_file():
+        report = json.loads(path.read_text())
+        sizes, flops = report["cost"]["bytes"], report["cost"]["flops_per_image"][-1]
+        cost = {"memory_megabytes": (sizes["parameters"] + sizes["buffers"]) / 1e6, "flops_per_image": flops}
+        protocol = {**report["protocol"], "epochs": sum(report["protocol"]["epochs_per_task"])}
+    if (path := directory / "evaluation.json").is_file():
+        report = json.loads(path.read_text())
+        accuracy, protocol = report["accuracy"], {**protocol, **report["protocol"]}
+    return accuracy, protocol, cost
 
 
 def summary(values: list[float]) -> dict[str, float]:

@@ -220,6 +220,19 @@ def test_fast_dev_run_works_and_writes_nothing(tmp_path: Path, every: int, monke
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_at_every_0_epochs_nothing_is_measured_not_even_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Digits, "bank_dataloader", None)  # nobody asks for it
+    it = trainer(tmp_path, RepresentationProbe(every_n_epochs=0), max_epochs=1, limit_train_batches=1)
+    model = recipe()
+    it.fit(model, datamodule=digits())
+    it.test(model, datamodule=digits(), verbose=False)
+    assert not [name for name in it.callback_metrics if "knn" in name or "linear" in name]
+    assert not [*tmp_path.rglob("evaluation.json")]
+    assert not capsys.readouterr().out
+
+
 def test_the_sanity_check_is_not_measured(tmp_path: Path) -> None:
     probe = RepresentationProbe()
     it = trainer(tmp_path, probe, CollapseMonitor(), num_sanity_val_steps=2, limit_train_batches=0)
@@ -301,7 +314,7 @@ def test_without_references_and_few_labels_only_the_trained_encoder_is_measured(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"every_n_epochs": 0}, {"k": 0}, {"temperature": -1.0}, {"draws": 0}, {"labels_per_class": [1, 0]}]
+    "wrong", [{"every_n_epochs": -1}, {"k": 0}, {"temperature": -1.0}, {"draws": 0}, {"labels_per_class": [1, 0]}]
 )
 def test_numbers_that_are_not_positive_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .* must be positive"):

@@ -1,0 +1,116 @@
+import math
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from datamodules import TaskBatch, Tasks
+from recipes.augment import Key, Views
+from recipes.continual.replay import ReplayRecipe
+from recipes.nn import Encoder, Policy, ReplayBuffer
+
+_DRAW, _RECORDED = 3, 4  # as in replay.py
+
+
+class DERpp(ReplayRecipe):
+    """Dark Experience Replay++ (Buzzega et al., 2020, arXiv:2004.07211).
+
+    With every image that is kept goes what the network answered to it: its logits. To the cross-entropy of the new
+    task come two terms, each on images of past tasks drawn for it: ``logit_weight`` × the mean squared difference from
+    the logits that were kept, and ``replay_weight`` × the cross-entropy of their labels.
+
+    The published code keeps the logits that come up in training, and compares them with those of another view. Here
+    they are recorded when a task ends, in eval mode, and compared on the very view that they are of: it belongs to the
+    image, and never changes. Logits of classes whose task had not begun take no part. And all images of a step pass
+    through the network together, so that batch norm sees the mix, where the published code has three passes.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        logit_weight: the paper's α, >= 0; 0 leaves the logits out.
+        replay_weight: the paper's β, >= 0; 0 leaves the labels out, which is DER.
+        buffer_size: how many images of past tasks are kept, >= 1.
+        policy: which: a uniform sample of all (``reservoir``), a uniform sample of as many of each class
+            (``class-balanced``), or as many of each class that are near its mean (``herding``).
+        replay_batch_size: how many images of past tasks each of the two terms gets, over all devices together; fewer
+            where the buffer has fewer. Null takes as many as the batch has.
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        logit_weight: float = 0.2,  # published code, split CIFAR-10 with 500 images
+        replay_weight: float = 0.5,  # published code, split CIFAR-10 with 500 images
+        buffer_size: int = 500,  # of the paper's 200, 500 and 5120
+        policy: Policy = "reservoir",  # the paper's
+        replay_batch_size: int | None = None,  # published code: as many as the batch, 32
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.03),  # published code, split CIFAR-10
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        for name, weight in ("logit_weight", logit_weight), ("replay_weight", replay_weight):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} is {weight}: it must be at least 0, which leaves the term out")
+        buffer = ReplayBuffer(buffer_size, policy, tasks.num_classes if tasks else 0)
+        super().__init__(encoder, tasks, buffer, optimizer, replay_batch_size, views, scheduler, lr_batch_size)
+        self.logit_weight = logit_weight
+        self.replay_weight = replay_weight
+
+    def end_task(self) -> None:
+        """Takes images of the task into the buffer, each with the logits of the view that belongs to it."""
+        rows = self.keep()
+        if len(rows):
+            self.buffer.record(rows, self.of_rows(rows, self._recorded_answers))
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy of the new task, and on past tasks the old logits and the labels."""
+        drawn = self.draw(batch, batch_idx, _DRAW)
+        rows = self.share(drawn)
+        past = self.past(self.share(self.draw(batch, batch_idx)), batch)
+        image = [
+            self.view(batch, batch_idx),
+            self.recorded_view(self.past(rows, batch)),
+            self.replayed_view(past, batch_idx),
+        ]
+        new, of_recorded, of_past = self.answers(torch.cat(image)).split([len(part) for part in image])
+        loss = self.cross_entropy(new, batch.label, batch.task)
+        if len(self.buffer):
+            logit_loss = self.logit_loss(of_recorded, rows, drawn)
+            replay_loss = self.cross_entropy(of_past, past.label, past.task)
+            self.log("train/logit_loss", logit_loss, sync_dist=True)
+            self.log("train/replay_loss", replay_loss, sync_dist=True)
+            loss = loss + self.logit_weight * logit_loss + self.replay_weight * replay_loss
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def logit_loss(self, logits: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:
+        """The mean squared difference from the logits that were kept.
+
+        The mean is over the images of all devices and over the classes whose task had begun when they were recorded.
+
+        Args:
+            logits: of this device's images, [n, classes].
+            rows: int64 [n], where they are in the buffer.
+            drawn: int64 [N], the rows of all devices.
+        """
+        known = self.own_labels.cumsum(0) > 0  # type: ignore[operator]  # [tasks, classes]
+        count = known[self.buffer.task[drawn]].sum()
+        squared = (logits - self.buffer.logits[rows].to(logits)).square()
+        total = (squared * known[self.buffer.task[rows]]).sum()
+        return total / count * self.trainer.world_size  # DDP takes the mean over the devices
+
+    def recorded_view(self, past: TaskBatch) -> Tensor:
+        """The view of each image [n, C, H, W] that its logits are of: a function of the image alone."""
+        return past.image if self.views is None else self.views(past.image, Key(self.seed, 0, past.index, _RECORDED))
+
+    def _recorded_answers(self, rows: Tensor) -> Tensor:
+        return self.answers(self.recorded_view(self.kept(rows)))

@@ -1,0 +1,117 @@
+import os
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from datamodules import TaskBatch, Tasks
+from recipes.augment import Key, Views, uniform
+from recipes.continual.learner import ContinualRecipe
+from recipes.nn import Encoder, QuadraticPenalty, diagonal_fisher
+
+
+class EWC(ContinualRecipe):
+    """Elastic Weight Consolidation (Kirkpatrick et al., 2017, arXiv:1612.00796): weights that matter stay in place.
+
+    After each task A, the Fisher information F of its images says how much each weight θᵢ matters for what the network
+    answers. From then on, an elastic spring of that strength holds the weight to the value that it had (Equation 3):
+
+        L(θ) = L_B(θ) + Σ_A Σᵢ λ/2 F_A,i (θᵢ - θ*_A,i)²
+
+    The sum over tasks is kept as one quadratic, which is equal to it: memory and time do not grow with the tasks.
+    The online form (Schwarz et al., 2018, arXiv:1805.06370) holds to the last θ* alone, with F ← γ F + F_A.
+
+    F is exact, the mean over images of the expectation over labels, in eval mode and on images as they are: see
+    ``recipes.nn.diagonal_fisher``. What λ means depends on that: where F is a sum over N images, the same penalty has
+    λ/N, and where gradients are averaged over a batch before they are squared, λ is larger by orders of magnitude.
+    ``train/penalty_ratio`` is the penalty over the cross-entropy: where it stays far below 1, λ holds nothing.
+
+    Knowing the task, it forgets little. In the scenario ``class`` it stays near fine-tuning, here as elsewhere (van de
+    Ven & Tolias, 2019, arXiv:1904.07734, Table 4): no penalty on weights teaches a network to tell the tasks apart.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        ewc_weight: λ, >= 0; 0 is fine-tuning.
+        online: whether it is online EWC.
+        gamma: γ of online EWC, the share of F that is kept when a task ends, in [0, 1].
+        fisher_images: how many images of a task F is computed from, > 0, drawn by the seed; all where there are fewer.
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if a number is out of its range, or there is a ``gamma`` without ``online``.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        ewc_weight: float = 1000.0,  # chosen on split Fashion-MNIST, where 100 to 100,000 differ by 0.2 %
+        online: bool = False,
+        gamma: float = 1.0,
+        fisher_images: int = 500,  # van de Ven, 2025, arXiv:2502.11756: about as good as all
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),  # as in van de Ven & Tolias, 2019
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
+        if not ewc_weight >= 0:
+            raise ValueError(f"ewc_weight is {ewc_weight}: it must be at least 0 (fine-tuning)")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is {gamma}: it must be in [0, 1]")
+        if gamma != 1 and not online:
+            raise ValueError(f"gamma is {gamma}, and is for online EWC: set online to true, or leave gamma out")
+        if fisher_images < 1:
+            raise ValueError(f"fisher_images is {fisher_images}: it must be at least 1")
+        self.ewc_weight = ewc_weight
+        self.online = online
+        self.gamma = gamma
+        self.fisher_images = fisher_images
+        self.penalty = QuadraticPenalty(self.held)
+
+    @property
+    def expectation(self) -> str | None:
+        """What the reader of a result should know of the method in the scenario of the data."""
+        if self.tasks.scenario != "class":
+            return None
+        return (
+            "EWC stays near fine-tuning in the scenario class: without old images, nothing teaches it to tell the "
+            "tasks apart. Read the accuracies of the scenario task, or keep images (Rehearsal, ICaRL)."
+        )
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy on the new task, and the penalty (Equation 3)."""
+        loss = self.cross_entropy(self.answers(self.view(batch, batch_idx)), batch.label, batch.task)
+        if self.ended > 0:
+            penalty = self.ewc_weight / 2 * self.penalty(self.held)
+            self.log("train/penalty", penalty)
+            self.log("train/penalty_ratio", penalty / self.gather(loss.detach()[None]).mean())
+            loss = loss + penalty
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def end_task(self) -> None:
+        """Computes F of the task, over the classes that its images could be of, and holds the weights by it."""
+        images = self.normalize(self.data.splits.train.images(self._fisher_rows()).to(self.device))
+        classes = self.allowed(torch.tensor([self.task], device=self.device))[0]
+        fisher = diagonal_fisher(nn.Sequential(self.encoder, self.head), images, classes)
+        if self.online:
+            self.penalty.move(fisher, self.held, decay=self.gamma)
+        else:
+            self.penalty.add(fisher, self.held)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The parameters that the penalty is on: all of encoder and head. No head is held before it is trained."""
+        parameters = (*self.encoder.parameters(), *self.head.parameters())
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def _fisher_rows(self) -> Tensor:
+        """Which images of the task F is computed from: a function of seed and task, the same on every device."""
+        rows = self.data.positions(self.data.splits.train, self.task)
+        order = uniform(Key(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.task, rows), 1)[:, 0]
+        return rows[order.argsort(stable=True)[: self.fisher_images]]

@@ -1,0 +1,75 @@
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from datamodules import TaskBatch, Tasks
+from recipes.augment import Views
+from recipes.continual.learner import ContinualRecipe, check_start
+from recipes.nn import Encoder
+
+
+class FineTuning(ContinualRecipe):
+    """Goes on training on each new task, with nothing against forgetting: the lower bound of continual learning.
+
+    In the scenario ``task``, the heads of old tasks stay as they are (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(b)).
+    In ``class``, where all classes share one softmax, their rows go on learning, as the old logits are in the loss.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        from_stage: from the second task on, the stages of the encoder before this one stay as they are; 0 trains all,
+            and ``head`` (or the number of stages) none, which is ``FeatureExtraction``. The first task trains all.
+        warmup_epochs: epochs at the start of each task but the first in which only its head learns, less than those of
+            the task (Li & Hoiem, Section 3: until convergence); 0 leaves the warm-up out.
+        later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
+            Section 3: 0.1 to 0.02).
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if ``from_stage``, ``warmup_epochs`` or ``later_lr_factor`` is out of its range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        from_stage: int | Literal["head"] = 0,
+        warmup_epochs: int = 0,
+        later_lr_factor: float = 1.0,
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),  # van de Ven & Tolias, 2019
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
+        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        names = [stage.name for stage in self._stages]
+        self.from_stage = len(names) if from_stage == "head" else from_stage
+        if not 0 <= self.from_stage <= len(names):
+            raise ValueError(
+                f"from_stage is {from_stage}, and the encoder has {len(names)} stages ({', '.join(names)}): give a "
+                f"number from 0 to {len(names)}, or head"
+            )
+
+    @property
+    def frozen_stages(self) -> int:
+        """How many stages of the encoder, from the first, do not learn now."""
+        return max(super().frozen_stages, self.from_stage if self.task > 0 else 0)
+
+    @property
+    def learning_heads(self) -> Any:
+        """Where the encoder is frozen, so are the heads of old tasks."""
+        only_new = self.from_stage == len(self._stages) and self.tasks.scenario != "domain"
+        return [self.task] if only_new else super().learning_heads
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy of one view of every image."""
+        logits = self.answers(self.view(batch, batch_idx))
+        loss = self.cross_entropy(logits, batch.label, batch.task)
+        self.log("train/loss", loss, sync_dist=True)
+        return loss

@@ -1,0 +1,151 @@
+import math
+from typing import ClassVar
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules import Scenario, TaskBatch, Tasks
+from recipes.augment import Views
+from recipes.continual.replay import ReplayRecipe
+from recipes.nn import Encoder, ReplayBuffer, Replicated, Snapshot
+
+_FARTHEST = 5.0  # farther than any mean can be: unit vectors have a squared distance of at most 4
+
+
+class ICaRL(ReplayRecipe):
+    """iCaRL: Incremental Classifier and Representation Learning (Rebuffi et al., 2017, arXiv:1611.07725).
+
+    For each class it keeps exemplars, whose mean is near that of the class (herding, Algorithm 4), and divides the room
+    for them among the classes so far (Algorithm 5). The network learns with a sigmoid for each class, from the images
+    of the new task and from exemplars: the outputs of new classes shall be the labels, those of old classes what the
+    network said of the same images before the task (Algorithm 3). An image is of the class whose exemplars have the
+    nearest mean feature (Algorithm 1); while a task is learned, its classes have no exemplars, and accuracies are those
+    of the network's own outputs.
+
+    The loss is the mean over images of the sum over the classes so far. The published code takes the mean over classes
+    too, and counts those to come as well, as new classes that no image is of.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        buffer_size: K, how many exemplars are kept of all classes together, >= 1.
+        replay_batch_size: how many exemplars go with a batch, over all devices together. Null takes so many that each
+            comes about once in an epoch, as in Algorithm 3.
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Attributes:
+        nearest_mean: the means of the exemplars' features, as they were when the last task ended.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the scenario is ``domain``.
+    """
+
+    scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class")
+    has_probabilities = False
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        buffer_size: int = 2000,  # published code: 20 for each of 100 classes
+        replay_batch_size: int | None = None,
+        views: Views | None = None,
+        # Published code: 2, with the mean over 100 classes where here is the sum
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-5),
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        buffer = ReplayBuffer(buffer_size, "herding")
+        super().__init__(encoder, tasks, buffer, optimizer, replay_batch_size, views, scheduler, lr_batch_size)
+        self.old_network = Snapshot(self.encoder, self.head)
+        self.nearest_mean = NearestMean(self.feature_dim, self.tasks.num_classes)
+
+    def begin_task(self) -> None:
+        """Copies the network, whose outputs for old classes are to stay."""
+        self.old_network.take()
+
+    def end_task(self) -> None:
+        """Chooses exemplars of the new classes, drops some of the old ones, and takes the means of all."""
+        self.keep()
+        rows = torch.arange(len(self.buffer), device=self.device)
+        feature = self.of_rows(rows, lambda part: self(self.buffer.image[part]))
+        self.nearest_mean.set(feature, self.buffer.label)
+
+    def replays(self, batch: TaskBatch) -> int:
+        """As many exemplars as let each come about once in an epoch."""
+        if self.replay_batch_size is not None:
+            return self.replay_batch_size
+        images = len(self.data.positions(self.data.splits.train, self.task))
+        return math.ceil(len(batch.index) * self.trainer.world_size * len(self.buffer) / images)
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Binary cross-entropy: for new classes with the labels, for old ones with what the old network says."""
+        drawn = self.draw(batch, batch_idx)
+        past = self.past(self.share(drawn), batch)
+        image = torch.cat([self.view(batch, batch_idx), self.replayed_view(past, batch_idx)])
+        old = self.old_network(self.normalize(image)) if self.task > 0 else None
+        total = self.loss(self.answers(image), torch.cat([batch.label, past.label]), old)
+        images = len(batch.index) * self.trainer.world_size + len(drawn)
+        loss = total / images * self.trainer.world_size  # DDP takes the mean over the devices
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def loss(self, logits: Tensor, label: Tensor, old: Tensor | None) -> Tensor:
+        """Algorithm 3, classification and distillation: the sum over images [n] and over the classes so far.
+
+        Args:
+            logits: [n, classes].
+            label: int64 [n].
+            old: logits of the old network [n, classes]; None in the first task.
+        """
+        new = self.tasks.labels(self.task)  # s, ..., t
+        target = F.one_hot(label, self.tasks.num_classes).to(logits)
+        if old is not None:
+            target[:, : new.start] = old[:, : new.start].to(logits).sigmoid()  # q
+        so_far = slice(0, new.stop)
+        return F.binary_cross_entropy_with_logits(logits[:, so_far], target[:, so_far], reduction="sum")
+
+    def scores(self, feature: Tensor) -> Tensor:
+        """Maps features [B, F] to minus the squared distance from the mean of each class [B, classes].
+
+        While a task is learned, and before the first, to the logits of the network.
+        """
+        return self.nearest_mean(feature) if 0 < self.begun == self.ended else super().scores(feature)
+
+
+class NearestMean(Replicated):
+    """Compares features with the mean feature of each class; all of them are scaled to length one (Algorithm 1).
+
+    Args:
+        dim: F, the length of a feature.
+        classes: how many there are.
+
+    Attributes:
+        mean: [classes, F], of length one; 0 for classes without images.
+    """
+
+    mean: Tensor
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(classes, dim))
+
+    @torch.no_grad()
+    def set(self, feature: Tensor, label: Tensor) -> None:
+        """Takes the means of features [N, F] of classes [N]."""
+        feature = F.normalize(feature.to(self.mean))
+        total = torch.zeros_like(self.mean).index_add_(0, label, feature)
+        self.mean = F.normalize(total)  # the mean is as long as the sum, once it is normalised
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Maps features [B, F] to minus the squared distance from each mean [B, classes], in [-4, 0]; else -5."""
+        dtype = torch.promote_types(feature.dtype, torch.float32)
+        with torch.autocast(feature.device.type, enabled=False):
+            feature, mean = F.normalize(feature.to(dtype)), self.mean.to(dtype)
+            squared = torch.cdist(feature, mean, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return -squared.masked_fill(~mean.any(1), _FARTHEST)

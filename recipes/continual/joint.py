@@ -1,0 +1,79 @@
+import os
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from datamodules import TaskBatch, Tasks
+from recipes.augment import Views
+from recipes.continual.learner import ContinualRecipe, check_start
+from recipes.nn import Encoder, MultiHead
+
+
+class Joint(ContinualRecipe):
+    """Trains on the images of all tasks seen so far, as if nothing had to be left behind: the upper bound.
+
+    An epoch of a task is one pass over the images of this task and of all before it, so that each epoch is longer than
+    those of the task before.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        fresh: begins every task with random weights; otherwise with those of the task before (warm start, as in Li &
+            Hoiem, 2016, arXiv:1606.09282, where joint training starts from the old network).
+        warmup_epochs: epochs at the start of each task but the first in which only its head learns, less than those of
+            the task; 0 leaves the warm-up out. Has no sense with ``fresh``.
+        later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
+            Section 3: 0.1 to 0.02).
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if ``warmup_epochs`` or ``later_lr_factor`` is out of its range, or ``fresh`` given with a warm-up.
+    """
+
+    reads_old_heads = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        fresh: bool = False,
+        warmup_epochs: int = 0,
+        later_lr_factor: float = 1.0,
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
+        self.fresh = fresh
+        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        if fresh and warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs is {warmup_epochs}, and a fresh encoder has nothing to keep: leave one of them out"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Has the data give the images of all tasks up to the one that is learned."""
+        super().setup(stage)
+        if stage == "fit":
+            self.data.cumulative = True
+
+    def begin_task(self) -> None:
+        """Draws new weights, where that is wanted: by the seed and the task, the same on every device."""
+        if not self.fresh or self.task == 0:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)) * len(self.tasks) + self.task)
+            self.encoder.load_state_dict(self.encoder.fresh().state_dict())
+            self.head.load_state_dict(MultiHead(self.feature_dim, self.tasks.head_sizes).state_dict())
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy of one view of every image, of whatever task."""
+        logits = self.answers(self.view(batch, batch_idx))
+        loss = self.cross_entropy(logits, batch.label, batch.task)
+        self.log("train/loss", loss, sync_dist=True)
+        return loss

@@ -1,0 +1,106 @@
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from datamodules import TaskBatch, Tasks
+from losses import SoftTarget
+from recipes.augment import Views
+from recipes.continual.learner import ContinualRecipe, check_start
+from recipes.nn import Encoder, Snapshot
+
+
+class LwF(ContinualRecipe):
+    """Learning without Forgetting (Li & Hoiem, 2016, arXiv:1606.09282): the old network teaches its own successor.
+
+    No image of an old task is kept. When a task begins, the network is copied. What the copy, in eval mode, answers for
+    old tasks on the views of the new images is what the network shall go on answering (Figure 3):
+
+        λ_o Σ L_old(Y_o, Ŷ_o) + L_new(Y_n, Ŷ_n), with L_old = -Σ softmax(y_o/T) log softmax(ŷ_o/T),
+
+    where the first sum is over the old tasks, each with a softmax of its own, and there is no factor T². In the
+    scenario ``class`` all old classes share one softmax, and all classes seen that of L_new; in ``domain`` there is one
+    head, which both losses read.
+
+    Knowing the task, it forgets little. In the scenario ``class`` it stays near the floor, here as elsewhere: no image
+    ever says which of two tasks it belongs to (van de Ven & Tolias, 2019, arXiv:1904.07734, Table 4: 24 % on split
+    MNIST, where fine-tuning has 20 %).
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        old_weight: λ_o, >= 0 (Section 3: 1 for most experiments); 0 is fine-tuning.
+        temperature: T, > 0 (Section 3: 2).
+        warmup_epochs: epochs at the start of each task but the first in which only its head learns, less than those of
+            the task (Section 3: until convergence); 0 leaves the warm-up out.
+        later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
+            Section 3: 0.1 to 0.02).
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    reads_old_heads = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        old_weight: float = 1.0,
+        temperature: float = 2.0,
+        warmup_epochs: int = 1,
+        later_lr_factor: float = 1.0,
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.01, momentum=0.9, weight_decay=5e-4
+        ),  # Figure 3: weight decay 0.0005; Section 3: a small learning rate, as what is old shall stay
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
+        if not old_weight >= 0:
+            raise ValueError(f"old_weight is {old_weight}: it must be at least 0")
+        self.old_weight = old_weight
+        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        self.soft_target = SoftTarget(temperature, scale_t2=False)
+        self.old_network = Snapshot(self.encoder, self.head)
+
+    @property
+    def expectation(self) -> str | None:
+        """What the reader of a result should know of the method in the scenario of the data."""
+        if self.tasks.scenario != "class":
+            return None
+        return (
+            "LwF stays near the floor in the scenario class: without old images, nothing teaches it to tell the tasks "
+            "apart. Read the accuracies of the scenario task, or keep images (Rehearsal, ICaRL)."
+        )
+
+    def begin_task(self) -> None:
+        """Copies the network: θ_s and θ_o."""
+        self.old_network.take()
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy on the new task, and on the old ones with what the old network answers."""
+        image = self.view(batch, batch_idx)
+        logits = self.answers(image)
+        loss = self.cross_entropy(logits, batch.label, batch.task)
+        if self.task > 0 and self.old_weight > 0 and not self.warming_up:
+            old = self.old_network(self.normalize(image))  # Y_o
+            each = [self.soft_target(logits[:, labels], old[:, labels]) for labels in self.old_labels]
+            self.log("train/old_loss", sum(each), sync_dist=True)
+            loss = loss + self.old_weight * sum(each)
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    @property
+    def old_labels(self) -> list[slice]:
+        """The classes of each softmax of the old network."""
+        if self.tasks.scenario == "domain":
+            return [slice(0, self.tasks.num_classes)]
+        labels = [self.tasks.labels(task) for task in range(self.task)]
+        if self.tasks.scenario == "class":
+            return [slice(0, labels[-1].stop)]
+        return [slice(each.start, each.stop) for each in labels]

@@ -1,0 +1,117 @@
+import os
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from datamodules import TaskBatch, Tasks
+from recipes.augment import Views
+from recipes.continual.learner import ContinualRecipe
+from recipes.features import extract
+from recipes.nn import Encoder, ReplayBuffer
+
+_DRAW, _VIEW = 1, 2  # what else than the views of a batch (0) random numbers are drawn for
+
+
+class ReplayRecipe(ContinualRecipe):
+    """What recipes share that keep images of past tasks, and show them again while a new task is learned.
+
+    The buffer takes in the images of a task at its end. Images that are shown again get a new view each time.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        buffer: where images of past tasks are kept.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        replay_batch_size: how many images of past tasks go with a batch, over all devices together; fewer where the
+            buffer has fewer. Null takes as many as the batch has.
+        views: draws one random view of every image; null takes the images as they are.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if ``replay_batch_size`` is not positive.
+    """
+
+    reads_old_heads = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        buffer: ReplayBuffer,
+        optimizer: OptimizerCallable,
+        replay_batch_size: int | None = None,
+        views: Views | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
+        if replay_batch_size is not None and replay_batch_size < 1:
+            raise ValueError(
+                f"replay_batch_size is {replay_batch_size}: it must be at least 1; null takes as many as the batch has"
+            )
+        self.replay_batch_size = replay_batch_size
+        self.buffer = buffer
+
+    @property
+    def seed(self) -> int:
+        """That of the run."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    def end_task(self) -> None:
+        """Takes images of the task into the buffer."""
+        self.keep()
+
+    def keep(self) -> Tensor:
+        """Takes images of the task that is learned now into the buffer; returns their rows [n]."""
+        train, feature = self.data.splits.train, None
+        index = self.data.positions(train, self.task)
+        label = train.label[index]
+        if self.buffer.policy == "herding":
+            images = self.data.in_order(train, index)
+            feature, label, index = extract({"self": self}, images, self.trainer, next(self.parameters()).dtype)["self"]
+        return self.buffer.add(train.images, index, label, self.task, self.seed, feature)
+
+    def replays(self, batch: TaskBatch) -> int:
+        """How many images of past tasks go with a batch, over all devices together."""
+        return self.replay_batch_size or len(batch.index) * self.trainer.world_size
+
+    def draw(self, batch: TaskBatch, batch_idx: int, purpose: int = _DRAW) -> Tensor:
+        """Draws images of past tasks for a step: rows of the buffer [n], the same on every device.
+
+        Args:
+            batch: of the step.
+            batch_idx: its number in the epoch.
+            purpose: another one has other images drawn.
+        """
+        return self.buffer.draw(self.key(batch, purpose).fold_in(batch_idx), self.replays(batch))
+
+    def past(self, rows: Tensor, batch: TaskBatch) -> TaskBatch:
+        """Images of past tasks, to go with a batch: rows [n] of the buffer; none while it is empty."""
+        return self.kept(rows) if len(self.buffer) else TaskBatch(*(part[:0] for part in batch))
+
+    def kept(self, rows: Tensor) -> TaskBatch:
+        """The images of rows [n] of the buffer, which must not be empty."""
+        buffer = self.buffer
+        return TaskBatch(buffer.image[rows], buffer.label[rows], buffer.index[rows], buffer.task[rows])
+
+    def replayed_view(self, past: TaskBatch, batch_idx: int) -> Tensor:
+        """A new view of images of past tasks [n, C, H, W]."""
+        if self.views is None:
+            return past.image
+        return self.views(past.image, self.key(past, _VIEW).fold_in(batch_idx))
+
+    def of_rows(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Applies a function to rows of the buffer, a batch at a time.
+
+        Args:
+            rows: int64 [N], at least one.
+            function: maps rows [n] to a tensor [n, ...].
+
+        Returns:
+            [N, ...], at least float32; that of the first device on all, should their running statistics differ.
+        """
+        of_all = torch.cat([function(part) for part in rows.split(self.data.batch_size)])
+        return self.gather(of_all.to(torch.promote_types(of_all.dtype, torch.float32)))[: len(rows)]

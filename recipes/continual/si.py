@@ -1,0 +1,128 @@
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+
+from datamodules import TaskBatch, Tasks
+from recipes.augment import Views
+from recipes.continual.learner import ContinualRecipe
+from recipes.nn import Encoder, QuadraticPenalty, TensorList
+
+
+class SI(ContinualRecipe):
+    """Synaptic Intelligence (Zenke et al., 2017, arXiv:1703.04200): weights are held by what they did for the loss.
+
+    While a task is learned, each step of the optimiser adds to ω of a weight by how much the weight lowered the loss:
+    minus its gradient times its change, whose sum over weights and steps is the loss that the task has lost. When the
+    task ends, with Δ the way that the weight has come in the task,
+
+        Ω ← max(0, Ω + ω / (Δ² + ξ)),
+
+    and from then on the loss is L + c Σ Ω (θ - θ*)², with θ* the weights at the end of the last task. As in the
+    published code, gradients are those of L alone, without the penalty, and Ω is not negative.
+
+    Gradients are those before any clipping, changes those that the optimiser made: ω is about L on the way that was
+    taken. ``train/penalty_ratio`` is the penalty over the cross-entropy.
+
+    Knowing the task, it forgets little. In the scenario ``class`` it stays near fine-tuning, here as elsewhere (van de
+    Ven & Tolias, 2019, arXiv:1904.07734, Table 4): no penalty on weights teaches a network to tell the tasks apart.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        si_weight: c, >= 0; 0 is fine-tuning.
+        damping: ξ, > 0: bounds Ω of weights that have hardly moved.
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Raises:
+        ValueError: if ``si_weight`` or ``damping`` is out of its range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        si_weight: float = 1.0,  # published code, split MNIST (permuted MNIST: 0.1)
+        damping: float = 1e-3,  # published code, split MNIST (permuted MNIST: 0.1)
+        views: Views | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),  # published code
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
+        if not si_weight >= 0:
+            raise ValueError(f"si_weight is {si_weight}: it must be at least 0 (fine-tuning)")
+        if not damping > 0:
+            raise ValueError(f"damping is {damping}: it must be positive")
+        self.si_weight = si_weight
+        self.damping = damping
+        self.penalty = QuadraticPenalty(self.held)  # Ω and θ*
+        self.path = TensorList(torch.zeros_like(parameter) for parameter in self.held)  # ω
+        self._gradients: list[Tensor] = []
+
+    @property
+    def expectation(self) -> str | None:
+        """What the reader of a result should know of the method in the scenario of the data."""
+        if self.tasks.scenario != "class":
+            return None
+        return (
+            "SI stays near fine-tuning in the scenario class: without old images, nothing teaches it to tell the tasks "
+            "apart. Read the accuracies of the scenario task, or keep images (Rehearsal, ICaRL)."
+        )
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy on the new task, and the penalty."""
+        loss = self.cross_entropy(self.answers(self.view(batch, batch_idx)), batch.label, batch.task)
+        if self.ended > 0:
+            penalty = self.si_weight * self.penalty(self.held)
+            self.log("train/penalty", penalty)
+            self.log("train/penalty_ratio", penalty / self.gather(loss.detach()[None]).mean())
+            loss = loss + penalty
+        self.log("train/loss", loss, sync_dist=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Notes the gradients of the cross-entropy: those of the loss less those of the penalty."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.held]
+        if self.ended > 0:
+            torch._foreach_sub_(gradients, self.penalty.gradient(self.held), alpha=self.si_weight)
+        self._gradients = gradients
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Takes the step, and adds to ω what it did: -∂L/∂θ (θ_after - θ_before)."""
+        held = self.held
+        change = [parameter.detach().clone() for parameter in held]
+        super().optimizer_step(*args, **options)
+        with torch.no_grad():
+            torch._foreach_sub_(change, held)  # θ_before - θ_after
+            torch._foreach_mul_(change, self._gradients)
+            if self.trainer.scaler is not None:  # it leaves out steps with infinite gradients: infinity times 0
+                change = [torch.nan_to_num(term, 0.0, 0.0, 0.0) for term in change]
+            torch._foreach_add_([*self.path], change)
+        self._gradients = []
+
+    def begin_task(self) -> None:
+        """Takes the weights before the first task as the start of its path."""
+        if self.task == 0:
+            self.penalty.move([*self.path], self.held)  # ω is 0
+
+    def end_task(self) -> None:
+        """Makes ω of the task into Ω, and starts anew."""
+        strength = []
+        for parameter, ω, Ω, start in zip(self.held, self.path, self.penalty.weight, self.penalty.anchor, strict=True):
+            new = ω / ((parameter - start).square() + self.damping)
+            strength.append(torch.maximum(new, -Ω))
+        self.penalty.move(strength, self.held)
+        for ω in self.path:
+            ω.zero_()
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The parameters that the penalty is on: all of encoder and head."""
+        parameters = (*self.encoder.parameters(), *self.head.parameters())
+        return [parameter for parameter in parameters if parameter.requires_grad]

@@ -1,0 +1,91 @@
+"""What the tests of recipes with a buffer run: three tasks of two digits each, in a second."""
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from datamodules import Digits, TaskSequence
+from recipes.augment import Compose, HandwritingViews
+from recipes.nn import ConvNet
+
+GROUPS = [["0", "1"], ["2", "3"], ["4", "5"]]
+BATCH, STEPS = 50, 5  # of a task, which has about 250 images
+
+
+def sequence(scenario="class", epochs=1):
+    return TaskSequence(
+        Digits(size=8), class_groups=GROUPS, scenario=scenario, epochs_per_task=epochs, batch_size=BATCH
+    )
+
+
+def made(recipe, data, lr=0.01, views=None, optimizer=torch.optim.Adam, **options):
+    """A recipe with random weights, the same each time, without batch norm."""
+    seed_everything(0, verbose=False)
+    encoder = ConvNet((4, 6), norm="group")
+    return recipe(encoder, data.tasks, optimizer=lambda p: optimizer(p, lr=lr), views=views, **options)
+
+
+def handwriting():
+    return Compose([HandwritingViews()])
+
+
+def trainer(devices=1, callbacks=(), **options):
+    return Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": devices,
+            "strategy": "ddp" if devices > 1 else "auto",
+            "precision": "64-true",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "limit_val_batches": 0,
+            "callbacks": list(callbacks),
+            **options,
+        }
+    )
+
+
+def fitted(recipe, scenario="class", epochs=1, callbacks=(), lr=0.01, views=None, **options):
+    """A recipe after the three tasks."""
+    data = sequence(scenario, epochs)
+    learner = made(recipe, data, lr, views, **options)
+    trainer(callbacks=callbacks).fit(learner, data)
+    return learner
+
+
+def numbers(state, prefix=""):
+    """The tensors of a state_dict as arrays, with those of what is kept beside it."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value.detach().numpy()
+
+
+def end(recipe, devices, options):
+    """Where a run over so many devices ends: weights, buffers and accuracies, as arrays."""
+    data = sequence()
+    # Adam would make large steps of gradients that are 0 but for rounding, as those of distillation are at first
+    learner = made(recipe, data, 0.1, handwriting(), torch.optim.SGD, **options)
+    trainer(devices).fit(learner, data)
+    matrix = learner.accuracy_matrix.compute()
+    return dict(numbers(learner.state_dict())) | {name: value.numpy() for name, value in matrix.items()}
+
+
+def distance(one, other):
+    """How far apart two runs ended: the largest difference of all numbers, relative to the largest of its tensor."""
+    assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in other.items()}
+    return max(abs(x - other[name]).max() / max(abs(other[name]).max(), 1e-30) for name, x in one.items() if x.size)
+
+
+class Save(Callback):
+    """Saves a checkpoint before a step."""
+
+    def __init__(self, step, path):
+        self.step = step
+        self.path = path
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
