@@ -39,7 +39,8 @@ class AccuracyMatrix(Metric):
     agnostic: Tensor
 
     def __init__(self, num_tasks: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # the module that it is a part of may be converted, and a result that is kept with it
+        super().__init__(**{"compute_with_cache": False, **kwargs})
         if num_tasks < 1:
             raise ValueError(f"num_tasks is {num_tasks}: a sequence has at least 1 task")
         self.num_tasks = num_tasks
@@ -72,7 +73,6 @@ class AccuracyMatrix(Metric):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._computed = None  # what was computed from other counts
         self._update_count = int(self.images.sum())  # counts from a checkpoint count: no warning that there are none
 
 

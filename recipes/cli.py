@@ -292,6 +292,7 @@ def _be_quiet() -> None:
         ".*The dirpath has changed",  # every run has a directory of its own
         ".*overridden `on_before_batch_transfer` in `LightningModule`",  # our DataModules have no such hook
         ".*module\\(s\\) in eval mode at the start of training",  # frozen layers, teachers
+        ".*persistent_workers.*reload_dataloaders_every_n_epochs",  # the loader of a task stays the same
     ):
         warnings.filterwarnings("ignore", message)
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from datamodules import Batch
+from datamodules import Batch, TaskBatch
 from recipes.augment import Key, Normalize
 from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
 from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
@@ -83,7 +83,7 @@ class Recipe(AnyRecipe):
         """Returns the features [B, F] with the indices [B] of their images."""
         return {"index": batch.index, "feature": self(batch.image)}
 
-    def key(self, batch: Batch, view: int = 0) -> Key:
+    def key(self, batch: Batch | TaskBatch, view: int = 0) -> Key:
         """The random key of one view of a batch: a function of (seed, epoch, image, view) and of nothing else."""
         return Key(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch.index, view)
 

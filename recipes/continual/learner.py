@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
 from recipes.accuracy_matrix import MEASURES, AccuracyMatrix
@@ -86,6 +87,7 @@ class ContinualRecipe(Classifier):
         self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
+        self.val_loss = MeanMetric()
         self._stages = stages(encoder)
         self._stage_of = stage_of_state(encoder)
 
@@ -229,7 +231,7 @@ class ContinualRecipe(Classifier):
         start = time.perf_counter()
         features = extract({"self": self}, self.data.in_order(images), self.trainer, next(self.parameters()).dtype)
         feature, label, index = features["self"]
-        task = images.task.to(index.device)[index]  # type: ignore[attr-defined]
+        task = images.task.to(index.device)[index]
         with torch.no_grad(), evaluating(self):
             scores = self.scores(feature)
         aware = _said(scores, self.own_labels[task]) == label  # type: ignore[index]
@@ -294,15 +296,18 @@ class ContinualRecipe(Classifier):
         """Maps features [B, F] to logits [B, classes]; -inf for classes whose task has not begun."""
         return self.scores(feature).masked_fill(~self.seen_labels, _MASKED)
 
+    def on_validation_epoch_start(self) -> None:
+        """Has the mean of the loss be as exact as the weights: metrics stay in float32 when a recipe changes."""
+        self.val_loss.set_dtype(torch.promote_types(next(self.parameters()).dtype, torch.float32))
+
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``val/loss`` and ``val/accuracy`` of the tasks that have begun; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
         logits = self.scores(feature).masked_fill(~self.allowed(batch.task), _MASKED)
         label = torch.where(batch.task < self.begun, batch.label, -1)
         self.val_accuracy(logits, label)
-        images = (label >= 0).sum()
-        loss = F.cross_entropy(logits, label, ignore_index=-1, reduction="sum") / images.clamp(min=1)
-        self.log("val/loss", loss, batch_size=max(1, int(images)), sync_dist=True)
+        self.val_loss(F.cross_entropy(logits, label, ignore_index=-1, reduction="none"), label >= 0)
+        self.log("val/loss", self.val_loss)
         self.log("val/accuracy", self.val_accuracy)
         return feature
 

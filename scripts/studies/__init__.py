@@ -144,16 +144,17 @@ def _sequences(options: str = "") -> dict[str, str]:
     return variants
 
 
-def _two_tasks(first: str) -> dict[str, str]:
+def _two_tasks(config: str, warmup_epochs: int, images: str) -> dict[str, str]:
     """What Li & Hoiem (2016) compare, where a second task follows a first."""
-    warm, cold = "--model.warmup_epochs 2", "--model.warmup_epochs 0"
+    config = f"--config {config} {images}"
+    warm, cold = f"--model.warmup_epochs {warmup_epochs}", "--model.warmup_epochs 0"
     return {
-        "feature extraction": f"{first} --model FeatureExtraction",
-        "joint": f"{first} --model Joint {warm}",
-        "LwF": f"{first} {warm}",
-        "LwF, no warm-up": f"{first} {cold}",
-        "fine-tuning": f"{first} --model FineTuning {warm}",
-        "fine-tuning, no warm-up": f"{first} --model FineTuning {cold}",
+        "feature extraction": f"{config} --model FeatureExtraction",
+        "joint": f"{config} --model Joint {warm}",
+        "LwF": f"{config} {warm}",
+        "LwF, no warm-up": f"{config} {cold}",
+        "fine-tuning": f"{config} --model FineTuning {warm}",
+        "fine-tuning, no warm-up": f"{config} --model FineTuning {cold}",
     }
 
 
@@ -300,6 +301,30 @@ STUDIES = {
         columns=("memory_megabytes", "flops_per_image", "training_minutes"),
         groups=_SCENARIOS,
         of_groups=("test/average_accuracy", "test/forgetting"),
+        root="data",
+    ),
+    "lwf-related": Study(
+        about="A task after a related one: 4 vehicles and then 6 animals of CIFAR-10 (JPEG), 2,000 images of each at "
+        "16 × 16 pixels, ResNet-20, 12 epochs each",
+        variants=_two_tasks(
+            "lwf-vehicles-animals",
+            2,
+            "--data.base Subset --data.base.per_class 2000 --data.base.base ImageFolder --data.base.base.root <root> "
+            "--data.base.base.image_size 16 --data.base.base.cache true --data.epochs_per_task 12",
+        ),
+        columns=("test/task_1", "test/task_2", "training_minutes"),
+        root="data/cifar10-jpeg",
+    ),
+    "lwf-unrelated": Study(
+        about="A task after an unrelated one: 20,000 images of Fashion-MNIST, 8 epochs, and then 1,257 handwritten "
+        "digits, 60 epochs, a small convolutional network",
+        variants=_two_tasks(
+            "lwf-fashionmnist-digits",
+            10,
+            "--data.base Subset --data.base.per_class 2000 --data.base.base FashionMNIST --data.base.base.root <root> "
+            "--data.epochs_per_task [8,60]",
+        ),
+        columns=("test/task_1", "test/task_2", "training_minutes"),
         root="data",
     ),
 }

@@ -1,5 +1,7 @@
 """Every packaged config says what it is and runs one batch of training, validation and test."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -42,6 +44,18 @@ def teacher(pictures, tmp_path_factory):
     return run
 
 
+def in_folders(sequence, data):
+    """The options that have a sequence of tasks take its images from folders."""
+    args = ["--data.base", "ImageFolder"]
+    args += [part for key, value in data.items() for part in (f"--data.base.{key}", str(value))]
+    args += ["--data.batch_size", "4"]
+    if "then" in sequence:
+        return [*args, "--data.then", json.dumps([{"class_path": "datamodules.ImageFolder", "init_args": data}])]
+    if "class_groups" in sequence:
+        return [*args, "--data.class_groups", '[["cat"], ["dog"]]']
+    return [*args, *(["--data.num_tasks", "2"] if sequence.get("by", "classes") == "classes" else [])]
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_config_runs_one_batch(name, pictures, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -50,12 +64,16 @@ def test_config_runs_one_batch(name, pictures, teacher, tmp_path, monkeypatch):
     init_args = config["model"]["init_args"]
     network = init_args["encoder"]["init_args"]
     channels = None
+    in_tasks = config["data"]["class_path"] == "datamodules.TaskSequence"
     images = config["data"].get("init_args", {}).get("base", config["data"])
     if images["class_path"] != "datamodules.Digits":  # the others would have to be downloaded
         channels, size = network.get("in_channels", 3), network.get("image_size", 64)
         data = {"root": str(pictures), "image_size": size, "batch_size": 4, "channels": channels}
-        args += [part for key, value in data.items() for part in (f"--data.{key}", str(value))]
-        args = ["--data", "ImageFolder", *args]
+        if in_tasks:
+            args += in_folders(config["data"]["init_args"], data)
+        else:
+            args += [part for key, value in data.items() for part in (f"--data.{key}", str(value))]
+            args = ["--data", "ImageFolder", *args]
         if network.get("weights"):
             args += ["--model.encoder.weights", "null"]
         if "size" in init_args.get("views", {}).get("init_args", {}):

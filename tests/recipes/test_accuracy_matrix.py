@@ -190,3 +190,10 @@ def test_counts_of_two_processes_are_added_unless_each_has_seen_all() -> None:
     for shared, whole in run(of_this_process, processes=2):
         assert same(shared)
         assert same(whole)
+
+
+def test_what_was_computed_is_not_rounded_with_the_module_that_it_is_a_part_of():
+    matrix = AccuracyMatrix(1)
+    matrix.update(1, torch.tensor([True, False, False]), torch.zeros(3, dtype=torch.bool), torch.zeros(3).long())
+    before = matrix.compute()["aware"]
+    assert torch.equal(matrix.to(torch.bfloat16).compute()["aware"].nan_to_num(), before.nan_to_num())
