@@ -63,7 +63,7 @@ def study(name: str) -> str:
         f"**{declared.about}**\n\n"
         + _markdown(["", *title], rows)
         + f"\nOn the test images, mean ± standard deviation over {most} seed{'s' * (most > 1)}. {probes}"
-        f"{result['total_minutes']:.0f} minutes in all on {result['machine'].split(', ')[1]}{jobs}: "
+        f"{result['total_minutes']:.0f} minutes in all on {', '.join(result['machine'].split(', ')[1:])}{jobs}: "
         f"`scripts/reproduce {name}`.\n"
     )
 
