@@ -54,9 +54,9 @@ class TaskImages(ImageDataset):
     def images(self, index: Tensor) -> Tensor:
         """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
         task = self.task[index]
-        present = task.unique().tolist() or [0]
-        if len(present) == 1:
-            return self._of_task(present[0], index)
+        if not len(task) or bool((task == task[0]).all()):  # as in training, and faster than to ask which there are
+            return self._of_task(int(task[0]) if len(task) else 0, index)
+        present = task.unique().tolist()
         places = [(task == number).nonzero().flatten() for number in present]
         parts = [self._of_task(number, index[place]) for number, place in zip(present, places, strict=True)]
         return torch.cat(parts)[torch.cat(places).argsort()]

@@ -9,7 +9,7 @@ from recipes.augment.geometry import Geometry, HorizontalFlip, RandomAffine, Ran
 from recipes.augment.mix import Mix, partners
 from recipes.augment.normalize import Normalize
 from recipes.augment.rand_augment import RandAugment
-from recipes.augment.random import Key, integers, uniform
+from recipes.augment.random import Key, integers, permutation, uniform
 from recipes.augment.views import (
     BYOLViews,
     DeiTViews,
@@ -47,5 +47,6 @@ __all__ = [
     "Views",
     "integers",
     "partners",
+    "permutation",
     "uniform",
 ]

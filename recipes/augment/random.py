@@ -44,7 +44,7 @@ def uniform(key: Key, n: int) -> Tensor:
     Returns:
         float32 [B, n] in [0, 1), multiples of 2^-24, on the device of ``key.index``.
     """
-    run = _mix_int(_mix_int(_mix_int(key.seed) ^ key.epoch) ^ key.view)
+    run = _of_batch(key)
     sample = key.index.to(torch.int64) * _signed(_SAMPLE) + _signed(run)  # [B]; int64 wraps around
     column = torch.arange(1, n + 1, device=sample.device) * _signed(_GOLDEN)  # [n]
     x = sample[:, None] + column
@@ -67,6 +67,24 @@ def integers(key: Key, count: int, below: int) -> Tensor:
     each = -(-count // len(key.index))
     bits = (uniform(key, 2 * each) * 2**24).long().flatten()  # two of 24 random bits make one of 48
     return ((bits[0::2] << 24) + bits[1::2])[:count] % below
+
+
+def permutation(key: Key, count: int) -> Tensor:
+    """Draws an order for the batch of a key as a whole, whose indices do not matter.
+
+    Args:
+        key: for what it is drawn.
+        count: of how many things.
+
+    Returns:
+        int64 [count], a permutation of 0, ..., count - 1, on the CPU.
+    """
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_signed(_of_batch(key))))
+
+
+def _of_batch(key: Key) -> int:
+    """64 random bits that all samples of a key share."""
+    return _mix_int(_mix_int(_mix_int(key.seed) ^ key.epoch) ^ key.view)
 
 
 def _mix_int(x: int) -> int:

@@ -98,7 +98,8 @@ class EWC(ContinualRecipe):
         """Computes F of the task, over the classes that its images could be of, and holds the weights by it."""
         images = self.normalize(self.data.splits.train.images(self._fisher_rows()).to(self.device))
         classes = self.allowed(torch.tensor([self.task], device=self.device))[0]
-        fisher = diagonal_fisher(nn.Sequential(self.encoder, self.head), images, classes)
+        *of_encoder, weight, bias = diagonal_fisher(nn.Sequential(self.encoder, self.head.joined()), images, classes)
+        fisher = [*of_encoder, *self.head.apart(weight, bias)]
         if self.online:
             self.penalty.move(fisher, self.held, decay=self.gamma)
         else:

@@ -149,8 +149,8 @@ class ContinualRecipe(Classifier):
         with some_learn, detached(self.encoder, [stage.layers[-1] for stage in frozen]):
             feature = self(image)
         logits = self.head(feature)
-        # DDP waits for a gradient of every parameter: of the frozen ones it is 0, and is dropped
-        logits = logits + sum(parameter.flatten()[0] * 0 for parameter in self._frozen_parameters())
+        if frozen:  # DDP waits for a gradient of every parameter: of these it is 0, and is dropped
+            logits = logits + sum(parameter.flatten()[0] * 0 for parameter in self._frozen_parameters())
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def cross_entropy(self, logits: Tensor, label: Tensor, task: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ class ContinualRecipe(Classifier):
         """Drops the gradients of what is frozen, so that no weight decay and no momentum moves it either."""
         learning = self.learning_heads
         others = [head for number, head in enumerate(self.head.heads) if number not in learning]
-        for parameter in (*self._frozen_parameters(), *nn.ModuleList(others).parameters()):
+        for parameter in self._frozen_parameters() + [parameter for head in others for parameter in head.parameters()]:
             parameter.grad = None
 
     def _frozen_parameters(self) -> list[nn.Parameter]:

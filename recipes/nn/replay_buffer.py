@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recipes.augment.random import Key, uniform
+from recipes.augment.random import Key, permutation, uniform
 from recipes.nn.replicated import Replicated
 
 Policy = Literal["reservoir", "class-balanced", "herding"]
@@ -130,16 +130,16 @@ class ReplayBuffer(Replicated):
         self._select(self._kept(self.label, self.priority, self.index))
 
     def draw(self, key: Key, count: int) -> Tensor:
-        """Draws rows without repetition: a function of the key and of which images are here, the same on every device.
+        """Draws rows without repetition: a function of the key and the number of images, the same on every device.
 
         Args:
-            key: for what is drawn; its indices are replaced by those of the images.
+            key: for what is drawn; its indices do not matter.
             count: how many; all rows where there are fewer.
 
         Returns:
             int64 [min(count, M)], in random order.
         """
-        return _random(key._replace(index=self.index)).argsort(stable=True)[:count]
+        return permutation(key, len(self))[:count].to(self.index.device, non_blocking=True)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""

@@ -277,7 +277,7 @@ def test_every_view_can_be_written_in_yaml():
 def test_everything_exported_exists_and_every_operation_is_exported():
     exported = set(recipes.augment.__all__)
     classes = {name for name in vars(recipes.augment) if inspect.isclass(vars(recipes.augment)[name])}
-    assert exported == classes | {"integers", "partners", "uniform"}
+    assert exported == classes | {"integers", "partners", "permutation", "uniform"}
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,12 @@ def test_the_heads_stand_side_by_side():
     head = MultiHead(3, (2, 4))
     feature = torch.randn(5, 3)
     assert head.out_features == 6
-    assert torch.equal(head(feature), torch.cat([head.heads[0](feature), head.heads[1](feature)], 1))
+    apart = torch.cat([head.heads[0](feature), head.heads[1](feature)], 1)
+    assert torch.allclose(head(feature), apart, atol=1e-6)
+    joined = head.joined()
+    assert torch.allclose(joined(feature), apart, atol=1e-6)
+    for one, other in zip(head.apart(joined.weight, joined.bias), head.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
