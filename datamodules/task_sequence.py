@@ -317,7 +317,7 @@ class TaskSequence(ImageDataModule):
             return tuple(" or ".join(dict.fromkeys(alike)) for alike in zip(*names, strict=True))
         count = Counter(name for of_task in names for name in of_task)
         return tuple(
-            f"{name} (task {task})" if count[name] > 1 else name
+            f"{name} (task {task + 1})" if count[name] > 1 else name
             for task, of_task in enumerate(names)
             for name in of_task
         )
@@ -408,7 +408,7 @@ class TaskSequence(ImageDataModule):
         for task, size in enumerate((sizes.cumsum(0) if self.cumulative else sizes).tolist()):
             if size < self.batch_size:
                 raise ValueError(
-                    f"batch_size is {self.batch_size}, but task {task} has only {size} training images: use a "
+                    f"batch_size is {self.batch_size}, but task {task + 1} has only {size} training images: use a "
                     f"batch_size of at most {size}"
                 )
         return GlobalBatchSampler(self.positions(train, *dealt), self.batch_size, devices, rank, training=True)

@@ -1,3 +1,5 @@
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -32,6 +34,17 @@ class Checkpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # XLA has one of its own
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Saves if it is due; after the last batch of an epoch not yet, as a run could not go on between the two."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, *batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves if it is due, with what the recipe has done at the end of the epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_last_batch and self._every_n_train_steps > 0:
+            super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the end of the run, if that was not due anyway."""

@@ -304,12 +304,12 @@ STUDIES = {
         root="data",
     ),
     "lwf-related": Study(
-        about="A task after a related one: 4 vehicles and then 6 animals of CIFAR-10 (JPEG), 2,000 images of each at "
+        about="A task after a related one: 4 vehicles and then 6 animals of CIFAR-10 (JPEG), 1,000 images of each at "
         "16 × 16 pixels, ResNet-20, 12 epochs each",
         variants=_two_tasks(
             "lwf-vehicles-animals",
             2,
-            "--data.base Subset --data.base.per_class 2000 --data.base.base ImageFolder --data.base.base.root <root> "
+            "--data.base Subset --data.base.per_class 1000 --data.base.base ImageFolder --data.base.base.root <root> "
             "--data.base.base.image_size 16 --data.base.base.cache true --data.epochs_per_task 12",
         ),
         columns=("test/task_1", "test/task_2", "training_minutes"),

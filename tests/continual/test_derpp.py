@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from recipes.augment import Key
 from recipes.continual.derpp import DERpp
-from tests.continual.replaying import (
+from tests.continual.sequences import (
     BATCH,
     STEPS,
     Save,

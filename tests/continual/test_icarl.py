@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recipes.continual.icarl import ICaRL, NearestMean
-from tests.continual.replaying import BATCH, Save, distance, end, fitted, handwriting, made, numbers, sequence, trainer
+from tests.continual.sequences import BATCH, Save, distance, end, fitted, handwriting, made, numbers, sequence, trainer
 from tests.processes import run
 
 

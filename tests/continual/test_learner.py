@@ -13,7 +13,7 @@ from recipes import ICaRL, LwF
 from recipes.continual import FeatureExtraction, FineTuning, Joint
 from recipes.nn import ConvNet, MultiHead, Snapshot, detached
 from recipes.optim import WarmupCosine
-from tests.continual.replaying import BATCH, STEPS, distance, end, fitted, made, sequence, trainer
+from tests.continual.sequences import BATCH, STEPS, distance, end, fitted, made, sequence, trainer
 from tests.processes import run
 
 SCENARIOS = ("task", "class", "domain")

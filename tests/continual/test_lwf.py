@@ -9,7 +9,7 @@ from recipes import FineTuning, LwF
 from recipes.accuracy_matrix import average_accuracy
 from recipes.augment import Compose, HandwritingViews
 from recipes.nn import ConvNet
-from tests.continual.replaying import STEPS, fitted, sequence, trainer
+from tests.continual.sequences import STEPS, fitted, sequence, trainer
 
 
 class Watched(LwF):

@@ -9,7 +9,7 @@ from recipes.continual import FineTuning
 from recipes.continual.rehearsal import Rehearsal
 from recipes.nn import ReplayBuffer
 from recipes.nn.replay_buffer import herd
-from tests.continual.replaying import BATCH, STEPS, distance, end, fitted, handwriting, made, sequence
+from tests.continual.sequences import BATCH, STEPS, distance, end, fitted, handwriting, made, sequence
 from tests.processes import run
 
 

@@ -176,7 +176,7 @@ def test_every_changed_task_has_all_images_and_classes(by):
     assert len(train) == 3 * 24
     for task in range(3):
         assert train.label[train.task == task].tolist() == labels[task] * 4
-    assert data.class_names[:2] == ("a (task 0)", "b (task 0)")
+    assert data.class_names[:2] == ("a (task 1)", "b (task 1)")
     assert len(set(data.class_names)) == 18
     same = read(by=by, num_tasks=3, scenario="domain")
     assert same.class_names == tuple(NAMES)
@@ -237,7 +237,7 @@ def test_a_batch_of_several_tasks_holds_what_each_image_is_alone(by):
 def test_a_task_of_another_dataset_has_its_images_and_names_that_are_not_taken():
     data = read(Letters("ab"), then=[Letters("bcd", first=40), Letters("e", first=80)], by="datasets")
     assert data.tasks == Tasks((2, 3, 1), "class")
-    assert data.class_names == ("a", "b (task 0)", "b (task 1)", "c", "d", "e")
+    assert data.class_names == ("a", "b (task 1)", "b (task 2)", "c", "d", "e")
     assert of_tasks(data, "test")[1] == [(160 + i, 2 + i % 3) for i in range(6)]
     assert [number for number, _ in of_tasks(data)[2]] == list(range(80, 104))
     assert {label for _, label in of_tasks(data)[2]} == {5}
@@ -586,7 +586,7 @@ def test_a_mistake_is_named(options, said):
 def test_a_task_with_too_few_images_is_named_before_training():
     data = Sequence(Uneven(), num_tasks=3, batch_size=10)
     data.setup()
-    with pytest.raises(ValueError, match="batch_size is 10, but task 1 has only 9 training images"):
+    with pytest.raises(ValueError, match="batch_size is 10, but task 2 has only 9 training images"):
         data.train_dataloader()
     data.cumulative = True
     assert len(data.train_dataloader()) == 1

@@ -198,13 +198,50 @@ def test_the_table_has_a_row_for_each_variant_and_a_dash_for_what_it_did_not_mea
     assert lines[0] == "**Two batch sizes**"
     assert lines[2] == "|  | kNN (%) | effective rank (validation) | test accuracy (%) | epochs |"
     assert lines[4:6] == [
-        "| small (2 seeds) | 70.5 ± 0.7 | 3.2 ± 0.0 | – | 4 |",
-        "| large | 51.0 ± 1.0 | 3.2 ± 0.0 | – | 4 |",
+        "| small (2 seeds) | 70.5 ± 0.7 | 3.2 | – | 4 |",
+        "| large | 51.0 ± 1.0 | 3.2 | – | 4 |",
     ]
     assert "3 seeds. kNN with k = 20" in lines[7]
     assert tables.commands("two").splitlines()[1] == (
         "- large: `recipes fit --config simclr-digits --data.root <root> --seed_everything <seed>`"
     )
+
+
+def test_a_table_of_groups_has_their_columns_side_by_side_and_a_dash_where_a_row_is_not_in_a_group(
+    results, monkeypatch
+):
+    grouped = studies.Study(
+        about="Two rows in two groups",
+        variants={
+            "small: b": "--config simclr-digits --data.batch_size 32",
+            "large: a": "--config simclr-digits",
+            "large: b": "--config simclr-digits --data.size 8",
+        },
+        columns=("epochs",),
+        groups=("a", "b"),
+        of_groups=("knn", "val/effective_rank"),
+    )
+    monkeypatch.setitem(STUDIES, "grouped", grouped)
+    measured(monkeypatch, grouped, "grouped")
+    lines = tables.study("grouped").splitlines()
+    titles = "a: kNN (%) | a: effective rank (validation) | b: kNN (%) | b: effective rank (validation) | epochs"
+    assert lines[2] == f"|  | {titles} |"
+    assert lines[4:6] == [
+        "| small | – | – | 70.5 ± 0.7 | 3.2 | 4 |",
+        "| large | 50.5 ± 0.7 | 3.2 | 50.5 ± 0.7 | 3.2 | 4 |",
+    ]
+
+
+def test_a_continual_run_says_its_protocol_and_its_cost(tmp_path):
+    report = {
+        "protocol": {"epochs_per_task": [2, 3], "training_minutes": 1.5},
+        "cost": {"bytes": {"parameters": 1_000_000, "buffers": 500_000}, "flops_per_image": [10.0, 20.0]},
+    }
+    (tmp_path / "continual.json").write_text(json.dumps(report))
+    accuracy, protocol, cost = runs._reported(tmp_path)
+    assert accuracy == {}
+    assert protocol == {"epochs_per_task": [2, 3], "training_minutes": 1.5, "epochs": 5}
+    assert cost == {"memory_megabytes": 1.5, "flops_per_image": 20.0}
 
 
 def test_tables_stand_between_their_markers(monkeypatch):

@@ -1,4 +1,4 @@
-"""What the tests of recipes with a buffer run: three tasks of two digits each, in a second."""
+"""What the tests of continual recipes run: three tasks of two digits each, in a second."""
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
