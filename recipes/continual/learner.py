@@ -145,7 +145,7 @@ class ContinualRecipe(Classifier):
     def answers(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] to logits [B, classes] of all tasks, none masked; what is frozen is detached."""
         frozen = self._stages[: self.frozen_stages]
-        some_learn = torch.set_grad_enabled(len(frozen) < len(self._stages))
+        some_learn = torch.set_grad_enabled(torch.is_grad_enabled() and len(frozen) < len(self._stages))
         with some_learn, detached(self.encoder, [stage.layers[-1] for stage in frozen]):
             feature = self(image)
         logits = self.head(feature)
