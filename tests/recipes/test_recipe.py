@@ -7,10 +7,11 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 import recipes
-from datamodules import Digits
+from datamodules import Digits, Tasks, TaskSequence
 from recipes import Recipe, SimCLR, Supervised
 from recipes.callbacks import Checkpoint
 from recipes.catalogue import recipe_names
+from recipes.continual import ContinualRecipe
 from recipes.distillation import Teacher
 from recipes.nn import ConvNet, Encoder
 from recipes.optim import WarmupCosine
@@ -26,7 +27,7 @@ def build(name, **arguments):
     """A small recipe of any name, with the same weights each time."""
     seed_everything(0, verbose=False)
     recipe = getattr(recipes, name)
-    given = {"encoder": ConvNet((4, 8)), "optimizer": sgd, "num_classes": 10, **arguments}
+    given = {"encoder": ConvNet((4, 8)), "optimizer": sgd, "num_classes": 10, "tasks": Tasks((2,) * 5), **arguments}
     known = inspect.signature(recipe.__init__).parameters
     if "teacher" in known and known["teacher"].default is inspect.Parameter.empty:
         given["teacher"] = Teacher([Supervised(ConvNet((4, 8)), 10)], ["untrained"])
@@ -51,7 +52,8 @@ class LearningRates(Callback):
 def test_every_trainable_parameter_is_in_the_optimiser_once(name, tmp_path):
     recipe = build(name, scheduler=None)
     fit = trainer(tmp_path, fast_dev_run=True)
-    fit.fit(recipe, Digits(batch_size=64))
+    in_tasks = isinstance(recipe, ContinualRecipe)
+    fit.fit(recipe, TaskSequence(Digits(), epochs_per_task=2, batch_size=64) if in_tasks else Digits(batch_size=64))
     held = [id(p) for group in fit.optimizers[0].param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in recipe.parameters() if p.requires_grad)
 
