@@ -320,6 +320,8 @@ class ContinualRecipe(Classifier):
 
     def on_test_epoch_end(self) -> None:
         """Logs what the accuracy matrix comes to, and the accuracy on each task as the scenario has it."""
+        if not self.accuracy_matrix.update_called:  # nothing to measure on while it was trained
+            return
         matrix = self._matrix()
         at_the_end = {f"task_{task}": value for task, value in enumerate(matrix[self.ended].tolist(), 1)}
         for name, value in {**self._summary(), **at_the_end}.items():
@@ -327,6 +329,8 @@ class ContinualRecipe(Classifier):
 
     def _summary(self) -> dict[str, float]:
         """The measures of the tasks that are over, in the view that the scenario is about; those that are defined."""
+        if not self.accuracy_matrix.update_called:
+            return {}
         measured = {name: measure(self._matrix()) for name, measure in MEASURES.items()}
         return {name: value for name, value in measured.items() if not math.isnan(value)}
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from datamodules import Digits, Tasks
+from datamodules import Digits, Splits, Tasks, TaskSequence
 from recipes import ICaRL, LwF
 from recipes.continual import FeatureExtraction, FineTuning, Joint
 from recipes.nn import ConvNet, MultiHead, Snapshot, detached
@@ -176,6 +176,17 @@ def test_measuring_changes_no_weight_and_no_statistic():
 
     one, other = fitted(FineTuning).state_dict(), fitted(Unmeasured).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one if not name.startswith("accuracy_matrix"))
+
+
+def test_data_without_images_to_measure_on_is_learned_without_a_warning(recwarn):
+    class Unmeasured(Digits):
+        def load(self):
+            splits = super().load()
+            return Splits(splits.class_names, splits.train)
+
+    data = TaskSequence(Unmeasured(size=8), num_tasks=5, batch_size=BATCH)
+    trainer().fit(made(FineTuning, data), data)
+    assert not [warning for warning in recwarn if "AccuracyMatrix" in str(warning.message)]
 
 
 def test_joint_training_gives_all_tasks_so_far_and_fresh_weights_where_asked():
