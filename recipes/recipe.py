@@ -85,7 +85,12 @@ class Recipe(AnyRecipe):
 
     def key(self, batch: Batch | TaskBatch, view: int = 0) -> Key:
         """The random key of one view of a batch: a function of (seed, epoch, image, view) and of nothing else."""
-        return Key(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch.index, view)
+        return Key(self.seed, self.current_epoch, batch.index, view)
+
+    @property
+    def seed(self) -> int:
+        """That of the run."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def gather(self, x: Tensor) -> Tensor:
         """Joins x [B, ...] of all devices to [devices × B, ...], in rank order; the identity on one device.

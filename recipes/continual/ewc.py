@@ -1,5 +1,3 @@
-import os
-
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -114,5 +112,5 @@ class EWC(ContinualRecipe):
     def _fisher_rows(self) -> Tensor:
         """Which images of the task F is computed from: a function of seed and task, the same on every device."""
         rows = self.data.positions(self.data.splits.train, self.task)
-        order = uniform(Key(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.task, rows), 1)[:, 0]
+        order = uniform(Key(self.seed, self.task, rows), 1)[:, 0]
         return rows[order.argsort(stable=True)[: self.fisher_images]]

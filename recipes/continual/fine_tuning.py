@@ -1,4 +1,5 @@
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -62,7 +63,7 @@ class FineTuning(ContinualRecipe):
         return max(super().frozen_stages, self.from_stage if self.task > 0 else 0)
 
     @property
-    def learning_heads(self) -> Any:
+    def learning_heads(self) -> Sequence[int]:
         """Where the encoder is frozen, so are the heads of old tasks."""
         only_new = self.from_stage == len(self._stages) and self.tasks.scenario != "domain"
         return [self.task] if only_new else super().learning_heads

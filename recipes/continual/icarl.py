@@ -80,7 +80,7 @@ class ICaRL(ReplayRecipe):
         """As many exemplars as let each come about once in an epoch."""
         if self.replay_batch_size is not None:
             return self.replay_batch_size
-        images = len(self.data.positions(self.data.splits.train, self.task))
+        images = len(self.data.splits.train.parts[self.task])
         return math.ceil(len(batch.index) * self.trainer.world_size * len(self.buffer) / images)
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:

@@ -1,5 +1,3 @@
-import os
-
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -67,7 +65,7 @@ class Joint(ContinualRecipe):
         if not self.fresh or self.task == 0:
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)) * len(self.tasks) + self.task)
+            torch.manual_seed(self.seed * len(self.tasks) + self.task)
             self.encoder.load_state_dict(self.encoder.fresh().state_dict())
             self.head.load_state_dict(MultiHead(self.feature_dim, self.tasks.head_sizes).state_dict())
 

@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable
 
 import torch
@@ -54,11 +53,6 @@ class ReplayRecipe(ContinualRecipe):
             )
         self.replay_batch_size = replay_batch_size
         self.buffer = buffer
-
-    @property
-    def seed(self) -> int:
-        """That of the run."""
-        return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def end_task(self) -> None:
         """Takes images of the task into the buffer."""
