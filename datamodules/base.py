@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
-from datamodules.cpus import usable_cpus
-from datamodules.dataset import ImageDataset
-from datamodules.loader import ResumableLoader
-from datamodules.sampler import GlobalBatchSampler
+from datamodules.loading.cpus import usable_cpus
+from datamodules.loading.dataset import ImageDataset
+from datamodules.loading.loader import ResumableLoader
+from datamodules.loading.sampler import GlobalBatchSampler
 
 _MAX_WORKERS = 16  # more rarely load faster, and each holds memory
 _STATISTICS_FILES = 2048  # images that mean and std are taken from where each must be decoded

@@ -1,11 +1,11 @@
 """Training strategies for image models, one LightningModule per method."""
 
+from recipes.base import Recipe, load
+from recipes.base.moved import keep_old_names
 from recipes.bootstrap import BYOL
-from recipes.checkpoint import load
 from recipes.continual import EWC, SI, DERpp, FeatureExtraction, FineTuning, ICaRL, Joint, LwF, Rehearsal
 from recipes.contrastive import InstanceDiscrimination, MoCo, SimCLR
 from recipes.distillation import DeiT, TeacherStudent
-from recipes.recipe import Recipe
 from recipes.semisupervised import MeanTeacher
 from recipes.supervised import Supervised
 from recipes.transfer import SVM, FineTune, LinearProbe
@@ -34,3 +34,5 @@ __all__ = [
     "TeacherStudent",
     "load",
 ]
+
+keep_old_names()

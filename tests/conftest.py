@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.callbacks.report import versions
-from tests.exactness import BATCHES, STEPS, Runs
+from recipes.evaluation.tables import versions
+from tests.system.exactness import BATCHES, STEPS, Runs
 
 
 def pytest_addoption(parser):

@@ -6,10 +6,10 @@ from recipes.augment.compose import Compose
 from recipes.augment.erasing import RandomErasing
 from recipes.augment.filters import GaussianBlur, Solarize
 from recipes.augment.geometry import Geometry, HorizontalFlip, RandomAffine, RandomResizedCrop
+from recipes.augment.keys import Key, integers, permutation, uniform
 from recipes.augment.mix import Mix, partners
 from recipes.augment.normalize import Normalize
 from recipes.augment.rand_augment import RandAugment
-from recipes.augment.random import Key, integers, permutation, uniform
 from recipes.augment.views import (
     BYOLViews,
     DeiTViews,

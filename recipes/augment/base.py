@@ -3,7 +3,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from recipes.augment.random import Key
+from recipes.augment.keys import Key
 
 
 class Views(nn.Module, ABC):

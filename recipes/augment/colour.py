@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recipes.augment.base import Views, between, check_probability, to_float
-from recipes.augment.random import Key, uniform
+from recipes.augment.keys import Key, uniform
 
 RED, GREEN, BLUE = 0.2989, 0.587, 0.114  # share of each in grey: ITU-R BT.601, to torchvision's digits
 

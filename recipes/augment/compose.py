@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from recipes.augment.base import Views
 from recipes.augment.colour import Colour, recolour
 from recipes.augment.geometry import Geometry, move
-from recipes.augment.random import Key
+from recipes.augment.keys import Key
 
 
 class Compose(Views):

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from recipes.augment.base import Views, between, check_probability, check_range, to_float
-from recipes.augment.normal import normal
-from recipes.augment.random import Key, uniform
+from recipes.augment.keys import Key, normal, uniform
 
 
 class RandomErasing(Views):

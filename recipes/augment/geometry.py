@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.augment.base import Views, between, check_probability, check_range, to_float
-from recipes.augment.random import Key, uniform
+from recipes.augment.keys import Key, uniform
 
 Padding = Literal["border", "zeros"]
 

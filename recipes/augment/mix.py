@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from recipes.augment.random import Key, uniform
+from recipes.augment.keys import Key, uniform
 
 _POINTS = 4097  # of the quantile function of the beta distribution
 

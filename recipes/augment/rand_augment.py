@@ -7,8 +7,7 @@ from torch import Tensor
 from recipes.augment.base import Views, check_probability, to_float
 from recipes.augment.colour import BLUE, GREEN, RED
 from recipes.augment.geometry import affine_matrix, sampling_grid
-from recipes.augment.normal import normal
-from recipes.augment.random import Key, uniform
+from recipes.augment.keys import Key, normal, uniform
 
 
 class RandAugment(Views):

@@ -8,8 +8,8 @@ from recipes.augment.compose import Compose
 from recipes.augment.erasing import RandomErasing
 from recipes.augment.filters import GaussianBlur, Solarize
 from recipes.augment.geometry import HorizontalFlip, RandomAffine, RandomResizedCrop
+from recipes.augment.keys import Key
 from recipes.augment.rand_augment import RandAugment
-from recipes.augment.random import Key
 
 
 class SimCLRViews(Compose):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from datamodules import Batch
 from losses import BootstrapLoss, unit
 from recipes.augment import BYOLViews, Views
+from recipes.base.recipe import Recipe
 from recipes.nn import (
     Encoder,
     MomentumCopy,
@@ -16,7 +17,6 @@ from recipes.nn import (
     projection_head,
 )
 from recipes.optim import LARS, WarmupCosine
-from recipes.recipe import Recipe
 
 
 class BYOL(Recipe):

@@ -1,18 +1,18 @@
 """What runs beside training: evaluation, monitoring, pictures and the run's directory."""
 
-from recipes.callbacks.checkpoint import Checkpoint
-from recipes.callbacks.checkpoint_io import AtomicCheckpointIO
-from recipes.callbacks.class_report import ClassReport
-from recipes.callbacks.collapse import CollapseMonitor, effective_rank
-from recipes.callbacks.compile import CompileEncoder
-from recipes.callbacks.continual_report import ContinualReport
-from recipes.callbacks.distillation_report import DistillationReport
-from recipes.callbacks.health import Health
-from recipes.callbacks.max_norm import MaxNorm
-from recipes.callbacks.pictures import Pictures
-from recipes.callbacks.predictions import PredictionFile
-from recipes.callbacks.representation_probe import RepresentationProbe
-from recipes.callbacks.run_directory import RunDirectory
+from recipes.callbacks.monitoring.collapse import CollapseMonitor, effective_rank
+from recipes.callbacks.monitoring.health import Health
+from recipes.callbacks.reporting.class_report import ClassReport
+from recipes.callbacks.reporting.continual_report import ContinualReport
+from recipes.callbacks.reporting.distillation_report import DistillationReport
+from recipes.callbacks.reporting.pictures import Pictures
+from recipes.callbacks.reporting.predictions import PredictionFile
+from recipes.callbacks.reporting.representation_probe import RepresentationProbe
+from recipes.callbacks.running.checkpoint import Checkpoint
+from recipes.callbacks.running.checkpoint_io import AtomicCheckpointIO
+from recipes.callbacks.running.compile import CompileEncoder
+from recipes.callbacks.running.max_norm import MaxNorm
+from recipes.callbacks.running.run_directory import RunDirectory
 
 __all__ = [
     "AtomicCheckpointIO",

@@ -1,12 +1,12 @@
 """Learning one task after the other: with nothing against forgetting, and with."""
 
+from recipes.continual.base import ContinualRecipe
 from recipes.continual.derpp import DERpp
 from recipes.continual.ewc import EWC
 from recipes.continual.feature_extraction import FeatureExtraction
 from recipes.continual.fine_tuning import FineTuning
 from recipes.continual.icarl import ICaRL
 from recipes.continual.joint import Joint
-from recipes.continual.learner import ContinualRecipe
 from recipes.continual.lwf import LwF
 from recipes.continual.rehearsal import Rehearsal
 from recipes.continual.si import SI

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Key, Views, uniform
-from recipes.continual.learner import ContinualRecipe
+from recipes.continual.base import ContinualRecipe
 from recipes.nn import Encoder, QuadraticPenalty, diagonal_fisher
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
-from recipes.continual.learner import ContinualRecipe, check_start
+from recipes.continual.base import ContinualRecipe, check_start
 from recipes.nn import Encoder, MultiHead
 
 

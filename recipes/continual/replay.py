@@ -6,8 +6,8 @@ from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
-from recipes.continual.learner import ContinualRecipe
-from recipes.features import extract
+from recipes.continual.base import ContinualRecipe
+from recipes.evaluation.features import extract
 from recipes.nn import Encoder, ReplayBuffer
 
 _DRAW, _VIEW = 1, 2  # what else than the views of a batch (0) random numbers are drawn for

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
-from recipes.continual.learner import ContinualRecipe
+from recipes.continual.base import ContinualRecipe
 from recipes.nn import Encoder, QuadraticPenalty, TensorList
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from datamodules import Batch
 from losses import NCE, InfoNCE, unit
 from recipes.augment import InstanceDiscriminationViews, Views, integers
+from recipes.base.recipe import Recipe
 from recipes.nn import Encoder, MemoryBank
-from recipes.recipe import Recipe
 
 
 class InstanceDiscrimination(Recipe):

@@ -7,6 +7,7 @@ from torch import Tensor
 from datamodules import Batch
 from losses import InfoNCE
 from recipes.augment import MoCoV2Views, Views, uniform
+from recipes.base.recipe import Recipe
 from recipes.nn import (
     Encoder,
     FeatureQueue,
@@ -17,7 +18,6 @@ from recipes.nn import (
     split_batch_norm,
 )
 from recipes.optim import WarmupCosine
-from recipes.recipe import Recipe
 
 
 class MoCo(Recipe):

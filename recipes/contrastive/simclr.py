@@ -5,9 +5,9 @@ from torch import Tensor
 from datamodules import Batch
 from losses import NTXent
 from recipes.augment import SimCLRViews, Views
+from recipes.base.recipe import Recipe
 from recipes.nn import Encoder, in_micro_batches, projection_head, sees_the_batch
 from recipes.optim import LARS, WarmupCosine
-from recipes.recipe import Recipe
 
 
 class SimCLR(Recipe):

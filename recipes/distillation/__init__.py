@@ -1,4 +1,4 @@
-from recipes.distillation.contrastive import ContrastiveDistillation
+from recipes.distillation.crd import ContrastiveDistillation
 from recipes.distillation.deit import DeiT
 from recipes.distillation.layer_losses import LayerLoss
 from recipes.distillation.student import Student

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from datamodules import Batch
-from recipes.classifier import Classifier
+from recipes.base.classifier import Classifier
 from recipes.distillation.teacher import Teacher, teacher_from, unpacked
 from recipes.nn import Encoder
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from recipes.checkpoint import checkpoint_path, load, restored
-from recipes.classifier import Classifier
+from recipes.base.checkpoint import checkpoint_path, load, restored
+from recipes.base.classifier import Classifier
+from recipes.base.recipe import Recipe
 from recipes.nn import Encoder, TorchvisionEncoder
-from recipes.nn.torchvision_encoder import source_head
-from recipes.recipe import Recipe
+from recipes.nn.encoders.torchvision import source_head
 
 TORCHVISION = "torchvision:"
 

@@ -10,7 +10,7 @@ from datamodules import Batch, ImageDataModule
 from losses import SoftTarget, labelled_cross_entropy
 from losses.soft_target import check_softening
 from recipes.augment import SupervisedViews, Views
-from recipes.distillation.cached import CachedLogits, TaughtBatch, as_they_are
+from recipes.distillation.cached_logits import CachedLogits, TaughtBatch, as_they_are
 from recipes.distillation.layer_losses import LayerLoss, LayerLosses
 from recipes.distillation.layers import FEATURE, LOGITS, watched
 from recipes.distillation.student import Student

@@ -9,7 +9,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from recipes.nn.evaluating import evaluating
+from recipes.nn.passes import evaluating
 
 State = dict[str, Tensor]
 _NUMBERS = 1 << 26  # of gradients of single images in memory: 256 MiB in float32, a few times

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recipes.augment.random import Key, permutation, uniform
+from recipes.augment.keys import Key, permutation, uniform
 from recipes.nn.replicated import Replicated
 
 Policy = Literal["reservoir", "class-balanced", "herding"]

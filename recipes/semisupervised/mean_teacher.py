@@ -10,9 +10,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from datamodules import Batch
 from losses import labelled_cross_entropy
 from recipes.augment import Compose, HorizontalFlip, RandomAffine, Views
+from recipes.base.recipe import Recipe
 from recipes.nn import Encoder, MomentumCopy, check_momentum
 from recipes.optim import WarmupCosine
-from recipes.recipe import Recipe
 
 
 class MeanTeacher(Recipe):

@@ -5,7 +5,7 @@ from torch import Tensor
 from datamodules import Batch
 from losses import labelled_cross_entropy
 from recipes.augment import SupervisedViews, Views
-from recipes.classifier import Classifier
+from recipes.base.classifier import Classifier
 from recipes.nn import Encoder
 from recipes.optim import WarmupCosine
 

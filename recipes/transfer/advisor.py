@@ -18,11 +18,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from datamodules.split import per_class
-from recipes.features import extract
+from datamodules.loading.split import per_class
+from recipes.evaluation.features import extract
+from recipes.evaluation.transferability import h_score, leave_one_out, leep, log_me
 from recipes.nn import Encoder, stages
 from recipes.transfer.frozen import StageReader, quiet_trainer
-from recipes.transfer.transferability import h_score, leave_one_out, leep, log_me
 
 # The rule: two thresholds, what they choose, and what that means.
 

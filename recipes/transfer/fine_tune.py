@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from datamodules import Batch, ImageDataModule
 from losses import labelled_cross_entropy
 from recipes.augment import Mix, SupervisedViews, Views, partners
-from recipes.classifier import Classifier
+from recipes.base.classifier import Classifier
 from recipes.nn import Encoder, TensorList, stage_of_state
 from recipes.nn import stages as all_stages
 from recipes.optim import WarmupCosine

@@ -9,10 +9,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules import ImageDataModule
-from recipes.classifier import Classifier
-from recipes.features import hand_out_features
+from recipes.base.classifier import Classifier
+from recipes.base.recipe import Recipe
+from recipes.evaluation.features import hand_out_features
 from recipes.nn import Encoder, evaluating, stage_features, stages
-from recipes.recipe import Recipe
 
 _SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or says in image_size what it takes
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from datamodules import Batch, ImageDataModule, ImageDataset
-from recipes.features import Features, extract
+from recipes.evaluation.features import Features, extract
 from recipes.nn import Encoder
 from recipes.transfer.frozen import FrozenClassifier
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from recipes.augment import Views
-from recipes.features import Features, extract
+from recipes.evaluation.features import Features, extract
+from recipes.evaluation.probes import accuracy, linear_probe
 from recipes.nn import Encoder
 from recipes.optim import WarmupCosine
-from recipes.probes import accuracy, linear_probe
 from recipes.transfer.advisor import (
     FEWEST_EPOCHS,
     FEWEST_STEPS,

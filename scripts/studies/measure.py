@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from recipes.cli.catalogue import config_file
 from studies import Study, runs
 
 Job = tuple[str, int]  # a variant and a seed
@@ -222,9 +223,8 @@ def _configuration(arguments: str) -> str:
     """A digest of what is in the configs that the arguments name, without comments."""
     words = shlex.split(arguments)
     names = [value for option, value in zip(words, words[1:]) if option == "--config"]
-    files = [runs.ROOT / "recipes" / "configs" / f"{name}.yaml" for name in names]
-    for file in files:
-        if not file.is_file():
-            raise SystemExit(f"no {file}, which a study names: {arguments}")
-    content = json.dumps([yaml.safe_load(file.read_text()) for file in files], sort_keys=True)
+    try:
+        content = json.dumps([yaml.safe_load(config_file(name).read_text()) for name in names], sort_keys=True)
+    except FileNotFoundError as error:
+        raise SystemExit(f"{error}, which a study names: {arguments}") from None
     return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -50,7 +50,7 @@ def _errors(study: str, seed: int, root: Path) -> dict[str, float]:
     import torch
 
     import recipes
-    from recipes.checkpoint import checkpoint_path
+    from recipes.base.checkpoint import checkpoint_path
 
     folder = Kept(STUDIES[study]).folder(WITHOUT, seed)
     found = next(iter(folder.glob("*")), None) if folder else None

@@ -4,7 +4,7 @@ from scipy import stats
 from torchvision.transforms import RandomErasing as TorchvisionErasing
 
 from recipes.augment import Key, RandomErasing
-from recipes.augment.normal import normal
+from recipes.augment.keys import normal
 
 
 def key(n, seed=0):
@@ -83,7 +83,7 @@ def test_a_rectangle_that_never_fits_is_left_out():
 
 
 def test_a_random_number_of_zero_gives_finite_noise(monkeypatch):
-    monkeypatch.setattr("recipes.augment.normal.uniform", lambda key, n: torch.zeros(len(key.index), n))
+    monkeypatch.setattr("recipes.augment.keys.uniform", lambda key, n: torch.zeros(len(key.index), n))
     drawn = normal(key(2), 3)
     torch.testing.assert_close(drawn, torch.full((2, 3), stats.norm.ppf(2.0**-25)), check_dtype=False)
 

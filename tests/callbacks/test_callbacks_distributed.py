@@ -8,7 +8,7 @@ from datamodules import Digits
 from recipes import SimCLR
 from recipes.nn import ConvNet
 from tests.callbacks.two_processes import evaluate, evaluate_and_gather
-from tests.processes import run
+from tests.helpers.processes import run
 
 
 @pytest.fixture(scope="module")

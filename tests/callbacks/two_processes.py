@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer, seed_everything
 from datamodules import Batch, Digits
 from recipes import SimCLR
 from recipes.callbacks import CollapseMonitor, RepresentationProbe
-from recipes.features import Collector
+from recipes.evaluation.features import Collector
 from recipes.nn import ConvNet
 
 

@@ -15,9 +15,10 @@ import torch
 import yaml
 
 import recipes
-from recipes.catalogue import CONFIGS, config_names, data_names, recipe_names
-from recipes.cli import RUN_DIRECTORY, _new_directory, main
-from tests.processes import run as run_in
+from recipes.cli import main
+from recipes.cli.catalogue import config_file, config_names, data_names, recipe_names
+from recipes.cli.run_directory import RUN_DIRECTORY, new_directory
+from tests.helpers.processes import run as run_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -122,7 +123,7 @@ def test_the_command_line_beats_the_checkpoint(run, tmp_path):
 def test_the_command_line_beats_the_file(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["encoder"]["init_args"]["widths"] == [4, 8]
-    packaged = yaml.safe_load((CONFIGS / "simclr-digits.yaml").read_text())
+    packaged = yaml.safe_load(config_file("simclr-digits").read_text())
     assert config["model"]["init_args"]["temperature"] == packaged["model"]["init_args"]["temperature"]
 
 
@@ -182,7 +183,7 @@ def test_two_runs_in_the_same_second_get_directories_of_their_own(tmp_path, monk
         def now(cls, tz=None):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("recipes.cli.datetime", Frozen)
+    monkeypatch.setattr("recipes.cli.run_directory.datetime", Frozen)
     args = ["--config", "supervised-digits", "--trainer.fast_dev_run", "1"]
     assert [fit(tmp_path, *args).name for _ in range(2)] == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2"]
 
@@ -210,7 +211,7 @@ def test_processes_that_torchrun_starts_share_a_directory_and_their_batch_norm(t
 def test_the_first_process_that_torchrun_starts_makes_a_directory_for_each_of_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv(RUN_DIRECTORY, str(tmp_path / "of-an-earlier-run"))
-    first, second = _new_directory(tmp_path), _new_directory(tmp_path)
+    first, second = new_directory(tmp_path), new_directory(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {first.name, second.name}
     assert first != second
 

@@ -7,8 +7,8 @@ import torch
 import yaml
 from torchvision.utils import save_image
 
-from recipes.catalogue import CONFIGS, config_names
 from recipes.cli import main
+from recipes.cli.catalogue import config_file, config_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -59,7 +59,7 @@ def in_folders(sequence, data):
 @pytest.mark.parametrize("name", config_names())
 def test_config_runs_one_batch(name, pictures, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    config = yaml.safe_load(config_file(name).read_text())
     args = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
     init_args = config["model"]["init_args"]
     network = init_args["encoder"]["init_args"]
@@ -87,6 +87,6 @@ def test_config_runs_one_batch(name, pictures, teacher, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", config_names())
 def test_config_begins_with_a_line_that_says_what_it_is(name):
-    first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
+    first = config_file(name).read_text().splitlines()[0]
     assert first.startswith("# ")
     assert len(first) < 110

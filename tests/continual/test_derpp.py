@@ -17,7 +17,7 @@ from tests.continual.sequences import (
     sequence,
     trainer,
 )
-from tests.processes import run
+from tests.helpers.processes import run
 
 
 class Watched(DERpp):

@@ -8,7 +8,7 @@ from datamodules import ImageDataModule, ImagesInMemory, Splits, TaskSequence
 from recipes.continual import FineTuning
 from recipes.continual.ewc import EWC
 from recipes.nn import MLP
-from tests.processes import run
+from tests.helpers.processes import run
 
 IMAGES = 24  # of each class
 

@@ -5,7 +5,7 @@ import torch
 
 from recipes.continual.icarl import ICaRL, NearestMean
 from tests.continual.sequences import BATCH, Save, distance, end, fitted, handwriting, made, numbers, sequence, trainer
-from tests.processes import run
+from tests.helpers.processes import run
 
 
 class Watched(ICaRL):

@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import Callback
 
 from recipes import FineTuning, LwF
-from recipes.accuracy_matrix import average_accuracy
 from recipes.augment import Compose, HandwritingViews
+from recipes.evaluation.continual import average_accuracy
 from recipes.nn import ConvNet
 from tests.continual.sequences import STEPS, fitted, sequence, trainer
 

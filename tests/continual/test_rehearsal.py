@@ -10,7 +10,7 @@ from recipes.continual.rehearsal import Rehearsal
 from recipes.nn import ReplayBuffer
 from recipes.nn.replay_buffer import herd
 from tests.continual.sequences import BATCH, STEPS, distance, end, fitted, handwriting, made, sequence
-from tests.processes import run
+from tests.helpers.processes import run
 
 
 class Watched(Rehearsal):

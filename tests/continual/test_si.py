@@ -8,7 +8,7 @@ from datamodules import ImageDataModule, ImagesInMemory, Splits, TaskSequence
 from recipes.continual import FineTuning
 from recipes.continual.si import SI
 from recipes.nn import MLP
-from tests.processes import run
+from tests.helpers.processes import run
 
 IMAGES = 16  # of each class
 TASK = 2 * IMAGES

@@ -12,7 +12,7 @@ from recipes.augment import DeiTViews, Key, SupervisedViews
 from recipes.distillation.deit import DeiT
 from recipes.distillation.teacher import Teacher
 from recipes.nn import ConvNet, ViT
-from tests.processes import run
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

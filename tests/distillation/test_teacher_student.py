@@ -12,12 +12,12 @@ from datamodules import Batch, Digits
 from losses import AttentionTransfer, FeatureLoss, Hint, SimilarityPreserving
 from recipes import MeanTeacher, SimCLR, Supervised, TeacherStudent
 from recipes.augment import Compose, RandomAffine
-from recipes.checkpoint import load
+from recipes.base.checkpoint import load
 from recipes.cli import main
 from recipes.distillation import LayerLoss, Teacher, teacher_from
 from recipes.distillation.teacher import digest, unpacked
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm
-from tests.processes import run
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipes.nn import FeatureQueue, Memory, MemoryBank
-from tests.processes import run
+from tests.helpers.processes import run
 
 MEMORIES = [Memory, FeatureQueue, MemoryBank]
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from recipes.base.recipe import Recipe
 from recipes.nn import QuadraticPenalty, TensorList
-from recipes.recipe import Recipe
 
 SHAPES = [(3, 4), (5,), (2, 3, 2, 2)]
 

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from recipes.augment import Key
 from recipes.nn import ReplayBuffer
 from recipes.nn.replay_buffer import herd, quotas
-from tests.processes import run
+from tests.helpers.processes import run
 
 TASKS = [range(20), range(20, 45), range(45, 60)]  # places in the stream
 POLICIES = ["reservoir", "class-balanced", "herding"]

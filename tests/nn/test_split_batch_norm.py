@@ -13,7 +13,7 @@ from recipes.nn import (
     has_local_batch_norm,
     split_batch_norm,
 )
-from tests.processes import run
+from tests.helpers.processes import run
 
 KINDS = [
     (nn.BatchNorm1d, (), {}),

@@ -9,7 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from datamodules.base import Splits
-from datamodules.dataset import ImagesInMemory
+from datamodules.loading.dataset import ImagesInMemory
 from recipes.nn import MLP
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # where scripts/benchmark finds them

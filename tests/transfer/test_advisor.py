@@ -11,14 +11,14 @@ from torch import nn
 
 import recipes
 from datamodules import Digits, ImagesInMemory, Splits
-from datamodules.subset import Subset
+from datamodules.wrappers.subset import Subset
 from recipes.augment import HandwritingViews
+from recipes.evaluation.transferability import h_score, leave_one_out, leep, log_me
 from recipes.nn import ConvNet, Encoder, stages
-from recipes.nn.weights import normalization
+from recipes.nn.encoders.weights import normalization
 from recipes.transfer import advisor
 from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, plan
 from recipes.transfer.frozen import quiet_trainer
-from recipes.transfer.transferability import h_score, leave_one_out, leep, log_me
 from recipes.transfer.verification import held, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

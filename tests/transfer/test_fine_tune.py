@@ -18,7 +18,7 @@ from recipes import FineTune
 from recipes.augment import Key, Mix, Normalize, partners
 from recipes.nn import ConvNet, Encoder, TorchvisionEncoder, ViT, stages
 from recipes.transfer.modes import modes
-from tests.processes import run
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -12,7 +12,7 @@ from datamodules import Digits
 from recipes.augment import HandwritingViews, Views
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm, Encoder, ViT, stage_features
 from recipes.transfer.linear_probe import LinearProbe
-from tests.processes import run
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

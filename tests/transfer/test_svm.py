@@ -14,7 +14,7 @@ from datamodules import Digits, Splits
 from recipes.cli import main
 from recipes.nn import ConvNet
 from recipes.transfer.svm import SVM, fit_svm
-from tests.processes import run
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -1,0 +1,1 @@
+"""How images reach a batch: datasets, samplers, loaders, splits."""

@@ -1,0 +1,123 @@
+"""Images that are fetched a whole batch at a time."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.batch import Batch
+from datamodules.sources.decode import decode_or_name
+
+_CHUNK = 4096  # images that are read at a time
+
+
+class ImageDataset(Dataset[Batch], ABC):
+    """Images of one size with a label each.
+
+    Attributes:
+        label: int64 [N], -1 where unlabelled.
+        in_memory: whether fetching costs no more than a copy.
+    """
+
+    label: Tensor
+    in_memory: bool
+
+    @abstractmethod
+    def images(self, index: Tensor) -> Tensor:
+        """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
+
+    def digest(self) -> str:
+        """SHA-256 of all images in their order: what is computed for images in advance is kept under it."""
+        whole = hashlib.sha256()
+        for index in torch.arange(len(self)).split(_CHUNK):
+            image = self.images(index)
+            whole.update(f"{image.dtype} {list(image.shape)}".encode())
+            whole.update(image.contiguous().view(torch.uint8).numpy().tobytes())
+        return whole.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        index = torch.tensor(indices, dtype=torch.int64)
+        return Batch(self.images(index), self.label[index], index)
+
+
+class ImagesInMemory(ImageDataset):
+    """Images in one tensor.
+
+    Args:
+        image: uint8 [M, C, H, W], or features [M, F] in their place; several datasets may share it.
+        label: int64 [M], -1 where unlabelled.
+        rows: int64 [N], which of the M images are in this dataset, in which order; none is all of them.
+    """
+
+    in_memory = True
+
+    def __init__(self, image: Tensor, label: Tensor, rows: Tensor | None = None) -> None:
+        self.image = image
+        self.rows = torch.arange(len(image)) if rows is None else rows
+        self.label = label[self.rows]
+
+    def images(self, index: Tensor) -> Tensor:
+        """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
+        return self.image.index_select(0, self.rows[index])
+
+
+class ImageFiles(ImageDataset):
+    """Images that are decoded when they are fetched.
+
+    Args:
+        paths: of the N files.
+        label: int64 [N], -1 where unlabelled.
+        image_size: height and width of the decoded images.
+        channels: 1 (grey) or 3 (RGB).
+    """
+
+    in_memory = False
+
+    def __init__(self, paths: list[Path], label: Tensor, image_size: int, channels: int) -> None:
+        self.paths = np.array([str(path) for path in paths])  # one block: a list would be copied into every worker
+        self.label = label
+        self.image_size = image_size
+        self.channels = channels
+
+    def images(self, index: Tensor) -> Tensor:
+        """Decodes the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
+        decoded = [decode_or_name(Path(path), self.image_size, self.channels) for path in self.paths[index.numpy()]]
+        return torch.from_numpy(np.stack(decoded))
+
+    def digest(self) -> str:
+        """SHA-256 of the names and sizes of the files, and of how they are decoded; no file is read."""
+        whole = hashlib.sha256(f"{self.image_size} {self.channels}".encode())
+        for path in map(Path, self.paths):
+            whole.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode())
+        return whole.hexdigest()
+
+
+class ImageSelection(ImageDataset):
+    """Some images of another dataset, with labels of their own.
+
+    Args:
+        base: where the images are from.
+        rows: int64 [N], their positions in it.
+        label: int64 [N], -1 where unlabelled.
+    """
+
+    def __init__(self, base: ImageDataset, rows: Tensor, label: Tensor) -> None:
+        self.base = base
+        self.rows = rows
+        self.label = label
+        self.in_memory = base.in_memory
+
+    def images(self, index: Tensor) -> Tensor:
+        """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
+        return self.base.images(self.rows[index])
+
+    def digest(self) -> str:
+        """SHA-256 of that of the other dataset, and of which images are here."""
+        return hashlib.sha256(self.base.digest().encode() + self.rows.numpy().tobytes()).hexdigest()

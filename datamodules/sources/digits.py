@@ -1,0 +1,68 @@
+"""Handwritten digits that come with scikit-learn."""
+
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from datamodules.base import ImageDataModule, Splits
+from datamodules.loading.dataset import ImagesInMemory
+from datamodules.loading.split import split
+
+_NATIVE = 8  # pixels
+_NAMES = tuple("0123456789")
+_TEST, _VAL = 360, 180  # 20 % and 10 % of 1,797; 1,257 are left to train on
+
+
+class Digits(ImageDataModule):
+    """The 1,797 handwritten digits of 8×8 pixels that come with scikit-learn: nothing is downloaded.
+
+    They are the test part of Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998, UCI). 1,257 are for
+    training, 180 for validation and 360 for testing, with the classes in proportion; the split is always the same.
+
+    Args:
+        size: height and width of the images, at least 8.
+        mode: ``resize`` enlarges the digits to ``size`` (bilinear), ``pad`` puts black around their 8×8 pixels.
+        batch_size: images per step over all devices together; must divide by their number.
+        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+
+    Raises:
+        ValueError: if ``size`` is below 8.
+    """
+
+    def __init__(
+        self,
+        size: int = 16,
+        mode: Literal["resize", "pad"] = "resize",
+        batch_size: int = 256,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        if size < _NATIVE:
+            raise ValueError(f"size is {size}: the digits have {_NATIVE}x{_NATIVE} pixels, so it must be at least that")
+        if mode not in ("resize", "pad"):
+            raise ValueError(f"mode is {mode!r}: it must be 'resize' or 'pad'")
+        self.size = size
+        self.mode = mode
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(_NAMES)
+
+    def load(self) -> Splits:
+        """Reads the digits from scikit-learn."""
+        from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+
+        digits = load_digits()
+        image = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)  # its pixels are 0..16
+        if self.mode == "resize":
+            image = functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
+        else:
+            before = (self.size - _NATIVE) // 2
+            after = self.size - _NATIVE - before
+            image = functional.pad(image, (before, after, before, after))
+        image = image.round().to(torch.uint8)
+        label = torch.from_numpy(digits.target).to(torch.int64)
+        test, val, train = (ImagesInMemory(image, label, rows) for rows in split(label, [_TEST, _VAL]))
+        return Splits(_NAMES, train, val, test)

@@ -1,0 +1,1 @@
+"""Other images, labels or order, made from a DataModule."""

@@ -1,0 +1,429 @@
+"""Task after task: any DataModule as a sequence to learn from without a look back."""
+
+import hashlib
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2.functional import InterpolationMode, rotate
+
+from datamodules.base import ImageDataModule, Splits
+from datamodules.batch import Batch
+from datamodules.loading.dataset import ImageDataset, ImageSelection
+from datamodules.loading.sampler import GlobalBatchSampler
+from datamodules.wrappers.tasks import Scenario, TaskBatch, Tasks
+
+By = Literal["classes", "permutation", "rotation", "datasets"]
+Change = Callable[[Tensor, int], Tensor]
+
+_NUM_TASKS = 5  # van de Ven & Tolias, 2019: five tasks of two classes
+_HALF_TURN = 180.0  # Lopez-Paz & Ranzato, 2017, arXiv:1706.08840: rotations between 0 and 180 degrees
+
+
+class TaskImages(ImageDataset):
+    """The images of all tasks in one dataset, task after task.
+
+    Args:
+        parts: the images of each task, with the labels that they have in the sequence.
+        change: makes of images uint8 [B, C, H, W] and the number of their task the images of that task, uint8 of the
+            same shape; none leaves them as they are.
+
+    Attributes:
+        task: int64 [N], the number of the task that each image is of.
+    """
+
+    def __init__(self, parts: Sequence[ImageDataset], change: Change | None = None) -> None:
+        sizes = torch.tensor([len(part) for part in parts])
+        self.parts = parts
+        self.change = change
+        self.label = torch.cat([part.label for part in parts])
+        self.task = torch.arange(len(parts)).repeat_interleave(sizes)
+        self.first = sizes.cumsum(0) - sizes  # [tasks], where each begins
+        self.in_memory = all(part.in_memory for part in parts)
+
+    def images(self, index: Tensor) -> Tensor:
+        """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
+        task = self.task[index]
+        if not len(task) or bool((task == task[0]).all()):  # as in training, and faster than to ask which there are
+            return self._of_task(int(task[0]) if len(task) else 0, index)
+        present = task.unique().tolist()
+        places = [(task == number).nonzero().flatten() for number in present]
+        parts = [self._of_task(number, index[place]) for number, place in zip(present, places, strict=True)]
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    def digest(self) -> str:
+        """SHA-256 of those of the tasks, and of what each does to a picture."""
+        whole = hashlib.sha256()
+        shape = self.images(torch.tensor([0])).shape
+        picture = torch.arange(shape.numel()).remainder(256).to(torch.uint8).view(shape)
+        for number, part in enumerate(self.parts):
+            changed = picture if self.change is None else self.change(picture, number)
+            whole.update(part.digest().encode() + changed.numpy().tobytes())
+        return whole.hexdigest()
+
+    def __getitems__(self, indices: list[int]) -> TaskBatch:  # type: ignore[override]  # a batch with a field more
+        index = torch.tensor(indices, dtype=torch.int64)
+        return TaskBatch(self.images(index), self.label[index], index, self.task[index])
+
+    def _of_task(self, number: int, index: Tensor) -> Tensor:
+        image = self.parts[number].images(index - self.first[number])
+        return image if self.change is None else self.change(image, number)
+
+
+@dataclass(frozen=True)
+class TaskSplits(Splits):
+    """The images of a ``TaskSequence``; see ``Splits``."""
+
+    train: TaskImages
+    val: TaskImages | None = None
+    test: TaskImages | None = None
+
+
+class TaskSequence(ImageDataModule):
+    """Other DataModules as a sequence of tasks that are learned one after the other, within one ``Trainer.fit``.
+
+    The tasks are made in one of four ways:
+
+    - ``classes``: each has some of the classes of ``base``, all in its order or in a random one, or as ``class_groups``
+      says.
+    - ``permutation``: each has all images of ``base``, with the pixels in a random order of its own, the same for
+      all images and channels; the first has them as they are (Goodfellow et al., 2013, arXiv:1312.6211).
+    - ``rotation``: each has all images of ``base``, turned counterclockwise by ``angle`` more than the one before
+      (bilinear, black around); the first has them as they are (Lopez-Paz & Ranzato, 2017, arXiv:1706.08840).
+    - ``datasets``: ``base`` is the first, and each of ``then`` is one.
+
+    Labels are numbered in the order of the tasks; in the scenario ``domain`` the i-th class of every task has the label
+    i. A class whose name occurs in several tasks has the task's number in its name. An epoch deals the images of
+    one task. Each task has the validation and test images of its classes; a split that not all DataModules have is
+    left out, with a warning. Images without a label are left out. Batches are ``TaskBatch``, and ``index`` is the
+    position in the dataset of all tasks. ``mean`` and ``std`` are those of the first task's training images, as nobody
+    has seen the others when training begins.
+
+    A Trainer's ``max_epochs`` is set to the epochs of all tasks, unless it is smaller or ``max_steps`` is given: then
+    the run ends there.
+
+    Args:
+        base: where the images are from; its own batch_size and num_workers are not used.
+        then: further DataModules, for tasks by ``datasets``.
+        by: what makes the tasks: ``classes``, ``permutation``, ``rotation`` or ``datasets``.
+        scenario: ``task``, ``class`` or ``domain``: what the labels are, and whether a network is told the task; see
+            ``Tasks``.
+        num_tasks: how many tasks there are; none is 5, or as many as there are class_groups or datasets.
+        class_groups: names of the classes of each task, for tasks by ``classes``; those that are named nowhere are left
+            out. None gives each task as many.
+        order_seed: of the order of the classes, or of the pixels, at least 0. None keeps the order of the classes, and
+            is 0 for pixels. 1993 is the order of CIFAR-100's classes in FACIL and PyCIL.
+        angle: in degrees, between one task and the next, for tasks by ``rotation``; none is 180 / num_tasks.
+        epochs_per_task: how often each task's images are gone through, at least 1: one number, or one for each task.
+        batch_size: images per step over all devices together; must divide by their number.
+        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
+            usable CPUs divided by the devices of the machine, at most 16.
+
+    Attributes:
+        epochs_per_task: one number for each task.
+        cumulative: whether an epoch deals the images of all tasks up to its own. A recipe sets it, in ``setup``.
+
+    Raises:
+        ValueError: if an argument is out of its range or not for the chosen way, if the classes do not divide over the
+            tasks, if a class is named twice or is not there, if the images of the datasets have unlike shapes, or
+            if a task has fewer training images than ``batch_size``.
+    """
+
+    cumulative = False
+
+    def __init__(
+        self,
+        base: ImageDataModule,
+        then: Sequence[ImageDataModule] = (),
+        by: By = "classes",
+        scenario: Scenario = "class",
+        num_tasks: int | None = None,
+        class_groups: Sequence[Sequence[str]] | None = None,
+        order_seed: int | None = None,
+        angle: float | None = None,
+        epochs_per_task: int | Sequence[int] = 1,
+        batch_size: int = 256,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        if by not in get_args(By):
+            raise ValueError(f"by is {by!r}: it must be one of {', '.join(get_args(By))}")
+        for name, value, ways in (
+            ("then", then or None, ("datasets",)),
+            ("num_tasks", num_tasks, ("classes", "permutation", "rotation")),
+            ("class_groups", class_groups, ("classes",)),
+            ("order_seed", order_seed, ("classes", "permutation")),
+            ("angle", angle, ("rotation",)),
+        ):
+            if value is not None and by not in ways:
+                raise ValueError(f"{name} is for tasks by {' or '.join(ways)}, and by is {by}: leave {name} out")
+        if by == "datasets" and not then:
+            raise ValueError("then is empty: tasks by datasets take one DataModule as base, and the others in then")
+        if class_groups is not None and (num_tasks is not None or order_seed is not None):
+            raise ValueError("class_groups gives the tasks and their order: leave num_tasks and order_seed out")
+        if class_groups is not None and (not class_groups or not all(class_groups)):
+            raise ValueError(f"class_groups is {class_groups}: give at least one task, and each at least one class")
+        if num_tasks is not None and num_tasks < 1:
+            raise ValueError(f"num_tasks is {num_tasks}: it must be at least 1")
+        if order_seed is not None and not 0 <= order_seed < 2**32:
+            raise ValueError(f"order_seed is {order_seed}: it must be at least 0 and below 2**32")
+        if angle is not None and not math.isfinite(angle):
+            raise ValueError(f"angle is {angle}: it must be a number of degrees")
+        self.base = base
+        self.then = tuple(then)
+        self.by = by
+        self.scenario: Scenario = scenario
+        self.class_groups = None if class_groups is None else tuple(tuple(group) for group in class_groups)
+        self.num_tasks = len(self.class_groups or ()) or (1 + len(self.then) if then else num_tasks or _NUM_TASKS)
+        self.order_seed = order_seed
+        self.angle = _HALF_TURN / self.num_tasks if angle is None else angle
+        self.epochs_per_task = (
+            (epochs_per_task,) * self.num_tasks if isinstance(epochs_per_task, int) else tuple(epochs_per_task)
+        )
+        if len(self.epochs_per_task) != self.num_tasks:
+            raise ValueError(
+                f"epochs_per_task has {len(self.epochs_per_task)} numbers, and there are {self.num_tasks} tasks: give "
+                "one for each, or one number for all"
+            )
+        if min(self.epochs_per_task) < 1:
+            raise ValueError(f"epochs_per_task is {epochs_per_task}: each task takes at least 1")
+        named = [name for group in self.class_groups or () for name in group]
+        if twice := [name for name, count in Counter(named).items() if count > 1]:
+            raise ValueError(f"class_groups names {twice[0]!r} twice: a class is in one task")
+        self._ends = list(accumulate(self.epochs_per_task))  # the epochs in which each task is over
+        self._dealt = range(0)  # the tasks that the training loader deals
+        self._val_loader: DataLoader[Batch] | None = None
+
+    # The tasks
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """How many classes each task has, and the scenario; known before ``setup`` where ``base.num_classes`` is."""
+        if self.class_groups is not None:
+            return Tasks(tuple(map(len, self.class_groups)), self.scenario)
+        sizes = tuple(data.num_classes for data in (self.base, *self.then))
+        if not all(sizes):
+            name = type((self.base, *self.then)[sizes.index(0)]).__name__
+            raise ValueError(f"{name} has no labelled images: a sequence of tasks is made of classes")
+        if self.by == "datasets":
+            return Tasks(sizes, self.scenario)
+        (classes,) = sizes
+        if self.by != "classes":
+            return Tasks((classes,) * self.num_tasks, self.scenario)
+        if classes % self.num_tasks:
+            fitting = [str(number) for number in range(1, classes + 1) if classes % number == 0]
+            raise ValueError(
+                f"num_tasks is {self.num_tasks}, and {classes} classes do not divide into so many tasks: choose "
+                f"one of {', '.join(fitting)}, or say in class_groups which classes each task has"
+            )
+        return Tasks((classes // self.num_tasks,) * self.num_tasks, self.scenario)
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are over all tasks; known before ``setup`` where ``base.num_classes`` is."""
+        return self.tasks.num_classes
+
+    def positions(self, dataset: TaskImages, *tasks: int) -> Tensor:
+        """Where the images of some tasks stand in one of the datasets, int64 [N] and ascending."""
+        return torch.isin(dataset.task, torch.tensor(tasks)).nonzero().flatten()
+
+    # The epochs
+
+    @property
+    def total_epochs(self) -> int:
+        """How many epochs all tasks have together."""
+        return self._ends[-1]
+
+    def task_of_epoch(self, epoch: int) -> int:
+        """The number of the task that an epoch of the run belongs to; after the end, that of the last."""
+        return min(bisect_right(self._ends, epoch), self.num_tasks - 1)
+
+    def epoch_in_task(self, epoch: int) -> int:
+        """How many epochs of its task come before an epoch of the run."""
+        task = self.task_of_epoch(epoch)
+        return epoch - self._ends[task] + self.epochs_per_task[task]
+
+    def is_last_epoch(self, epoch: int) -> bool:
+        """Whether an epoch of the run is the last of its task."""
+        return epoch + 1 in self._ends
+
+    # The images
+
+    def prepare_data(self) -> None:
+        """Downloads or prepares what the DataModules need."""
+        for data in (self.base, *self.then):
+            data.prepare_data()
+
+    def load(self) -> TaskSplits:
+        """Reads the images, and sorts them into tasks."""
+        for data in (self.base, *self.then):
+            data.setup()
+        self._check_shapes()
+        tasks = self.tasks
+        sources, change = self._sources(), self._change()
+        names = [[data.class_names[place] for place in classes] for data, classes in sources]
+        news = [torch.full((len(data.class_names) + 1,), -1) for data, _ in sources]  # labels here, by those there
+        for task, (_, classes) in enumerate(sources):
+            news[task][classes] = torch.tensor(tasks.labels(task))
+        split: dict[str, Any] = {}
+        for which in ("train", "val", "test"):
+            images = [getattr(data.splits, which) for data, _ in sources]
+            if all(part is not None for part in images):
+                parts = zip(images, news, strict=True)
+                split[which] = TaskImages([_labelled(part, new) for part, new in parts], change)
+            elif any(part is not None for part in images):
+                missing = [type(data).__name__ for data, _ in sources if getattr(data.splits, which) is None]
+                rank_zero_warn(f"{missing[0]} has no {which} images: those of the other tasks are left out")
+        return TaskSplits(self._names(names), **split)
+
+    @property
+    def splits(self) -> TaskSplits:
+        """The datasets behind the loaders, each with the images of all tasks."""
+        return super().splits  # type: ignore[return-value]
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        first = ImageDataModule()
+        first._splits = Splits((), self.splits.train.parts[0])  # which no change is made to
+        return first.mean, first.std
+
+    def _sources(self) -> list[tuple[ImageDataModule, list[int]]]:
+        """For each task, where it is from, and the classes there in the order of their labels here."""
+        if self.by != "classes":
+            datasets = (self.base, *self.then) if self.then else (self.base,) * self.num_tasks
+            return [(data, list(range(len(data.class_names)))) for data in datasets]
+        known = self.base.class_names
+        if self.class_groups is None:
+            order = np.arange(len(known))
+            if self.order_seed is not None:
+                order = np.random.RandomState(self.order_seed).permutation(len(known))  # its stream is frozen (NEP 19)
+            return [(self.base, group.tolist()) for group in np.split(order, self.num_tasks)]
+        if unknown := [name for group in self.class_groups for name in group if name not in known]:
+            raise ValueError(f"{type(self.base).__name__} has no class {unknown[0]!r}; it has {', '.join(known)}")
+        return [(self.base, [known.index(name) for name in group]) for group in self.class_groups]
+
+    def _names(self, names: list[list[str]]) -> tuple[str, ...]:
+        if self.scenario == "domain":
+            return tuple(" or ".join(dict.fromkeys(alike)) for alike in zip(*names, strict=True))
+        count = Counter(name for of_task in names for name in of_task)
+        return tuple(
+            f"{name} (task {task + 1})" if count[name] > 1 else name
+            for task, of_task in enumerate(names)
+            for name in of_task
+        )
+
+    def _check_shapes(self) -> None:
+        for data in self.then:
+            if data.image_shape != self.base.image_shape:
+                names = type(data).__name__, type(self.base).__name__
+                shapes = ["×".join(map(str, each.image_shape)) for each in (data, self.base)]
+                raise ValueError(
+                    f"{names[0]} has images of {shapes[0]} and {names[1]} of {shapes[1]} (channels, height, width): a "
+                    "sequence takes images of one shape; set size of Digits, or image_size and channels of ImageFolder"
+                )
+
+    def _change(self) -> Change | None:
+        if self.by == "rotation":
+            return partial(_rotated, self.angle)
+        if self.by == "permutation":
+            pixels = math.prod(self.base.image_shape[1:])
+            seeds = [(self.order_seed or 0, task) for task in range(self.num_tasks)]
+            orders = [np.random.RandomState(seed).permutation(pixels) for seed in seeds]
+            return partial(_permuted, [torch.from_numpy(order) for order in orders])
+        return None
+
+    # The loaders
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the images, once; for training, has the Trainer ask for every epoch's loader, and end with the tasks.
+
+        Args:
+            stage: of the Trainer.
+        """
+        super().setup(stage)
+        self._dealt, self._val_loader = range(0), None
+        if stage != "fit" or self.trainer is None:
+            return
+        # Lightning counts a loader's batches when it is handed over, and tasks differ in length.
+        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        given = self.trainer.max_epochs
+        # With max_steps, Lightning counts an epoch twice that a run was killed at the end of.
+        if self.trainer.max_steps == -1 and (given is None or not 0 <= given <= self.total_epochs):
+            self.trainer.fit_loop.max_epochs = self.total_epochs
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The training images of the task of this epoch, in batches, in a new order every epoch.
+
+        The loader is the same as long as the task is, so that workers live on. An incomplete last batch is dropped.
+
+        Raises:
+            ValueError: if a task has fewer training images than ``batch_size``, or if it does not divide over the
+                devices.
+        """
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        epoch = max(epoch, self._position.get("epoch", 0))  # a resumed Trainer may not know its epoch yet
+        task = self.task_of_epoch(epoch)
+        dealt = range(0 if self.cumulative else task, task + 1)
+        images = self._given.train
+        if self._train_loader is None or self._dealt != dealt or self._train_loader.dataset is not images:
+            self._dealt = dealt
+            loader = super().train_dataloader()
+            self._end_epoch(len(loader))
+            return loader
+        return self._train_loader
+
+    def _end_epoch(self, batches: int) -> None:
+        """Has Lightning see that an epoch was over, after whose last batch a run was killed.
+
+        It compares the batches that were trained on with those of the next epoch, which may be more.
+        """
+        if self.trainer is not None and self.trainer.fit_loop.restarting:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            batch = progress.state_dict()["current"]
+            if progress.is_last_batch and batch["processed"] == batch["ready"]:
+                progress.current.completed = max(progress.current.completed, batches)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """The validation images of all tasks, in order; no loader where there are none."""
+        val = self._given.val
+        if val is None:
+            return []
+        if self._val_loader is None or self._val_loader.dataset is not val:  # the same in all epochs, as its workers
+            self._val_loader = self.in_order(val)
+        return self._val_loader
+
+    def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:
+        train, dealt = self.splits.train, self._dealt
+        sizes = torch.bincount(train.task, minlength=self.num_tasks)
+        for task, size in enumerate((sizes.cumsum(0) if self.cumulative else sizes).tolist()):
+            if size < self.batch_size:
+                raise ValueError(
+                    f"batch_size is {self.batch_size}, but task {task + 1} has only {size} training images: use a "
+                    f"batch_size of at most {size}"
+                )
+        return GlobalBatchSampler(self.positions(train, *dealt), self.batch_size, devices, rank, training=True)
+
+
+def _labelled(images: ImageDataset, new: Tensor) -> ImageSelection:
+    """The images of the classes that have a new label; the last of ``new`` stands for unlabelled images."""
+    label = new[images.label]
+    rows = (label >= 0).nonzero().flatten()
+    return ImageSelection(images, rows, label[rows])
+
+
+def _permuted(orders: Sequence[Tensor], image: Tensor, task: int) -> Tensor:
+    return image.flatten(2).index_select(2, orders[task]).view_as(image) if task else image
+
+
+def _rotated(angle: float, image: Tensor, task: int) -> Tensor:
+    return rotate(image, task * angle, InterpolationMode.BILINEAR) if task else image

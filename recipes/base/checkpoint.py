@@ -1,0 +1,110 @@
+"""Reading what a run left behind. Nothing that is loaded runs code: weights only, and no class that is not ours."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from recipes.nn.encoders.weights import checkpoint_file
+
+if TYPE_CHECKING:
+    from recipes.base.recipe import Recipe
+
+
+def load(path: str | Path) -> "Recipe":
+    """Builds the recipe of a run with its trained weights, in eval mode on the CPU.
+
+    Args:
+        path: a checkpoint file, a run directory (then its last checkpoint), or the directory of several runs (then that
+            of the newest).
+
+    Returns:
+        The recipe: ``recipe(images)`` gives features, ``recipe.encoder`` is the trained encoder.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if the checkpoint was not made by the ``recipes`` command, or names classes that are not imported.
+    """
+    path = checkpoint_path(path)
+    return restored(_read(path), path)
+
+
+def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
+    """Builds the recipe whose configuration and weights a checkpoint has; ``path`` names it in messages."""
+    from jsonargparse import ArgumentParser
+
+    from recipes.base.recipe import AnyRecipe
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AnyRecipe, "model")
+    config = parser.parse_object({"model": without_weights(_trusted(Path(path), checkpoint["model"]))})
+    recipe = parser.instantiate(config).model
+    recipe.on_load_checkpoint(checkpoint)
+    recipe.load_state_dict(checkpoint["state_dict"])
+    recipe.made_from = {name: checkpoint[name] for name in _MADE_FROM if name in checkpoint}
+    return recipe.eval()
+
+
+_MADE_FROM = ("model", "recipe", "image_shape", "class_names")  # with the state_dict all that makes a recipe anew
+
+
+def config_of(path: str | Path) -> dict[str, Any]:
+    """The configuration of the run that wrote a checkpoint, without what belonged to its command alone."""
+    config = _trusted(Path(path), _read(Path(path))["config"])
+    for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+        config.pop(key, None)
+    return config
+
+
+def without_weights(config: Any) -> Any:
+    """A configuration whose encoders do not look for the weights they started from: a checkpoint is to be loaded."""
+    if isinstance(config, dict):
+        started_from = {name: value for name, value in _WEIGHTS.items() if name in config}
+        return {name: without_weights(value) for name, value in config.items()} | started_from
+    return [without_weights(part) for part in config] if isinstance(config, list) else config
+
+
+_WEIGHTS = {"weights": None, "pretrained": False}  # arguments of encoders
+
+
+def num_classes_of(path: str | Path) -> int | None:
+    """How many classes the recipe in a checkpoint tells apart; None for a recipe without classes."""
+    return _trusted(Path(path), _read(Path(path))["model"]).get("init_args", {}).get("num_classes")
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """The checkpoint file that a path means: itself, or the last one of a run directory."""
+    if file := checkpoint_file(path):
+        return file
+    raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file or the directory of a run that saved one")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError or KeyError
+        raise ValueError(f"{path} is not a checkpoint that can be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or not {"config", "model", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"{path} holds no configuration: it was not written by the recipes command; give --config")
+    return checkpoint
+
+
+def _trusted(path: Path, text: str) -> dict[str, Any]:
+    config = yaml.safe_load(text)
+    for name in _class_paths(config):
+        if name.rpartition(".")[0] not in sys.modules:
+            raise ValueError(f"{path} names the class {name}, which is not imported: import it first, or give --config")
+    return config
+
+
+def _class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("class_path"), str):
+            yield config["class_path"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from _class_paths(part)

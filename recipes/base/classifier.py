@@ -1,0 +1,122 @@
+"""What recipes that learn from labels share: a head that gives logits, and accuracies."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from datamodules import Batch, ImageDataModule
+from recipes.base.recipe import Recipe
+from recipes.nn import Encoder
+
+
+class Classifier(Recipe):
+    """An encoder with a linear layer on top that gives the logits of the classes. A subclass writes ``training_step``.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Attributes:
+        class_names: of the labels 0, 1, ..., once the data is known; they are kept in checkpoints.
+        has_probabilities: whether the softmax of the logits is one over the classes.
+
+    Raises:
+        ValueError: if ``num_classes`` is out of range; at the start of training, if there are fewer labelled images
+            than classes.
+    """
+
+    has_probabilities = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        if num_classes < 2:
+            raise ValueError(
+                f"num_classes is {num_classes}: classification needs at least 2; are the images labelled, and in a "
+                "folder for each class?"
+            )
+        self.head = nn.Linear(self.feature_dim, num_classes)
+        self.class_names: tuple[str, ...] = ()
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+
+    def setup(self, stage: str) -> None:
+        """Takes the names of the classes from the DataModule too, and checks that there are enough images."""
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        self.class_names = getattr(data, "class_names", ()) or self.class_names
+        if stage == "fit" and isinstance(data, ImageDataModule):
+            labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
+            if labelled < classes:
+                raise ValueError(
+                    f"{type(data).__name__} has {labelled} labelled training images for {classes} classes: training "
+                    "needs at least one image of each class"
+                )
+
+    def logits(self, feature: Tensor) -> Tensor:
+        """Maps features [B, F] to logits [B, classes], in float32 or, for a recipe in float64, in that."""
+        logits = self.head(feature)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to logits [B, classes]."""
+        return self.logits(self(image))
+
+    def feature(self, batch: Batch) -> Tensor:
+        """The features [B, F] of a batch; where they were computed before, the loader gives them in place of images."""
+        return batch.image if batch.image.ndim == 2 else self(batch.image)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
+        feature = self.feature(batch)
+        logits = self.logits(feature)
+        self.val_accuracy(logits, batch.label)
+        loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
+        self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
+        self.log("val/accuracy", self.val_accuracy)
+        return feature
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logs ``test/accuracy``; returns the features [B, F]."""
+        feature = self.feature(batch)
+        self.test_accuracy(self.logits(feature), batch.label)
+        self.log("test/accuracy", self.test_accuracy)
+        return feature
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns features [B, F], class probabilities [B, classes] and indices [B]."""
+        feature = self.feature(batch)
+        return {"index": batch.index, "feature": feature, "probability": self.logits(feature).softmax(1)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the names of the classes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["class_names"] = list(self.class_names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the names of the classes from a checkpoint where the data has none; refuses data with other classes."""
+        theirs = tuple(checkpoint.get("class_names", ()))
+        if self.class_names and theirs and self.class_names != theirs:
+            raise ValueError(
+                f"the checkpoint knows {_listed(theirs)}, and the data has {_listed(self.class_names)}: give data with "
+                "the same classes, or pictures without class folders"
+            )
+        super().on_load_checkpoint(checkpoint)
+        self.class_names = self.class_names or theirs
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{len(names)} class{'es' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

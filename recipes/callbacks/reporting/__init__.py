@@ -1,0 +1,1 @@
+"""What measures a run and tells the result: tables, files and pictures."""

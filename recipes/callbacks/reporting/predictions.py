@@ -1,0 +1,99 @@
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from datamodules import Batch
+from recipes.evaluation.features import join
+
+
+class PredictionFile(Callback):
+    """Writes what ``predict_step`` gives for each image to files in the run directory.
+
+    ``numpy.load`` reads ``predictions.npz``: ``index`` [N] is the position of each image in the dataset, in ascending
+    order, ``label`` [N] its class or -1, ``feature`` [N, F] its features; a recipe with a classifier adds
+    ``probability`` [N, classes] (or ``score``, where it knows no probabilities), and a table for people,
+    ``predictions.csv``: a line for each image with its ``file`` below the root of the data (or, where images are no
+    files, its ``index``), the most probable ``class`` and the ``probability`` of that.
+
+    The images are those of the DataModule's ``predict_dataloader``: the test images, or all where there is no test
+    split. So of a folder of pictures without class folders it is every picture; of one with class folders it is the
+    test split, and every picture with ``--data.val_fraction 0 --data.test_fraction 0``.
+
+    Args:
+        filename: of the NumPy file; ends in .npz. The table has the same name with .csv.
+
+    Raises:
+        ValueError: if ``filename`` does not end in .npz.
+    """
+
+    def __init__(self, filename: str = "predictions.npz") -> None:
+        if not filename.endswith(".npz"):
+            raise ValueError(f"filename is {filename!r}: it must end in .npz, such as predictions.npz")
+        self.filename = filename
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: dict[str, Tensor],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps what was predicted for a batch."""
+        for name, value in {"label": batch.label, **outputs}.items():
+            self._parts[name].append(value.detach().float() if value.is_floating_point() else value)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins what all devices predicted and writes it, each image once."""
+        arrays: dict[str, Any] = {name: join(parts).cpu().numpy() for name, parts in self._parts.items()}
+        self._parts.clear()
+        directory = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective
+        if not trainer.is_global_zero or not arrays:
+            return
+        _, rows = np.unique(arrays["index"], return_index=True)
+        arrays = {name: array[rows] for name, array in arrays.items()}
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / self.filename
+        np.savez(path, **arrays)
+        written = str(path)
+        column = next((name for name in ("probability", "score") if name in arrays), None)
+        if column:
+            data: Any = getattr(trainer, "datamodule", None)
+            names = getattr(pl_module, "class_names", ()) or getattr(data, "class_names", ())
+            files = file_names(data, trainer.predict_dataloaders)
+            _write_table(path.with_suffix(".csv"), arrays["index"].tolist(), arrays[column], column, names, files)
+            written += f" and {path.with_suffix('.csv').name}"
+        rank_zero_info(f"{len(rows)} images: {written}")
+
+
+def file_names(data: Any, loader: Any) -> list[str] | None:
+    """The file of each image of a loader, by ``Batch.index`` and below the root of the data; None for other data.
+
+    Args:
+        data: the DataModule; one that has ``paths`` and ``root`` knows the files, as ``ImageFolder`` does.
+        loader: one of its loaders.
+    """
+    paths, dataset = getattr(data, "paths", {}), getattr(loader, "dataset", None)
+    split = next((name for name in paths if getattr(data.splits, name) is dataset), None)
+    return None if split is None else [str(path.relative_to(data.root)) for path in paths[split]]
+
+
+def _write_table(
+    path: Path, index: list[int], value: np.ndarray, column: str, names: Sequence[str], files: Sequence[str] | None
+) -> None:
+    # names of files may be no text: their bytes are written as they are
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file)
+        table.writerow(["index" if files is None else "file", "class", column])
+        for i, row in zip(index, value):
+            label = int(row.argmax())
+            table.writerow([i if files is None else files[i], names[label] if names else label, f"{row[label]:.6f}"])

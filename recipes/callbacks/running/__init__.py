@@ -1,0 +1,1 @@
+"""What a run needs to go well: checkpoints, its directory, compilation, bounds on weights."""

@@ -1,0 +1,90 @@
+"""``recipes``: chooses the command, and says in one line what a user can mend."""
+
+import gc
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import datamodules
+import losses
+import recipes
+from recipes.cli.arguments import prepared
+from recipes.cli.catalogue import OVERVIEW, table
+from recipes.cli.messages import fail
+from recipes.cli.training import Command
+from recipes.errors import nearest
+
+OF_LIGHTNING = ("fit", "validate", "test", "predict")
+OF_OUR_OWN = ("advise", "probe", "compare", "export")  # modules of recipes.cli.commands
+COMMANDS = (*OF_LIGHTNING, *OF_OUR_OWN, "list")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        args: of the command, such as ["fit", "--config", "simclr-digits"]; None takes those of the process.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(OVERVIEW)
+        return
+    if args[0] == "list":
+        sys.stdout.write(table())
+        return
+    _be_quiet()
+    try:
+        if args[0] not in COMMANDS:
+            raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+        if args[0] in OF_OUR_OWN:
+            importlib.import_module(f"recipes.cli.commands.{args[0]}").main(args[1:])
+        else:
+            Command(prepared(args))
+            _leave_process_group()
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+        if (message := _meant_for_the_user(error)) is None:
+            raise
+        fail(message)
+
+
+def _leave_process_group() -> None:
+    """Ends the threads of gloo: one that still holds a Python object when the interpreter ends aborts the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # they end with the last reference to the group, and the model that was wrapped has one
+        torch.distributed.destroy_process_group()
+
+
+def _be_quiet() -> None:
+    """Leaves out what says nothing to the reader: advertisements, and warnings about what was chosen on purpose."""
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",
+        ".*does not have many workers",
+        ".*Total length of `list` across ranks is zero",  # data without a validation split
+        r".*functional.all_gather is deprecated",  # Lightning calls it, and is pinned
+        ".*The dirpath has changed",  # every run has a directory of its own
+        ".*overridden `on_before_batch_transfer` in `LightningModule`",  # our DataModules have no such hook
+        ".*module\\(s\\) in eval mode at the start of training",  # frozen layers, teachers
+        ".*persistent_workers.*reload_dataloaders_every_n_epochs",  # the loader of a task stays the same
+    ):
+        warnings.filterwarnings("ignore", message)
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def _meant_for_the_user(error: BaseException) -> str | None:
+    """What our own code raised to say what to change, for which a traceback would only be in the way."""
+    if isinstance(error, MisconfigurationException):
+        return str(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+    if any(raised_in.is_relative_to(Path(str(home.__file__)).parent) for home in (recipes, datamodules, losses)):
+        return str(error)
+    return _meant_for_the_user(error.__cause__) if error.__cause__ else None  # the parser wraps what constructors raise

@@ -1,0 +1,33 @@
+"""What the commands of their own do alike with their arguments."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from recipes.cli.messages import one_line
+
+
+@contextmanager
+def parsed(parser: ArgumentParser, args: list[str]) -> Iterator[Namespace]:
+    """Parses arguments, and has Lightning say nothing while they are acted upon.
+
+    Args:
+        parser: with ``exit_on_error=False``.
+        args: of the command.
+
+    Raises:
+        ValueError: if an argument is wrong, in one line.
+    """
+    try:
+        options = parser.parse_args(args)
+    except ArgumentError as error:
+        raise ValueError(one_line(str(error), parser)) from None
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.WARNING)  # each of several Trainers would say what devices there are
+    try:
+        yield options
+    finally:
+        log.setLevel(level)

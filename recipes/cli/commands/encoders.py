@@ -1,0 +1,94 @@
+"""Encoders that a command names in one word."""
+
+import difflib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchvision import models
+
+import recipes
+from recipes.base.checkpoint import config_of
+from recipes.base.recipe import Recipe
+from recipes.nn import ConvNet, Encoder, ResNet, TimmEncoder, TorchvisionEncoder
+from recipes.nn.encoders.weights import checkpoint_file, normalization
+
+_TIMM = "timm:"
+_OWN: dict[str, type[ConvNet] | type[ResNet]] = {"ConvNet": ConvNet, "ResNet": ResNet}  # those for images of any size
+
+
+class NamedEncoder(NamedTuple):
+    """An encoder and where it is from.
+
+    Attributes:
+        encoder: with its weights.
+        config: that makes the same encoder in a YAML file: ``class_path`` and ``init_args``.
+        recipe: that trained the encoder, with all of its weights, where the name was that of a run.
+    """
+
+    encoder: Encoder
+    config: dict[str, Any]
+    recipe: Recipe | None = None
+
+
+def named_encoder(name: str, weights: str | None = None, in_channels: int = 3) -> NamedEncoder:
+    """Makes the encoder that a name on the command line means.
+
+    Args:
+        name: of a network of torchvision (``resnet18``), ``timm:`` and that of a network of timm, ``ConvNet`` or
+            ``ResNet`` of ``recipes.nn``, or the directory or a checkpoint of a run, whose encoder is taken.
+        weights: ``DEFAULT`` or another name of torchvision's weights for the network, ``DEFAULT`` for timm's, or a file
+            of weights or the directory of a run. None starts at random. The encoder of a run has its own.
+        in_channels: channels of the images, 1 or 3.
+
+    Returns:
+        The encoder, its configuration and, for a run, its recipe.
+
+    Raises:
+        ValueError: if there is no such encoder or no such weights, the weights do not fit, or the encoder of a run
+            takes images with another number of channels.
+        FileNotFoundError: if ``name`` or ``weights`` is a path and nothing is there.
+        ImportError: if the network is one of timm, and timm is not installed.
+    """
+    if checkpoint_file(name) is not None or "/" in name or Path(name).suffix in (".ckpt", ".pt", ".pth"):
+        return _of_run(name, weights, in_channels)
+    options: dict[str, Any] = {"in_channels": in_channels}
+    if name in _OWN:
+        options |= {"weights": weights}
+        return _made(_OWN[name], options)
+    if name.startswith(_TIMM):
+        options = {"name": name.removeprefix(_TIMM), **options}
+        options |= {"pretrained": True} if weights == "DEFAULT" else {"weights": weights}
+        return _made(TimmEncoder, options)
+    if name not in (known := models.list_models(module=models)):
+        nearest = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0)[0]
+        raise ValueError(
+            f"there is no encoder {name!r} (did you mean {nearest!r}?): give the name of a network of torchvision, "
+            f"timm:<name>, {' or '.join(_OWN)}, or the directory or a checkpoint of a run"
+        )
+    return _made(TorchvisionEncoder, {"name": name, **options, "weights": weights})
+
+
+def _made(kind: Any, options: dict[str, Any]) -> NamedEncoder:
+    options = {option: value for option, value in options.items() if value is not None}
+    return NamedEncoder(kind(**options), {"class_path": f"recipes.nn.{kind.__name__}", "init_args": options})
+
+
+def _of_run(path: str, weights: str | None, in_channels: int) -> NamedEncoder:
+    if weights is not None:
+        raise ValueError(f"the encoder of {path} has its own weights: leave out the weights {weights}")
+    if Path(path).suffix in (".pt", ".pth"):
+        raise ValueError(f"{path} holds weights alone: name their network, and give the file as its weights")
+    recipe = recipes.load(path)
+    encoder = recipe.encoder
+    if encoder.in_channels != in_channels:
+        raise ValueError(
+            f"the images have {in_channels} channels, the encoder of {path} takes {encoder.in_channels}: choose other "
+            "images or another encoder"
+        )
+    encoder.pretrained = True
+    encoder.normalization = normalization(recipe.state_dict())
+    config = config_of(str(checkpoint_file(path)))["model"]["init_args"]["encoder"]
+    config["init_args"] = {**config["init_args"], "weights": path}
+    if config["init_args"].get("pretrained"):  # of timm: these would be fetched in vain
+        config["init_args"]["pretrained"] = False
+    return NamedEncoder(encoder, config, recipe)

@@ -1,0 +1,315 @@
+"""``recipes export``: the model of a run in files that need nothing of this project."""
+
+import argparse
+import copy
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from recipes.base.checkpoint import checkpoint_path, load
+from recipes.base.classifier import Classifier
+from recipes.base.recipe import Recipe
+from recipes.evaluation.tables import versions
+from recipes.nn import TorchvisionEncoder
+
+FORMATS = ("torch", "onnx", "safetensors")
+_PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
+_SAME_OPERATIONS = 1e-6  # largest difference of the outputs that is allowed, over the largest output
+_OTHER_LIBRARY = 1e-4  # whose convolutions add up in another order, in float32
+_BATCH = 4  # images that a check sees at once
+
+
+def main(args: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        args: the options, such as ["--ckpt_path", "runs/finetune-folder/<time>"].
+
+    Raises:
+        ValueError: if an option is wrong; also what ``export`` raises.
+    """
+    parser = _Parser(prog="recipes export", description="Writes the model of a run to files for other programs.")
+    parser.add_argument("--ckpt_path", required=True, help="directory of a run, or a checkpoint")
+    parser.add_argument("--output", help="folder for the files; by default export/ in the directory of the run")
+    about = "torch: model.pt2; onnx: model.onnx; safetensors: the weights of encoder and model (default: all)"
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help=about)
+    about = "height and width of the images in pixels; by default those of the images that the run was made with"
+    parser.add_argument("--image_size", type=int, help=about)
+    options = parser.parse_args(args)
+    folder = export(options.ckpt_path, options.output, options.formats, options.image_size)
+    for name, difference in json.loads((folder / "export.json").read_text())["largest_difference"].items():
+        sys.stdout.write(f"{folder / name}: same outputs as the run, to {difference:.0e}\n")
+
+
+def export(
+    ckpt_path: str | Path,
+    output: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    image_size: int | None = None,
+) -> Path:
+    """Writes the model of a run to files that need nothing of this project, and checks each of them.
+
+    ``model.pt2`` (``torch.export.load``) and ``model.onnx`` map float32 images [B, C, H, W] in [0, 1], B of any size,
+    to the logits [B, classes]; a recipe that is no ``Classifier``, such as SimCLR, gives features [B, F] in their
+    place. The normalisation is inside. ``encoder.safetensors`` holds the weights of the encoder by the names that
+    torchvision or timm have for them, so that
+    ``torchvision.models.resnet18().load_state_dict(safetensors.torch.load_file(file), strict=False)`` misses the last
+    layer alone. Where the whole model is a network of torchvision, ``model.safetensors`` has that layer too, for
+    ``resnet18(num_classes=...)``; these two want normalised images. ``export.json`` says what the files take and give:
+    names of the classes, mean and standard deviation, shape of an image.
+
+    Each file is loaded again, and its outputs are compared with those of the recipe for noise and smooth pictures, one
+    image and a batch at a time. Nothing is left behind if one differs.
+
+    Args:
+        ckpt_path: directory of a run, or a checkpoint.
+        output: folder for the files, which replace those of the same names. None is ``export`` in the directory of the
+            run.
+        formats: which of ``torch``, ``onnx`` and ``safetensors`` to write.
+        image_size: height and width of the images, > 0. None takes those of the images that the run was made with.
+
+    Returns:
+        The folder with the files.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if the checkpoint does not say how large images are and ``image_size`` does not either, if the
+            encoder does not take such images, or if a file gives other outputs than the recipe.
+        ImportError: if a package of the extra ``export`` is not installed.
+    """
+    for name in formats:
+        _require(_PACKAGES[name])
+    path = checkpoint_path(ckpt_path)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    folder = Path(output) if output is not None else run / "export"
+    recipe = load(path).to(memory_format=torch.contiguous_format)
+    shape = _image_shape(recipe, path, image_size)
+    pictures = _pictures(shape)
+    expected = _outputs(recipe, pictures)
+    differences: dict[str, float] = {}
+
+    def check(name: str, exported: Callable[[Tensor], Tensor], allowed: float) -> None:
+        differences[name] = _difference(exported, pictures, expected)
+        if not differences[name] <= allowed:
+            raise ValueError(
+                f"{name} gives other outputs than the recipe: they differ by {differences[name]:.1e} of the largest, "
+                f"and {allowed:.0e} is allowed; nothing was written"
+            )
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".export") as temporary:
+        parts = Path(temporary)
+        if {"torch", "onnx"} & set(formats):
+            program = _program(recipe, shape)
+            if "torch" in formats:
+                torch.export.save(program, parts / "model.pt2")
+                check("model.pt2", torch.export.load(parts / "model.pt2").module(), _SAME_OPERATIONS)
+            if "onnx" in formats:
+                _write_onnx(program, parts / "model.onnx", "logits" if isinstance(recipe, Classifier) else "features")
+                check("model.onnx", _onnx_session(parts / "model.onnx"), _OTHER_LIBRARY)
+        if "safetensors" in formats:
+            _write_weights(recipe.encoder.network, parts / "encoder.safetensors")
+            check("encoder.safetensors", lambda image: _outputs(recipe, [image])[0], _SAME_OPERATIONS)
+            plain = _plain_network(recipe)
+            if plain is not None and _difference(plain, pictures, expected) <= _SAME_OPERATIONS:
+                _write_weights(plain[-1], parts / "model.safetensors")
+                check("model.safetensors", plain, _SAME_OPERATIONS)
+        report = _report(recipe, shape, formats, differences)
+        (parts / "export.json").write_text(json.dumps(report, indent=2) + "\n")
+        folder.mkdir(exist_ok=True)
+        for file in parts.iterdir():
+            file.replace(folder / file.name)
+    return folder
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see recipes export --help")
+
+
+class _Model(nn.Module):
+    """Maps images to what is exported of a recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+
+    def forward(self, image: Tensor) -> Tensor:
+        feature = self.recipe(image)
+        return self.recipe.logits(feature) if isinstance(self.recipe, Classifier) else feature
+
+
+def _require(packages: Sequence[str]) -> None:
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ImportError(
+                f"this export needs {package}: pip install 'training-recipes[export]', or leave out its format"
+            ) from error
+
+
+def _image_shape(recipe: Recipe, path: Path, image_size: int | None) -> tuple[int, ...]:
+    if image_size is not None:
+        if image_size < 1:
+            raise ValueError(f"image_size is {image_size}: it must be at least 1")
+        return recipe.encoder.in_channels, image_size, image_size
+    if recipe.image_shape is None:
+        raise ValueError(f"{path} does not say how large its images were: give --image_size")
+    return recipe.image_shape
+
+
+def _pictures(shape: tuple[int, ...]) -> list[Tensor]:
+    """One image and a batch, in [0, 1]: noise, and smooth pictures as photographs rather are."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(_BATCH // 2 + 1, *shape, generator=generator)
+    coarse = torch.rand(_BATCH // 2, shape[0], 4, 4, generator=generator)
+    smooth = F.interpolate(coarse, shape[1:], mode="bilinear", align_corners=False)
+    return [noise[:1], torch.cat([noise[1:], smooth])]
+
+
+@torch.no_grad()
+def _outputs(recipe: Recipe, pictures: list[Tensor]) -> list[Tensor]:
+    """What the recipe itself gives."""
+    model = _Model(recipe)
+    try:
+        return [model(picture) for picture in pictures]
+    except (RuntimeError, ValueError) as error:
+        height, width = pictures[0].shape[2:]
+        raise ValueError(
+            f"{type(recipe.encoder).__name__} cannot take images of {height} × {width} pixels: give another "
+            f"--image_size ({str(error).splitlines()[0]})"
+        ) from error
+
+
+@torch.no_grad()
+def _difference(model: Callable[[Tensor], Tensor], pictures: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference of the outputs over the largest output; where both are infinite there is none."""
+    differences = []
+    for picture, output in zip(pictures, expected):
+        given = model(picture)
+        largest = output.nan_to_num(posinf=0, neginf=0).abs().max()
+        differences.append(torch.where(given == output, 0, (given - output).abs()).max() / largest)
+    return torch.stack(differences).max().item()
+
+
+def _program(recipe: Recipe, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """The recipe as a graph, without the weights that it uses for training alone, as those of a projector."""
+    model = _Model(copy.deepcopy(recipe))
+    program = _traced(model, shape)
+    places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for place in program.graph_signature.input_specs:
+        if place.target is not None and not places[place.arg.name].users:
+            module, _, name = place.target.rpartition(".")
+            setattr(model.get_submodule(module), name, None)
+    return _traced(model, shape)
+
+
+def _traced(model: _Model, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    images = torch.rand(_BATCH, *shape)
+    try:
+        with _quiet():
+            return torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
+    except Exception as error:  # of many kinds, for code that has no graph or is made for one number of images
+        name, reason = type(model.recipe.encoder).__name__, str(error).splitlines()[0]
+        raise ValueError(
+            f"torch.export has no program for {name} and any number of images ({reason}); --formats safetensors "
+            "exports the weights alone"
+        ) from error
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, output: str) -> None:
+    with _quiet():
+        torch.onnx.export(
+            program,
+            f=path,
+            input_names=["image"],
+            output_names=[output],
+            external_data=False,  # one file
+            verbose=False,
+        )
+
+
+def _onnx_session(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+def _write_weights(network: nn.Module, path: Path) -> None:
+    """Writes the weights of a network, and has it take those of the file."""
+    from safetensors.torch import load_file, save
+
+    path.write_bytes(save(network.state_dict()))
+    network.load_state_dict(load_file(path))
+
+
+def _plain_network(recipe: Recipe) -> nn.Sequential | None:
+    """The normalisation, and torchvision's network with the weights of encoder and head; None where they do not fit."""
+    encoder = recipe.encoder
+    if not isinstance(recipe, Classifier) or not isinstance(encoder, TorchvisionEncoder):
+        return None
+    size = {name: value for name, value in encoder.made_with.items() if name == "image_size" and value}
+    network = models.get_model(encoder.made_with["name"], weights=None, num_classes=recipe.head.out_features, **size)
+    try:
+        missing, unexpected = network.load_state_dict(encoder.network.state_dict(), strict=False)
+    except RuntimeError:  # another first convolution
+        return None
+    layer = missing[0].rpartition(".")[0] if missing else ""
+    head = network.get_submodule(layer)
+    if unexpected or set(missing) != {f"{layer}.weight", f"{layer}.bias"} or not isinstance(head, nn.Linear):
+        return None
+    if head.weight.shape != recipe.head.weight.shape:  # reads another stage
+        return None
+    head.load_state_dict(recipe.head.state_dict())
+    return nn.Sequential(recipe.normalize, network).eval()
+
+
+def _report(
+    recipe: Recipe, shape: tuple[int, ...], formats: Sequence[str], differences: dict[str, float]
+) -> dict[str, Any]:
+    classes = [*recipe.class_names] if isinstance(recipe, Classifier) else []
+    return {
+        "recipe": type(recipe).__name__,
+        "encoder": type(recipe.encoder).__name__,
+        "input": "float32 [B, C, H, W] in [0, 1]",
+        "image_shape": list(shape),
+        "output": "logits [B, classes]" if isinstance(recipe, Classifier) else "features [B, F]",
+        "classes": classes,
+        "mean": recipe.normalize.mean[: shape[0]].tolist(),
+        "std": recipe.normalize.std[: shape[0]].tolist(),
+        "normalization": "(image - mean) / std: inside model.pt2 and model.onnx, not in the networks of *.safetensors",
+        "largest_difference": differences,
+        "difference": "of the outputs from those of the recipe, over the largest output",
+        "versions": {**versions(), **{name: version(name) for kind in formats for name in _PACKAGES[kind]}},
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what the exporters tell their own authors."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)

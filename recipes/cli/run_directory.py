@@ -1,0 +1,34 @@
+"""The directory of a run: one for each, and the same in all of its processes."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
+
+
+def new_directory(parent: Path) -> Path:
+    """A directory for this run alone, the same in the processes that this one starts for further devices.
+
+    Processes that torchrun or SLURM started learn of it from the first when they write: loggers and checkpoints ask it.
+    """
+    if not is_first() and RUN_DIRECTORY in os.environ:
+        return Path(os.environ[RUN_DIRECTORY])
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    directory, number = parent / time, 1
+    while is_first():
+        try:
+            directory.mkdir(parents=True)
+            break
+        except FileExistsError:  # another run of this second
+            number += 1
+            directory = parent / f"{time}_{number}"
+    os.environ[RUN_DIRECTORY] = str(directory)
+    return directory
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes of a run."""
+    return getattr(rank_zero_only, "rank", 0) == 0

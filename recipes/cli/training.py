@@ -1,0 +1,171 @@
+"""``recipes fit|validate|test|predict``: a LightningCLI with run directories and the callbacks that every run has."""
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules import ImageDataModule
+from recipes.base.checkpoint import num_classes_of
+from recipes.base.recipe import AnyRecipe, Recipe
+from recipes.callbacks import (
+    Checkpoint,
+    ClassReport,
+    CollapseMonitor,
+    CompileEncoder,
+    ContinualReport,
+    DistillationReport,
+    Health,
+    Pictures,
+    PredictionFile,
+    RepresentationProbe,
+    RunDirectory,
+)
+from recipes.cli.messages import fail, one_line
+from recipes.cli.run_directory import is_first, new_directory
+from recipes.nn import CrossDeviceBatchNorm
+
+CALLBACKS = {  # those that every run has, by the word that their options begin with
+    "checkpoint": Checkpoint,
+    "probe": RepresentationProbe,
+    "collapse": CollapseMonitor,
+    "health": Health,
+    "pictures": Pictures,
+    "report": ClassReport,
+    "distillation": DistillationReport,
+    "continual": ContinualReport,
+    "prediction": PredictionFile,
+}
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, and which word was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints one line and ends the process with code 2."""
+        if not self.exit_on_error:  # a parser inside the parser: the outer one will say it
+            super().error(message, ex)
+        fail(one_line(message, self))
+
+
+class Command(LightningCLI):
+    """``recipes fit|validate|test|predict``: parses, instantiates and runs.
+
+    Args:
+        args: of the command, with configs already resolved to paths.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            AnyRecipe,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # checkpoints hold the configuration as text, not as pickled arguments
+            parser_class=Parser,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run directory and the callbacks that every run has."""
+        parser.add_argument("--name", type=str | None, help="of the run; by default that of the config")
+        parser.add_argument("--runs", type=str, default="runs", help="folder in which every run makes its directory")
+        about = "backend of torch.compile for the encoder, such as inductor; null does not compile"
+        parser.add_argument("--compile", type=str | None, help=about)
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
+        classes = "data.num_classes", "model.init_args.num_classes"
+        parser.link_arguments(*classes, compute_fn=self._num_classes, apply_on="instantiate")
+        tasks = "data", "model.init_args.tasks"
+        parser.link_arguments(*tasks, compute_fn=lambda data: getattr(data, "tasks", None), apply_on="instantiate")
+
+    def _num_classes(self, of_data: int) -> int:
+        """How many classes the recipe tells apart: those of the data, but of a trained one those it was trained on."""
+        trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
+        of_checkpoint = num_classes_of(trained) if trained and Path(trained).is_file() else None
+        return of_data if of_checkpoint is None else of_checkpoint
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the run directory and sends the files of every logger there."""
+        config = self.config[self.subcommand]
+        config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
+        self.directory = new_directory(Path(config.runs) / config.name)
+        logger = config.trainer.logger
+        for each in logger if isinstance(logger, list) else [logger]:
+            arguments = getattr(each, "init_args", {})
+            if "save_dir" in arguments and arguments["save_dir"] in (None, "."):
+                arguments["save_dir"] = str(self.directory)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds what every run has: metrics.csv, config.yaml and checkpoints in its directory, and global batch norm."""
+        trainer = self._get(self.config_init, "trainer")
+        if trainer["logger"] is not False:
+            others = [] if trainer["logger"] is True else _listed(trainer["logger"])
+            # every row at once, so that a run that is killed keeps those before its last checkpoint
+            metrics = CSVLogger(self.directory, name="", version="", flush_logs_every_n_steps=1)
+            kwargs["logger"] = [metrics, *others]
+        self._get(self.config_init, "checkpoint").dirpath = str(self.directory / "checkpoints")
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
+        directory = RunDirectory(self.directory, text, self._model_config(text))
+        compile_with = self._get(self.config_init, "compile")
+        compiled = [CompileEncoder(compile_with)] if compile_with else []
+        kwargs["callbacks"] = [*_listed(trainer["callbacks"]), *compiled, directory]
+        plugins = _listed(trainer["plugins"])
+        if not trainer["sync_batchnorm"] and not any(isinstance(plugin, LayerSync) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CrossDeviceBatchNorm()]
+        kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
+        return super().instantiate_trainer(**kwargs)
+
+    def _model_config(self, text: str) -> str:
+        model = yaml.safe_load(text)["model"]
+        arguments = inspect.signature(type(self.model).__init__).parameters
+        if "num_classes" in arguments:
+            model["init_args"]["num_classes"] = self.datamodule.num_classes
+        if "tasks" in arguments:
+            tasks: Any = self.model.tasks
+            model["init_args"]["tasks"] = {"sizes": list(tasks.sizes), "scenario": tasks.scenario}
+        return yaml.safe_dump(model)
+
+    def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:
+        """Prints what the recipe itself measures; the table of the probe stands above it."""
+        results = self.trainer.test(model, datamodule=datamodule, **{**options, "verbose": False})
+        metrics = results[0] if results else {}  # trainer.limit_test_batches may be 0
+        own = {name: value for name, value in metrics.items() if not re.search("knn|linear", name)}
+        if is_first():
+            sys.stdout.write("".join(f"{name}: {value:.4f}\n" for name, value in own.items()))
+            sys.stdout.write(f"run directory: {self.directory}\n")
+
+    def after_fit(self) -> None:
+        """Measures the trained encoder on the test images."""
+        if self.datamodule.splits.test is None:
+            rank_zero_info(f"there are no test images to measure on; run directory: {self.directory}")
+        elif self.trainer.state.finished:
+            self.test(self.model, self.datamodule)
+
+
+def _listed(given: Any) -> list[Any]:
+    """What the Trainer takes as none, one or a list of them."""
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def _short(config: Any) -> str:
+    return config.class_path.rpartition(".")[2]

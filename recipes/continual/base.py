@@ -1,0 +1,369 @@
+"""What recipes that learn one task after the other share: when tasks begin and end, and which parts learn."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
+from recipes.augment import Views
+from recipes.base.classifier import Classifier
+from recipes.evaluation.continual import MEASURES, AccuracyMatrix
+from recipes.evaluation.features import extract
+from recipes.nn import Encoder, MultiHead, detached, evaluating, stage_of_state, stages
+
+_MASKED = -math.inf
+
+
+class ContinualRecipe(Classifier):
+    """A classifier that learns a sequence of tasks within one ``fit``. A subclass writes ``training_step``.
+
+    With the letters of Li & Hoiem (2016, arXiv:1606.09282): the encoder is θ_s, shared by all tasks; the head has a
+    linear layer for each task (in the scenario ``domain`` one for all), which are there from the start: θ_n that of
+    the task that is learned now, θ_o those of the tasks before it. Classes whose task has not come are masked.
+
+    When a task begins, optimiser and schedule begin anew, and the schedule lasts as long as the task. What is frozen
+    gets no gradient and is left out by the optimiser, without a change of ``requires_grad``, which DDP would not see.
+    After each task, the images of all tasks are classified (``accuracy_matrix``): the test images or, where there are
+    none, the validation images.
+
+    Args:
+        encoder: maps images [B, C, H, W] to features [B, F].
+        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
+        views: draws one random view of every image; null takes the images as they are.
+        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
+        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
+        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+
+    Attributes:
+        scenarios: those that the method is for.
+        begun: how many tasks have begun.
+        ended: how many tasks are over.
+        measuring_seconds: how long this process has filled the accuracy matrix.
+        accuracy_matrix: on the images of each task, before training and after each task.
+
+    Raises:
+        ValueError: if the method is not for the scenario; at the start of a run, if its data is no ``TaskSequence``
+            or one of other tasks.
+    """
+
+    scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
+    reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
+    warmup_epochs = 0
+    later_lr_factor = 1.0
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: Tasks | None,
+        optimizer: OptimizerCallable,
+        views: Views | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_batch_size: int | None = None,
+    ) -> None:
+        name = type(self).__name__
+        if tasks is None:
+            raise ValueError(f"{name} learns a sequence of tasks: give --data TaskSequence, with the data as its base")
+        if tasks.scenario not in self.scenarios:
+            raise ValueError(
+                f"{name} is for the scenario{'s' * (len(self.scenarios) > 1)} {' and '.join(self.scenarios)}, and the "
+                f"scenario of the data is {tasks.scenario}: choose another scenario or another recipe"
+            )
+        super().__init__(encoder, tasks.num_classes, optimizer, scheduler, lr_batch_size)
+        self.tasks = tasks
+        self.head: MultiHead = MultiHead(self.feature_dim, tasks.head_sizes)  # type: ignore[assignment]
+        self.views = views
+        self.begun = self.ended = 0
+        self.measuring_seconds = 0.0
+        own = torch.zeros(len(tasks), tasks.num_classes, dtype=torch.bool)
+        for task in range(len(tasks)):
+            own[task, tasks.labels(task)] = True
+        self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
+        # each device has seen all images when it counts
+        self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
+        self.val_loss = MeanMetric()
+        self._stages = stages(encoder)
+        self._stage_of = stage_of_state(encoder)
+
+    # What a subclass may write
+
+    def begin_task(self) -> None:
+        """Called before the first batch of each task, and before its optimiser is made."""
+
+    def end_task(self) -> None:
+        """Called after the last epoch of each task, in eval mode and without gradient, on every device."""
+
+    @property
+    def frozen_stages(self) -> int:
+        """How many stages of the encoder, from the first, do not learn now."""
+        return len(self._stages) if self.warming_up else 0
+
+    # What it can use
+
+    @property
+    def task(self) -> int:
+        """The number of the task that is learned now, from 0; after training, of the last."""
+        return max(self.begun - 1, 0)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether only the head of a new task learns, in its first epochs (Li & Hoiem, 2016, Section 3)."""
+        if self.warmup_epochs == 0 or self.task == 0 or self._trainer is None:
+            return False
+        return self.data.epoch_in_task(self.current_epoch) < self.warmup_epochs
+
+    @property
+    def data(self) -> TaskSequence:
+        """The sequence of tasks."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def seen_labels(self) -> Tensor:
+        """The classes of the tasks that have begun, bool [classes]; all of them before the first has."""
+        return self.own_labels[: self.begun or None].any(0)  # type: ignore[index]
+
+    def allowed(self, task: Tensor) -> Tensor:
+        """The classes that images of tasks [B] may be of, for loss and prediction, bool [B, classes].
+
+        In the scenario ``task`` those of the task, in ``class`` those of all tasks that have begun, in ``domain`` all.
+        """
+        if self.tasks.scenario == "task":
+            return self.own_labels[task]  # type: ignore[index]
+        return self.seen_labels.expand(len(task), -1)
+
+    def view(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """One view of every image [B, C, H, W]: the very tensor that all networks of a step are given."""
+        # An image that comes again in an epoch is to be seen in another view.
+        return batch.image if self.views is None else self.views(batch.image, self.key(batch).fold_in(batch_idx))
+
+    def answers(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W] to logits [B, classes] of all tasks, none masked; what is frozen is detached."""
+        frozen = self._stages[: self.frozen_stages]
+        some_learn = torch.set_grad_enabled(torch.is_grad_enabled() and len(frozen) < len(self._stages))
+        with some_learn, detached(self.encoder, [stage.layers[-1] for stage in frozen]):
+            feature = self(image)
+        logits = self.head(feature)
+        if frozen:  # DDP waits for a gradient of every parameter: of these it is 0, and is dropped
+            logits = logits + sum(parameter.flatten()[0] * 0 for parameter in self._frozen_parameters())
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def cross_entropy(self, logits: Tensor, label: Tensor, task: Tensor) -> Tensor:
+        """Cross-entropy over the classes that are allowed, the mean over the images of all devices.
+
+        Args:
+            logits: of this device's images, [B, classes]; devices may have more and fewer images.
+            label: int64 [B].
+            task: int64 [B].
+        """
+        total = F.cross_entropy(logits.masked_fill(~self.allowed(task), _MASKED), label, reduction="sum")
+        images = self.gather(total.new_tensor([len(label)]))
+        return total / images.mean()  # DDP takes the mean over the devices
+
+    def share(self, x: Tensor) -> Tensor:
+        """This device's part of a tensor [N, ...] that is the same on every device."""
+        return x.tensor_split(self.trainer.world_size)[self.trainer.global_rank]
+
+    # When tasks begin and end
+
+    def setup(self, stage: str) -> None:
+        """Checks that the data is the sequence of tasks that the recipe was made for."""
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "predict" and not isinstance(data, TaskSequence):
+            return
+        if not isinstance(data, TaskSequence):
+            raise ValueError(
+                f"{type(self).__name__} learns a sequence of tasks, and the data is {type(data).__name__}: give a "
+                "TaskSequence, with the data as its base"
+            )
+        if data.tasks != self.tasks:
+            raise ValueError(f"the recipe was made for {self.tasks}, and the data has {data.tasks}")
+        if stage == "fit":
+            shortest = min(data.epochs_per_task[1:], default=self.warmup_epochs + 1)
+            if self.warmup_epochs >= shortest:
+                raise ValueError(
+                    f"warmup_epochs is {self.warmup_epochs}, and a task has {shortest} epochs in all: give fewer, or "
+                    "raise epochs_per_task"
+                )
+
+    def on_train_start(self) -> None:
+        """Measures before training; ends a task whose run was killed between its last step and its end."""
+        if self.begun == 0:
+            self._measure(row=0)
+        elif self.ended < self.begun and sum(self.data.epochs_per_task[: self.begun]) <= self.current_epoch:
+            self._end()
+        self.on_train_epoch_start()  # which Lightning leaves out where a run goes on after the last batch of an epoch
+
+    def on_train_epoch_start(self) -> None:
+        """Begins the task of this epoch, where it is a new one."""
+        if self.begun <= self.data.task_of_epoch(self.current_epoch) and self.current_epoch < self.data.total_epochs:
+            self.begun += 1
+            with torch.no_grad():
+                self.begin_task()
+            if self.task > 0:
+                self.trainer.strategy.setup_optimizers(self.trainer)
+        self.train()
+
+    def on_train_epoch_end(self) -> None:
+        """Ends the task whose last epoch this was."""
+        if self.data.is_last_epoch(self.current_epoch) and self.ended < self.begun:
+            self._end()
+            for name, value in self._summary().items():
+                self.log(f"test/{name}", value)
+
+    def _end(self) -> None:
+        with torch.no_grad(), evaluating(self), self.trainer.precision_plugin.forward_context():
+            self.end_task()
+        self.ended = self.begun
+        self._measure(row=self.ended)
+
+    def _measure(self, row: int) -> None:
+        """Fills a row of the accuracy matrix."""
+        images = self.data.splits.test or self.data.splits.val
+        if images is None:
+            return
+        start = time.perf_counter()
+        features = extract({"self": self}, self.data.in_order(images), self.trainer, next(self.parameters()).dtype)
+        feature, label, index = features["self"]
+        task = images.task.to(index.device)[index]
+        with torch.no_grad(), evaluating(self):
+            scores = self.scores(feature)
+        aware = _said(scores, self.own_labels[task]) == label  # type: ignore[index]
+        agnostic = _said(scores, self.seen_labels.expand_as(scores)) == label
+        self.accuracy_matrix.update(row, aware, agnostic, task)
+        self.measuring_seconds += time.perf_counter() - start
+
+    @property
+    def total_steps(self) -> int:
+        """How many optimiser steps the task has that is learned now."""
+        self.trainer.fit_loop.setup_data()  # of this epoch, if that is not there yet
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return steps * self.data.epochs_per_task[self.task]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All trainable parameters, which from the second task on may learn more slowly."""
+        factor = self.later_lr_factor if self.task > 0 else 1.0
+        return [{**group, "lr_factor": factor} for group in super().parameter_groups()]
+
+    # Which parts learn
+
+    @property
+    def learning_heads(self) -> Sequence[int]:
+        """The numbers of the linear layers that learn now."""
+        if self.tasks.scenario == "domain":
+            return [0]
+        old = self.reads_old_heads or self.tasks.scenario == "class"
+        return range(self.begun) if old and not self.warming_up else [self.task]
+
+    def train(self, mode: bool = True) -> "ContinualRecipe":
+        """Keeps the stages that are frozen in eval mode."""
+        super().train(mode)
+        for stage in self._stages[: self.frozen_stages]:
+            for layer in stage.layers:
+                self.encoder.get_submodule(layer).eval()
+        if self.frozen_stages == len(self._stages):
+            self.encoder.eval()
+        return self
+
+    def on_after_backward(self) -> None:
+        """Drops the gradients of what is frozen, so that no weight decay and no momentum moves it either."""
+        learning = self.learning_heads
+        others = [head for number, head in enumerate(self.head.heads) if number not in learning]
+        for parameter in self._frozen_parameters() + [parameter for head in others for parameter in head.parameters()]:
+            parameter.grad = None
+
+    def _frozen_parameters(self) -> list[nn.Parameter]:
+        frozen = self.frozen_stages
+        if not frozen:
+            return []
+        every = len(self._stages) == frozen
+        named = self.encoder.named_parameters()
+        return [parameter for name, parameter in named if every or self._stage_of[name] < frozen]
+
+    # What it says of images
+
+    def scores(self, feature: Tensor) -> Tensor:
+        """Maps features [B, F] to what ranks the classes [B, classes], none masked: here the logits."""
+        return super().logits(feature)
+
+    def logits(self, feature: Tensor) -> Tensor:
+        """Maps features [B, F] to logits [B, classes]; -inf for classes whose task has not begun."""
+        return self.scores(feature).masked_fill(~self.seen_labels, _MASKED)
+
+    def on_validation_epoch_start(self) -> None:
+        """Has the mean of the loss be as exact as the weights: metrics stay in float32 when a recipe changes."""
+        self.val_loss.set_dtype(torch.promote_types(next(self.parameters()).dtype, torch.float32))
+
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
+        """Logs ``val/loss`` and ``val/accuracy`` of the tasks that have begun; returns the features [B, F]."""
+        feature = self.feature(batch)  # type: ignore[arg-type]
+        logits = self.scores(feature).masked_fill(~self.allowed(batch.task), _MASKED)
+        label = torch.where(batch.task < self.begun, batch.label, -1)
+        self.val_accuracy(logits, label)
+        self.val_loss(F.cross_entropy(logits, label, ignore_index=-1, reduction="none"), label >= 0)
+        self.log("val/loss", self.val_loss)
+        self.log("val/accuracy", self.val_accuracy)
+        return feature
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
+        """Logs ``test/accuracy``, over the classes that the scenario allows; returns the features [B, F]."""
+        feature = self.feature(batch)  # type: ignore[arg-type]
+        self.test_accuracy(self.scores(feature).masked_fill(~self.allowed(batch.task), _MASKED), batch.label)
+        self.log("test/accuracy", self.test_accuracy)
+        return feature
+
+    def on_test_epoch_end(self) -> None:
+        """Logs what the accuracy matrix comes to, and the accuracy on each task as the scenario has it."""
+        if not self.accuracy_matrix.update_called:  # nothing to measure on while it was trained
+            return
+        matrix = self._matrix()
+        at_the_end = {f"task_{task}": value for task, value in enumerate(matrix[self.ended].tolist(), 1)}
+        for name, value in {**self._summary(), **at_the_end}.items():
+            self.log(f"test/{name}", value)
+
+    def _summary(self) -> dict[str, float]:
+        """The measures of the tasks that are over, in the view that the scenario is about; those that are defined."""
+        if not self.accuracy_matrix.update_called:
+            return {}
+        measured = {name: measure(self._matrix()) for name, measure in MEASURES.items()}
+        return {name: value for name, value in measured.items() if not math.isnan(value)}
+
+    def _matrix(self) -> Tensor:
+        """The accuracy matrix of the view that the scenario is about, on the CPU."""
+        return self.accuracy_matrix.compute()["aware" if self.tasks.scenario == "task" else "agnostic"].cpu()
+
+    # What a checkpoint keeps
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes how many tasks have begun and ended."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["tasks"] = {"begun": self.begun, "ended": self.ended}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up where the checkpoint stopped."""
+        super().on_load_checkpoint(checkpoint)
+        self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]
+
+
+def check_start(warmup_epochs: int, later_lr_factor: float) -> tuple[int, float]:
+    """Gives back how new tasks start.
+
+    Raises:
+        ValueError: if the warm-up is negative or the factor not positive.
+    """
+    if warmup_epochs < 0:
+        raise ValueError(f"warmup_epochs is {warmup_epochs}: it must be at least 0, which leaves the warm-up out")
+    if not 0 < later_lr_factor < math.inf:
+        raise ValueError(f"later_lr_factor is {later_lr_factor}: it must be positive; 1 changes nothing")
+    return warmup_epochs, later_lr_factor
+
+
+def _said(scores: Tensor, allowed: Tensor) -> Tensor:
+    """The class that each row of scores [B, classes] is highest for, of those allowed [B, classes]."""
+    return scores.masked_fill(~allowed, _MASKED).argmax(1)

@@ -1,0 +1,104 @@
+"""A teacher's logits of all training images, computed once and kept in a file."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from datamodules import Batch, ImageDataModule
+from recipes.augment.base import to_float
+from recipes.evaluation.features import forward
+
+_PROBES = 16  # images whose views and logits tell whether a file is the right one
+_TOLERANCE = 0.05  # between logits of the same image in batches of other sizes, in bfloat16, relative to the largest
+
+View = Callable[[Batch], Tensor]
+
+
+class TaughtBatch(NamedTuple):
+    """A batch with what the teacher says of it.
+
+    Attributes:
+        image: as in ``Batch``.
+        label: as in ``Batch``.
+        index: as in ``Batch``.
+        teacher_logits: float [B, classes].
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    teacher_logits: Tensor
+
+
+class CachedLogits:
+    """The logits [N, classes] of all training images, by the index of the image, in a file that is mapped to memory.
+
+    The name of the file is a hash of the teacher's weights, the images, the views of the first of them, and the
+    precision: nothing else can be read by mistake. The first process computes the file if it is not there; it appears
+    under its name when it is whole. When it is opened, the logits of the first images are computed again and compared.
+
+    Args:
+        folder: of the file; processes on other machines have to see it too.
+        teacher: maps float images in [0, 1] to logits, in eval mode.
+        digest: of the teacher's weights.
+        view: makes the float view of a batch that the teacher sees, the same at every epoch.
+        data: whose training images are meant.
+        trainer: whose device and precision are used.
+
+    Raises:
+        ValueError: if the file does not have what the teacher says.
+        FileNotFoundError: if this process does not see the file that the first one wrote.
+    """
+
+    def __init__(
+        self, folder: Path, teacher: torch.nn.Module, digest: str, view: View, data: ImageDataModule, trainer: Trainer
+    ) -> None:
+        train, device = data.splits.train, trainer.strategy.root_device
+
+        def said(batch: Batch) -> tuple[Tensor, Tensor]:
+            seen = view(Batch(*(part.to(device) for part in batch[:3])))  # data may add more
+            return seen, forward(teacher, seen, trainer).cpu()
+
+        probes = train.__getitems__(list(range(min(_PROBES, len(train)))))
+        seen, expected = said(probes)
+        names = digest, train.digest(), str(trainer.precision), hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()
+        self.path = folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.npy"
+        if trainer.is_global_zero and not self.path.is_file():
+            rank_zero_info(f"computing the teacher's logits of {len(train):,} images: {self.path}")
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = self.path.with_suffix(".unfinished")
+            shape = len(train), expected.shape[1]
+            logits = np.lib.format.open_memmap(unfinished, "w+", expected.numpy().dtype, shape)
+            for batch in data.in_order(train, shared=False):
+                logits[batch.index.numpy()] = said(batch)[1].numpy()
+            logits.flush()
+            unfinished.replace(self.path)
+        trainer.strategy.barrier()
+        if not self.path.is_file():
+            raise FileNotFoundError(f"the first process wrote {self.path}, and this one sees none: use a shared folder")
+        self.logits = np.load(self.path, mmap_mode="r")
+        found = torch.from_numpy(self.logits[: len(expected)].copy())
+        if self.logits.shape[0] != len(train) or not _alike(found, expected):
+            raise ValueError(
+                f"{self.path} does not have what the teacher says of these images: delete it, and run again"
+            )
+
+    def join(self, batch: Batch) -> TaughtBatch:
+        """Adds their logits to images on the CPU."""
+        return TaughtBatch(*batch[:3], torch.from_numpy(self.logits[batch.index.numpy()]))
+
+
+def as_they_are(batch: Batch) -> Tensor:
+    """The images themselves, as float in [0, 1]."""
+    return to_float(batch.image)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * b.abs().max())

@@ -1,0 +1,1 @@
+"""Networks from images to features, their stages, and loading their weights."""

@@ -1,0 +1,57 @@
+import difflib
+from typing import Any
+
+from recipes.nn.encoders.base import Encoder
+from recipes.nn.encoders.weights import load_weights
+
+
+class TimmEncoder(Encoder):
+    """Any network of timm, without its classifier. Needs the extra ``timm``.
+
+    Args:
+        name: as in ``timm.list_models()``, with or without a tag: ``resnet18``, ``vit_tiny_patch16_224``, ...
+        in_channels: C, 1 or 3. With ``pretrained``, timm sums the first convolution over RGB for 1.
+        pretrained: whether to download the weights that timm has for ``name``.
+        image_size: H and W of the images, for networks made for one size (most transformers). None is its own.
+        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None keeps those of
+            ``pretrained``.
+
+    Raises:
+        ImportError: if timm is not installed.
+        ValueError: if timm has no such network, or it takes no ``image_size``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_channels: int = 3,
+        pretrained: bool = False,
+        image_size: int | None = None,
+        weights: str | None = None,
+    ) -> None:
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError("TimmEncoder needs timm: pip install 'training-recipes[timm]'") from error
+        if not timm.is_model(name):
+            nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)[0]
+            raise ValueError(f"timm has no model {name!r}; the nearest name is {nearest!r}")
+        size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        try:
+            network = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **size)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            raise ValueError(f"image_size is {image_size}, but {name} takes none: leave image_size out") from error
+        super().__init__(network, _feature_dim(network), in_channels)
+        self.pretrained = pretrained
+        if pretrained:
+            known: Any = network.pretrained_cfg
+            self.normalization = tuple(known["mean"]), tuple(known["std"])
+        if weights is not None:
+            load_weights(self, weights)
+
+
+def _feature_dim(network: Any) -> int:
+    # some networks have a layer between the pooling and the classifier, and its width is that of the features
+    return getattr(network, "head_hidden_size", network.num_features)

@@ -1,0 +1,1 @@
+"""What draws: numbers in, figure out."""

@@ -1,0 +1,201 @@
+import inspect
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+
+import recipes
+from datamodules import Digits, Tasks, TaskSequence
+from recipes import Recipe, SimCLR, Supervised
+from recipes.callbacks import Checkpoint
+from recipes.cli.catalogue import recipe_names
+from recipes.continual import ContinualRecipe
+from recipes.distillation import Teacher
+from recipes.nn import ConvNet, Encoder
+from recipes.optim import WarmupCosine
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def build(name, **arguments):
+    """A small recipe of any name, with the same weights each time."""
+    seed_everything(0, verbose=False)
+    recipe = getattr(recipes, name)
+    given = {"encoder": ConvNet((4, 8)), "optimizer": sgd, "num_classes": 10, "tasks": Tasks((2,) * 5), **arguments}
+    known = inspect.signature(recipe.__init__).parameters
+    if "teacher" in known and known["teacher"].default is inspect.Parameter.empty:
+        given["teacher"] = Teacher([Supervised(ConvNet((4, 8)), 10)], ["untrained"])
+    return recipe(**{name: value for name, value in given.items() if name in known})
+
+
+def trainer(tmp_path, **options):
+    options = {"max_epochs": 2, "limit_val_batches": 0, "logger": False, "enable_checkpointing": False, **options}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    return Trainer(default_root_dir=tmp_path, **quiet, **options)
+
+
+class LearningRates(Callback):
+    def __init__(self):
+        self.used = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.used.append({group["lr"] for group in optimizer.param_groups})
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_trainable_parameter_is_in_the_optimiser_once(name, tmp_path):
+    recipe = build(name, scheduler=None)
+    fit = trainer(tmp_path, fast_dev_run=True)
+    in_tasks = isinstance(recipe, ContinualRecipe)
+    fit.fit(recipe, TaskSequence(Digits(), epochs_per_task=2, batch_size=64) if in_tasks else Digits(batch_size=64))
+    held = [id(p) for group in fit.optimizers[0].param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in recipe.parameters() if p.requires_grad)
+
+
+def test_a_run_that_ended_where_nothing_was_due_goes_on_from_its_end(tmp_path):
+    def run(epochs, ckpt_path=None):
+        recipe = build("SimCLR", scheduler=None)
+        saving = Checkpoint(every_n_epochs=5)
+        saving.dirpath = str(tmp_path)
+        fit = trainer(tmp_path, enable_checkpointing=True, callbacks=[saving], max_epochs=epochs)
+        fit.fit(recipe, Digits(batch_size=256), ckpt_path=ckpt_path)
+        return recipe.state_dict(), fit.current_epoch, fit.global_step
+
+    whole = run(3)
+    run(2)
+    torch.testing.assert_close(run(3, ckpt_path=tmp_path / "last.ckpt"), whole, rtol=0, atol=0)
+
+
+def test_lr_is_scaled_by_the_images_of_an_optimiser_step(tmp_path):
+    rates = LearningRates()
+    recipe = build("SimCLR", scheduler=None, lr_batch_size=256)
+    trainer(tmp_path, accumulate_grad_batches=2, callbacks=[rates]).fit(recipe, Digits(batch_size=64))
+    assert all(used == {0.1 * 128 / 256} for used in rates.used)
+
+
+def test_the_schedule_spans_the_whole_run_step_by_step(tmp_path):
+    rates = LearningRates()
+    recipe = build("SimCLR", scheduler=lambda o: WarmupCosine(o, warmup_epochs=1), lr_batch_size=None)
+    trainer(tmp_path, max_epochs=3, callbacks=[rates]).fit(recipe, Digits(batch_size=256))  # 4 steps an epoch
+    warm = [0.1 * (t + 1) / 5 for t in range(4)]
+    cosine = [0.1 * (1 + math.cos(math.pi * t / 8)) / 2 for t in range(8)]
+    assert [used.pop() for used in rates.used] == pytest.approx(warm + cosine, rel=1e-12)
+
+
+def test_the_length_of_a_run_may_be_given_in_steps_alone(tmp_path):
+    rates = LearningRates()
+    recipe = build("SimCLR", scheduler=lambda o: WarmupCosine(o, warmup_epochs=1), lr_batch_size=None)
+    trainer(tmp_path, max_epochs=None, max_steps=6, callbacks=[rates]).fit(recipe, Digits(batch_size=419))  # 3 an epoch
+    expected = [0.025, 0.05, 0.075, 0.1, 0.075, 0.025]
+    assert [lr for (lr,) in rates.used] == pytest.approx(expected)
+
+
+def test_a_schedule_of_torch_moves_every_epoch(tmp_path):
+    rates = LearningRates()
+    schedule = lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=1, gamma=0.5)  # noqa: E731
+    trainer(tmp_path, callbacks=[rates]).fit(build("Supervised", scheduler=schedule), Digits(batch_size=256))
+    assert [used.pop() for used in rates.used] == pytest.approx([0.1] * 4 + [0.05] * 4)
+
+
+def test_images_are_normalised_with_the_training_images_mean_and_std(tmp_path):
+    data = Digits(batch_size=64)
+    recipe = build("SimCLR", scheduler=None)
+    trainer(tmp_path, fast_dev_run=True).fit(recipe, data)
+    image = torch.cat([batch.image for batch in data.bank_dataloader()])
+    normalised = recipe.normalize(image)
+    assert normalised.mean().item() == pytest.approx(0, abs=1e-3)
+    assert normalised.std().item() == pytest.approx(1, abs=1e-3)
+    assert "normalize.mean" in recipe.state_dict()
+
+
+def test_features_of_uint8_and_float_images_are_the_same():
+    recipe = build("SimCLR").eval()
+    image = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    torch.testing.assert_close(recipe(image), recipe(image / 255))
+
+
+def test_random_keys_are_of_the_seed_the_epoch_the_image_and_the_view(tmp_path):
+    keys = []
+
+    class Seen(SimCLR):
+        def training_step(self, batch, batch_idx):
+            keys.append(self.key(batch, 1))
+            torch.testing.assert_close(keys[-1].index, batch.index)
+            return super().training_step(batch, batch_idx)
+
+    seed_everything(7, verbose=False)
+    trainer(tmp_path).fit(Seen(ConvNet((4,)), optimizer=sgd, scheduler=None), Digits(batch_size=1000))
+    assert [(key.seed, key.epoch, key.view) for key in keys] == [(7, 0, 1), (7, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        (ConvNet((4,), in_channels=3), "the images have 1 channels?, ConvNet takes 3"),
+        (Encoder(nn.Flatten(), 9, 1), r"Encoder gives \[1, 256\] for one image"),
+        (Encoder(nn.Sequential(nn.Conv2d(1, 4, 32), nn.Flatten()), 4, 1), "cannot take images of 16×16"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_the_images_is_refused_before_training(encoder, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        trainer(tmp_path).fit(SimCLR(encoder, optimizer=sgd, scheduler=None), Digits())
+
+
+def test_trying_the_encoder_leaves_it_as_it_was(tmp_path):
+    recipe = build("SimCLR", scheduler=None)
+    before = {name: value.clone() for name, value in recipe.encoder.state_dict().items()}
+    recipe.encoder.network[1].eval()
+    fit = trainer(tmp_path)
+    fit.strategy.connect(recipe)
+    fit.datamodule = Digits()
+    fit.datamodule.setup()
+    recipe.trainer = fit
+    recipe.setup("fit")
+    torch.testing.assert_close(recipe.encoder.state_dict(), before, rtol=0, atol=0)
+    assert not recipe.encoder.network[1].training
+    assert recipe.encoder.network[0].training
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_name(tmp_path):
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(build("SimCLR", scheduler=None), Digits(batch_size=1000))
+    fit.save_checkpoint(tmp_path / "simclr.ckpt")
+    with pytest.raises(ValueError, match="is of the recipe SimCLR, this run is Supervised"):
+        trainer(tmp_path).fit(build("Supervised"), Digits(), ckpt_path=tmp_path / "simclr.ckpt")
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_what_differs(tmp_path):
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(build("SimCLR", scheduler=None), Digits(batch_size=1000))
+    fit.save_checkpoint(tmp_path / "simclr.ckpt")
+    other = build("SimCLR", encoder=ConvNet((4, 16)), scheduler=None)
+    with pytest.raises(ValueError, match=r"does not fit this SimCLR: .*encoder\.network"):
+        trainer(tmp_path, max_epochs=2).fit(other, Digits(batch_size=1000), ckpt_path=tmp_path / "simclr.ckpt")
+
+
+def test_lr_batch_size_without_a_datamodule_says_what_to_do(tmp_path):
+    loader = Digits(batch_size=64)
+    loader.setup()
+    with pytest.raises(ValueError, match="lr_batch_size=None"):
+        trainer(tmp_path).fit(build("SimCLR", lr_batch_size=256), loader.train_dataloader())
+
+
+def test_lr_batch_size_has_to_be_positive():
+    with pytest.raises(ValueError, match="lr_batch_size is 0"):
+        build("SimCLR", lr_batch_size=0)
+
+
+def test_a_run_without_end_says_that_the_schedule_needs_one(tmp_path):
+    with pytest.raises(ValueError, match="the run has no end"):
+        trainer(tmp_path, max_epochs=-1).fit(build("SimCLR"), Digits())
+
+
+def test_recipe_is_the_base_of_all():
+    assert recipe_names()
+    assert all(issubclass(getattr(recipes, name), Recipe) for name in recipe_names())

@@ -1,0 +1,49 @@
+"""What earlier commits wrote is still read, and gives the same numbers: see ``before.py``."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.project.before import CASES, TEACHER, outcome
+
+BEFORE = Path(__file__).parent / "before"
+FILES = sorted(BEFORE.glob("*/*.ckpt"))
+
+# the same bits on one machine; another may sum in another order. Probes work on features in float32
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-9, "equal_nan": True}
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def test_every_case_is_kept():
+    assert {path.stem for path in FILES} >= set(CASES)
+
+
+@pytest.mark.parametrize("checkpoint", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_checkpoint_of_an_earlier_commit_is_read_and_trained_on_as_then(checkpoint, tmp_path):
+    expected = torch.load(checkpoint.with_suffix(".pt"), weights_only=True)
+    shutil.copy(checkpoint.with_name(f"{TEACHER}.ckpt"), tmp_path / "teacher.ckpt")
+    shutil.copy(checkpoint, tmp_path)
+    found = outcome(tmp_path, tmp_path / checkpoint.name, checkpoint.stem)
+    assert found["steps"] == expected["steps"]
+    for part in ("predictions", "state_dict", "metrics"):
+        assert_alike(found[part], expected[part])
+    assert_alike(json.loads(found["reports"]), json.loads(expected["reports"]))
+
+
+def assert_alike(found, expected):
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_alike(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
+            assert_alike(one, other)
+    elif isinstance(expected, float | torch.Tensor):
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+    else:
+        assert found == expected

@@ -1,0 +1,80 @@
+"""A run that is killed within an epoch and resumed ends as if nothing had happened: every recipe, in float64."""
+
+import math
+
+import pytest
+
+from tests.system.exactness import BATCHES, CASES, IN_TASKS, KILLED, SAVE_EVERY, STEPS, difference
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+DONE = KILLED["epoch"] * BATCHES + KILLED["batch"]  # batches when a run is killed
+SAVED = DONE // SAVE_EVERY * SAVE_EVERY
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(case, runs, measured):
+    killed = runs(case, killed=KILLED)
+    resumed = runs(case, after=killed)
+    measured[case]["kill_and_resume"] = difference(resumed, runs(case))
+    assert measured[case]["kill_and_resume"] == 0
+    assert killed.checkpoint["global_step"] == SAVED < DONE
+    assert int(resumed.rows[0]["step"]) == SAVED
+    assert resumed.checkpoint["global_step"] == STEPS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_is_killed_on_one_device_and_resumed_on_two_ends_as_on_one(case, runs, measured):
+    resumed = runs(case, processes=2, after=runs(case, killed=KILLED))
+    measured[case]["resume_on_two"] = difference(resumed, runs(case))
+    assert measured[case]["resume_on_two"] < 1e-10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_is_killed_on_two_devices_and_resumed_on_one_ends_as_on_one(case, runs, measured):
+    resumed = runs(case, after=runs(case, processes=2, killed=KILLED))
+    measured[case]["resume_on_one"] = difference(resumed, runs(case))
+    assert measured[case]["resume_on_one"] < 1e-10
+
+
+ACCUMULATED = {
+    "trainer__accumulate_grad_batches": 4,
+    "trainer__max_steps": -1,
+    "trainer__max_epochs": 3,
+    "checkpoint__every_n_train_steps": 5,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_accumulates_and_is_killed_within_a_step_ends_with_the_same_bits(case, runs, measured):
+    killed = runs(case, killed=KILLED, **ACCUMULATED)
+    resumed = runs(case, after=killed, **ACCUMULATED)
+    measured[case]["accumulate"] = difference(resumed, runs(case, **ACCUMULATED))
+    assert measured[case]["accumulate"] == 0
+    assert killed.checkpoint["global_step"] == 5
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in IN_TASKS])  # whose schedules end with a task
+def test_an_accumulating_run_loses_no_partial_step_and_its_schedule_ends_with_it(case, runs):
+    run = runs(case, **ACCUMULATED)
+    an_epoch = math.ceil(BATCHES / 4)
+    rates = run.column("lr")
+    assert run.checkpoint["global_step"] == len(rates) == 3 * an_epoch
+    after_warmup = [max(rates) * (1 + math.cos(math.pi * t / (2 * an_epoch))) / 2 for t in range(2 * an_epoch)]
+    assert rates[an_epoch:] == pytest.approx(after_warmup, rel=1e-12)
+
+
+def test_a_run_whose_epochs_are_cut_short_is_resumed_where_it_was(runs):
+    cut = {"trainer__limit_train_batches": 7, "trainer__max_steps": 20}
+    killed = runs(CASES[0], killed={"epoch": 1, "batch": 4}, **cut)
+    assert killed.checkpoint["global_step"] == 8
+    assert difference(runs(CASES[0], after=killed, **cut), runs(CASES[0], **cut)) == 0
+
+
+def test_metrics_of_the_killed_run_and_of_the_resumed_one_make_up_those_of_the_whole(runs):
+    killed, whole = runs(CASES[0], killed=KILLED), runs(CASES[0])
+    resumed = runs(CASES[0], after=killed)
+    for name in ("train/loss", "lr", "val/knn", "val/effective_rank"):
+        before = [float(row[name]) for row in killed.rows if int(row["step"]) < SAVED and row[name]]
+        assert [*before, *resumed.column(name)] == whole.column(name)
+        assert whole.column(name)
