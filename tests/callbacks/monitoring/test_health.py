@@ -72,7 +72,7 @@ def test_grad_norm_of_accumulated_batches_is_that_of_their_mean(tmp_path: Path) 
 
 
 def test_grad_norm_is_computed_on_logged_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipes.callbacks import health
+    from recipes.callbacks.monitoring import health
 
     computed = []
     norm = health.get_total_norm

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from datamodules import ImageDataModule, ImagesInMemory, TaskBatch, Tasks, TaskSequence
 from datamodules.base import Splits
 from recipes import FineTuning, LwF, Supervised
-from recipes.callbacks import CompileEncoder, ContinualReport, continual_report
+from recipes.callbacks import CompileEncoder, ContinualReport
+from recipes.callbacks.reporting import continual_report
 from recipes.callbacks.reporting.continual_report import (
     forgetting_bars,
     heat_map,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from datamodules import ImageDataModule, ImagesInMemory
 from datamodules.base import Splits
 from recipes import Supervised, TeacherStudent
-from recipes.callbacks import DistillationReport, distillation_report
+from recipes.callbacks import DistillationReport
+from recipes.callbacks.reporting import distillation_report
 from recipes.callbacks.reporting.distillation_report import (
     BINS,
     TEMPERATURES,

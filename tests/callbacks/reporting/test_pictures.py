@@ -10,7 +10,8 @@ from matplotlib import pyplot
 
 from datamodules import Digits
 from recipes import SimCLR
-from recipes.callbacks import Pictures, pictures
+from recipes.callbacks import Pictures
+from recipes.callbacks.reporting import pictures
 from recipes.evaluation.features import Features
 from recipes.nn import ConvNet
 
