@@ -56,7 +56,7 @@ class Classifier(Recipe):
     def setup(self, stage: str) -> None:
         """Takes the names of the classes from the DataModule too, and checks that there are enough images."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         self.class_names = getattr(data, "class_names", ()) or self.class_names
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features

@@ -121,7 +121,7 @@ class ContinualRecipe(Classifier):
     @property
     def data(self) -> TaskSequence:
         """The sequence of tasks."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.datamodule
 
     @property
     def seen_labels(self) -> Tensor:
@@ -136,11 +136,6 @@ class ContinualRecipe(Classifier):
         if self.tasks.scenario == "task":
             return self.own_labels[task]  # type: ignore[index]
         return self.seen_labels.expand(len(task), -1)
-
-    def view(self, batch: TaskBatch, batch_idx: int) -> Tensor:
-        """One view of every image [B, C, H, W]: the very tensor that all networks of a step are given."""
-        # An image that comes again in an epoch is to be seen in another view.
-        return batch.image if self.views is None else self.views(batch.image, self.key(batch).fold_in(batch_idx))
 
     def answers(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] to logits [B, classes] of all tasks, none masked; what is frozen is detached."""
@@ -174,7 +169,7 @@ class ContinualRecipe(Classifier):
     def setup(self, stage: str) -> None:
         """Checks that the data is the sequence of tasks that the recipe was made for."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if stage == "predict" and not isinstance(data, TaskSequence):
             return
         if not isinstance(data, TaskSequence):

@@ -93,9 +93,7 @@ class ReplayRecipe(ContinualRecipe):
 
     def replayed_view(self, past: TaskBatch, batch_idx: int) -> Tensor:
         """A new view of images of past tasks [n, C, H, W]."""
-        if self.views is None:
-            return past.image
-        return self.views(past.image, self.key(past, _VIEW).fold_in(batch_idx))
+        return self.view(past, batch_idx, _VIEW)
 
     def of_rows(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies a function to rows of the buffer, a batch at a time.

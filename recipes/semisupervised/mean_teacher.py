@@ -88,7 +88,7 @@ class MeanTeacher(Recipe):
 
     def on_fit_start(self) -> None:
         """Refuses data without labels."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if hasattr(data, "splits") and not (data.splits.train.label >= 0).any():
             raise ValueError(
                 f"no training image of {type(data).__name__} is labelled, and Mean Teacher needs a few that are: label "
@@ -97,8 +97,7 @@ class MeanTeacher(Recipe):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the labelled images, and consistency of student and teacher on all."""
-        # An image may come several times in an epoch, and is to be another view each time.
-        ours, theirs = (self.views(batch.image, self.key(batch, view).fold_in(batch_idx)) for view in (0, 1))
+        ours, theirs = (self.view(batch, batch_idx, view) for view in (0, 1))
         student = _as_float(self.head(self(ours)))  # [B, classes]
         teacher = _as_float(self.teacher(self.normalize(theirs)))
         supervised_loss = labelled_cross_entropy(student, batch.label, self.gather(batch.label))
