@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
+from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.base.classifier import Classifier
 from recipes.evaluation.continual import MEASURES, AccuracyMatrix
@@ -146,7 +147,7 @@ class ContinualRecipe(Classifier):
         logits = self.head(feature)
         if frozen:  # DDP waits for a gradient of every parameter: of these it is 0, and is dropped
             logits = logits + sum(parameter.flatten()[0] * 0 for parameter in self._frozen_parameters())
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return at_least_float32(logits)
 
     def cross_entropy(self, logits: Tensor, label: Tensor, task: Tensor) -> Tensor:
         """Cross-entropy over the classes that are allowed, the mean over the images of all devices.

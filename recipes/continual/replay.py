@@ -5,6 +5,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
+from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.continual.base import ContinualRecipe
 from recipes.evaluation.features import extract
@@ -106,4 +107,4 @@ class ReplayRecipe(ContinualRecipe):
             [N, ...], at least float32; that of the first device on all, should their running statistics differ.
         """
         of_all = torch.cat([function(part) for part in rows.split(self.data.batch_size)])
-        return self.gather(of_all.to(torch.promote_types(of_all.dtype, torch.float32)))[: len(rows)]
+        return self.gather(at_least_float32(of_all))[: len(rows)]

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from datamodules import Batch
 from losses import SoftTarget, labelled_cross_entropy
+from losses.precision import at_least_float32
 from recipes.augment import DeiTViews, Mix, Views, partners
 from recipes.distillation.student import Student
 from recipes.distillation.teacher import Teacher
@@ -114,8 +115,7 @@ class DeiT(Student):
         class_token, distillation_token = feature.chunk(2, 1)
         of_class = self.head(class_token)
         of_distillation = self.distillation_head(distillation_token)  # type: ignore[misc]  # None without a teacher
-        dtype = torch.promote_types(of_class.dtype, torch.float32)
-        return of_class.to(dtype), of_distillation.to(dtype)
+        return at_least_float32(of_class), at_least_float32(of_distillation)
 
     def logits(self, feature: Tensor) -> Tensor:
         """Maps features to logits [B, classes]: with a distillation token, the mean of both."""

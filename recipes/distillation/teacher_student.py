@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from datamodules import Batch, ImageDataModule, TaskBatch
 from losses import SoftTarget, labelled_cross_entropy
-from losses.soft_target import check_softening
+from losses.temperature import check_temperature
 from recipes.augment import SupervisedViews, Views
 from recipes.augment.base import to_float
 from recipes.distillation.cached_logits import CachedLogits, TaughtBatch
@@ -98,7 +98,7 @@ class TeacherStudent(Student):
         self.soft_target = SoftTarget(temperature, scale_t2)
         self.temperatures = (
             temperature,
-            temperature if final_temperature is None else check_softening(final_temperature),
+            temperature if final_temperature is None else check_temperature(final_temperature, usual="1 to 20"),
         )
         self.soft_weight = soft_weight
         self.hint_epochs = hint_epochs
