@@ -2,6 +2,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.precision import at_least_float32
+
 
 def labelled_cross_entropy(
     logits: Tensor,
@@ -29,7 +31,7 @@ def labelled_cross_entropy(
     Returns:
         A scalar, float32 or for float64 logits float64; 0 where no image of any device is labelled.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     weight = None if class_weight is None else class_weight.to(logits.dtype)
     each = F.cross_entropy(
         logits, label, weight, ignore_index=-1, label_smoothing=label_smoothing, reduction="none"

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch, ImageDataModule
+from losses.precision import at_least_float32
 from recipes.base.recipe import Recipe
 from recipes.nn import Encoder
 
@@ -56,7 +56,7 @@ class Classifier(Recipe):
     def setup(self, stage: str) -> None:
         """Takes the names of the classes from the DataModule too, and checks that there are enough images."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         self.class_names = getattr(data, "class_names", ()) or self.class_names
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
@@ -68,8 +68,7 @@ class Classifier(Recipe):
 
     def logits(self, feature: Tensor) -> Tensor:
         """Maps features [B, F] to logits [B, classes], in float32 or, for a recipe in float64, in that."""
-        logits = self.head(feature)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return at_least_float32(self.head(feature))
 
     def classify(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to logits [B, classes]."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
+from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.base.classifier import Classifier
 from recipes.evaluation.continual import MEASURES, AccuracyMatrix
@@ -121,7 +122,7 @@ class ContinualRecipe(Classifier):
     @property
     def data(self) -> TaskSequence:
         """The sequence of tasks."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.datamodule
 
     @property
     def seen_labels(self) -> Tensor:
@@ -137,11 +138,6 @@ class ContinualRecipe(Classifier):
             return self.own_labels[task]  # type: ignore[index]
         return self.seen_labels.expand(len(task), -1)
 
-    def view(self, batch: TaskBatch, batch_idx: int) -> Tensor:
-        """One view of every image [B, C, H, W]: the very tensor that all networks of a step are given."""
-        # An image that comes again in an epoch is to be seen in another view.
-        return batch.image if self.views is None else self.views(batch.image, self.key(batch).fold_in(batch_idx))
-
     def answers(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] to logits [B, classes] of all tasks, none masked; what is frozen is detached."""
         frozen = self._stages[: self.frozen_stages]
@@ -151,7 +147,7 @@ class ContinualRecipe(Classifier):
         logits = self.head(feature)
         if frozen:  # DDP waits for a gradient of every parameter: of these it is 0, and is dropped
             logits = logits + sum(parameter.flatten()[0] * 0 for parameter in self._frozen_parameters())
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return at_least_float32(logits)
 
     def cross_entropy(self, logits: Tensor, label: Tensor, task: Tensor) -> Tensor:
         """Cross-entropy over the classes that are allowed, the mean over the images of all devices.
@@ -174,7 +170,7 @@ class ContinualRecipe(Classifier):
     def setup(self, stage: str) -> None:
         """Checks that the data is the sequence of tasks that the recipe was made for."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if stage == "predict" and not isinstance(data, TaskSequence):
             return
         if not isinstance(data, TaskSequence):

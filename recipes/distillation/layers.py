@@ -1,12 +1,12 @@
 """What layers of a network give, by name, without a change to the network."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from recipes.errors import nearest
 from recipes.nn import Encoder, evaluating, stages
 
 FEATURE, LOGITS = "feature", "logits"  # of the encoder, and of the classifier on top
@@ -36,10 +36,10 @@ def module_path(encoder: Encoder, layer: str) -> str:
     for name in (layer, f"network.{layer}"):
         if name in names:
             return name
-    nearest = difflib.get_close_matches(layer, [*names, *(n.removeprefix("network.") for n in names)], n=1, cutoff=0)
+    meant = nearest(layer, [*names, *(name.removeprefix("network.") for name in names)])
     raise ValueError(
-        f"there is no layer {layer!r} in this {type(encoder).__name__}; the nearest name is {nearest[0]!r}. Give the "
-        f"path of a module, {_STAGE}<number>, {FEATURE!r} or {LOGITS!r}"
+        f"there is no layer {layer!r} in this {type(encoder).__name__}{meant}: give the path of a module, "
+        f"{_STAGE}<number>, {FEATURE!r} or {LOGITS!r}"
     )
 
 

@@ -6,11 +6,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from datamodules import Batch, ImageDataModule
+from datamodules import Batch, ImageDataModule, TaskBatch
 from losses import SoftTarget, labelled_cross_entropy
-from losses.soft_target import check_softening
+from losses.temperature import check_temperature
 from recipes.augment import SupervisedViews, Views
-from recipes.distillation.cached_logits import CachedLogits, TaughtBatch, as_they_are
+from recipes.augment.base import to_float
+from recipes.distillation.cached_logits import CachedLogits, TaughtBatch
 from recipes.distillation.layer_losses import LayerLoss, LayerLosses
 from recipes.distillation.layers import FEATURE, LOGITS, watched
 from recipes.distillation.student import Student
@@ -97,7 +98,7 @@ class TeacherStudent(Student):
         self.soft_target = SoftTarget(temperature, scale_t2)
         self.temperatures = (
             temperature,
-            temperature if final_temperature is None else check_softening(final_temperature),
+            temperature if final_temperature is None else check_temperature(final_temperature, usual="1 to 20"),
         )
         self.soft_weight = soft_weight
         self.hint_epochs = hint_epochs
@@ -145,14 +146,13 @@ class TeacherStudent(Student):
         first, last = self.temperatures
         return first if first == last else first + (last - first) * self.global_step / self.total_steps
 
-    def view(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The view of a batch, float images in [0, 1]: new at every epoch, or with cached logits always the same."""
+    def view(self, batch: Batch | TaskBatch, batch_idx: int, view: int = 0) -> Tensor:
+        """The view of a batch, float images in [0, 1]: new each time, or with cached logits always the same."""
         if self.views is None:
-            return as_they_are(batch)
+            return to_float(batch.image)
         if self.caches:
-            return self.views(batch.image, self.key(batch)._replace(epoch=0))
-        # Data with few images may give one several times in an epoch: each time it is to be another view.
-        return self.views(batch.image, self.key(batch).fold_in(batch_idx))
+            return self.views(batch.image, self.key(batch, view)._replace(epoch=0))
+        return super().view(batch, batch_idx, view)
 
     # What the two say
 
@@ -204,7 +204,7 @@ class TeacherStudent(Student):
         self.cached = CachedLogits(self.logits_folder, self.teacher, self.teacher.digest, view, data, self.trainer)
 
     def _data(self, why: str) -> ImageDataModule:
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if not isinstance(data, ImageDataModule):
             raise ValueError(f"{why} the training images of a DataModule: pass one to fit")
         return data

@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch
 from losses import labelled_cross_entropy
+from losses.precision import at_least_float32
 from recipes.augment import Compose, HorizontalFlip, RandomAffine, Views
 from recipes.base.recipe import Recipe
 from recipes.nn import Encoder, MomentumCopy, check_momentum
@@ -88,7 +89,7 @@ class MeanTeacher(Recipe):
 
     def on_fit_start(self) -> None:
         """Refuses data without labels."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if hasattr(data, "splits") and not (data.splits.train.label >= 0).any():
             raise ValueError(
                 f"no training image of {type(data).__name__} is labelled, and Mean Teacher needs a few that are: label "
@@ -97,10 +98,9 @@ class MeanTeacher(Recipe):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the labelled images, and consistency of student and teacher on all."""
-        # An image may come several times in an epoch, and is to be another view each time.
-        ours, theirs = (self.views(batch.image, self.key(batch, view).fold_in(batch_idx)) for view in (0, 1))
-        student = _as_float(self.head(self(ours)))  # [B, classes]
-        teacher = _as_float(self.teacher(self.normalize(theirs)))
+        ours, theirs = (self.view(batch, batch_idx, view) for view in (0, 1))
+        student = at_least_float32(self.head(self(ours)))  # [B, classes]
+        teacher = at_least_float32(self.teacher(self.normalize(theirs)))
         supervised_loss = labelled_cross_entropy(student, batch.label, self.gather(batch.label))
         if self.consistency == "mse":
             consistency = F.mse_loss(student.softmax(1), teacher.softmax(1))  # the mean over images and classes
@@ -128,7 +128,7 @@ class MeanTeacher(Recipe):
 
     def classify(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the teacher's logits [B, classes]."""
-        return _as_float(self.teacher(self.normalize(image)))
+        return at_least_float32(self.teacher(self.normalize(image)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""
@@ -152,8 +152,3 @@ class MeanTeacher(Recipe):
         """Returns the student's features [B, F], the teacher's class probabilities [B, classes] and indices [B]."""
         probability = self.classify(batch.image).softmax(1)
         return {"index": batch.index, "feature": self(batch.image), "probability": probability}
-
-
-def _as_float(logits: Tensor) -> Tensor:
-    """Logits in float32 or, of a recipe in float64, in that."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

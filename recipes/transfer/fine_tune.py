@@ -139,7 +139,7 @@ class FineTune(Classifier):
             return
         if set(self.modes) != {"retrain"}:
             warn_of_random_weights(self.encoder)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if isinstance(data, ImageDataModule) and self.class_weights:
             label = data.splits.train.label
             images = torch.bincount(label[label >= 0], minlength=len(self.class_weight)).to(self.class_weight)
@@ -172,8 +172,7 @@ class FineTune(Classifier):
         if self.views is None:
             feature = self.feature(batch)
         else:
-            # Data with few images may give one several times in an epoch: each time it is to be another view.
-            image = self.views(batch.image, self.key(batch).fold_in(batch_idx))
+            image = self.view(batch, batch_idx)
             if self.mix:
                 image, share = self.mix(image, self.key(batch, view=1).fold_in(batch_idx))
             feature = self(image)

@@ -36,8 +36,7 @@ def cache_features(recipe: Recipe) -> None:
     Args:
         recipe: whose ``forward`` gives the same for an image all through the training.
     """
-    trainer = recipe.trainer
-    data = getattr(trainer, "datamodule", None)
+    trainer, data = recipe.trainer, recipe.datamodule
     if isinstance(data, ImageDataModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         hand_out_features(recipe, data, trainer)
 

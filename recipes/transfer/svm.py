@@ -167,7 +167,7 @@ class SVM(FrozenClassifier):
 
     @torch.no_grad()
     def _solve(self) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if not isinstance(data, ImageDataModule):
             raise ValueError("SVM reads all training images before training: pass a DataModule of datamodules to fit")
         train = self._features(data, data.splits.train)
