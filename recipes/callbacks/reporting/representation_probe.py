@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Batch
+from recipes.evaluation import accuracy, few_label_draws, knn, linear_probe
 from recipes.evaluation.features import Collector, Features, extract, forward
-from recipes.evaluation.probes import accuracy, few_label_draws, knn, linear_probe
 from recipes.evaluation.tables import summary, table, versions
 
 TRAINED = "trained encoder"

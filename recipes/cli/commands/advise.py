@@ -20,13 +20,13 @@ from datamodules import ImageDataModule
 from recipes.base.classifier import Classifier
 from recipes.cli.commands.arguments import parsed
 from recipes.cli.commands.encoders import NamedEncoder, named_encoder
+from recipes.evaluation.stage_reader import quiet_trainer
 from recipes.evaluation.tables import versions
 from recipes.nn import TimmEncoder, TorchvisionEncoder
 from recipes.nn.encoders.torchvision import source_head
 from recipes.nn.encoders.weights import checkpoint_file
 from recipes.transfer import advisor
 from recipes.transfer.advisor import STRATEGIES, Advice, Measurement
-from recipes.transfer.frozen import quiet_trainer
 from recipes.transfer.verification import check_validation, held, verify
 
 WIDTH = 80

@@ -18,13 +18,12 @@ from datamodules import ImageDataModule
 from recipes.cli.commands.arguments import parsed
 from recipes.cli.commands.encoders import named_encoder
 from recipes.cli.run_directory import new_directory
+from recipes.evaluation import StageReader, accuracy, fit_svm, knn, linear_probe, quiet_trainer
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.probes import accuracy, knn, linear_probe
+from recipes.evaluation.linear import GRID
 from recipes.evaluation.tables import versions
 from recipes.nn import Encoder, stages
-from recipes.transfer.frozen import StageReader, quiet_trainer
 from recipes.transfer.linear_probe import LinearProbe
-from recipes.transfer.svm import GRID, fit_svm
 
 HEADS = {"knn": "kNN", "logistic": "logistic", "svm": "SVM", "sgd": "SGD"}
 TRAINED, RANDOM = "trained weights", "random weights"
