@@ -17,7 +17,8 @@ from recipes.augment import Views
 from recipes.base.classifier import Classifier
 from recipes.evaluation.continual import MEASURES, AccuracyMatrix
 from recipes.evaluation.features import extract
-from recipes.nn import Encoder, MultiHead, detached, evaluating, stage_of_state, stages
+from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
+from recipes.nn.frozen_stages import drop_gradients, zero_of
 
 _MASKED = -math.inf
 
@@ -89,8 +90,7 @@ class ContinualRecipe(Classifier):
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
         self.val_loss = MeanMetric()
-        self._stages = stages(encoder)
-        self._stage_of = stage_of_state(encoder)
+        self.frozen = FrozenStages(self.encoder)
 
     # What a subclass may write
 
@@ -103,7 +103,7 @@ class ContinualRecipe(Classifier):
     @property
     def frozen_stages(self) -> int:
         """How many stages of the encoder, from the first, do not learn now."""
-        return len(self._stages) if self.warming_up else 0
+        return len(self.frozen) if self.warming_up else 0
 
     # What it can use
 
@@ -140,13 +140,11 @@ class ContinualRecipe(Classifier):
 
     def answers(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] to logits [B, classes] of all tasks, none masked; what is frozen is detached."""
-        frozen = self._stages[: self.frozen_stages]
-        some_learn = torch.set_grad_enabled(torch.is_grad_enabled() and len(frozen) < len(self._stages))
-        with some_learn, detached(self.encoder, [stage.layers[-1] for stage in frozen]):
+        with self.frozen.detached(self.frozen_stages):
             feature = self(image)
         logits = self.head(feature)
-        if frozen:  # DDP waits for a gradient of every parameter: of these it is 0, and is dropped
-            logits = logits + sum(parameter.flatten()[0] * 0 for parameter in self._frozen_parameters())
+        if frozen := self._frozen_parameters():
+            logits = logits + zero_of(frozen)
         return at_least_float32(logits)
 
     def cross_entropy(self, logits: Tensor, label: Tensor, task: Tensor) -> Tensor:
@@ -260,27 +258,17 @@ class ContinualRecipe(Classifier):
     def train(self, mode: bool = True) -> "ContinualRecipe":
         """Keeps the stages that are frozen in eval mode."""
         super().train(mode)
-        for stage in self._stages[: self.frozen_stages]:
-            for layer in stage.layers:
-                self.encoder.get_submodule(layer).eval()
-        if self.frozen_stages == len(self._stages):
-            self.encoder.eval()
+        self.frozen.evaluate(range(self.frozen_stages))
         return self
 
     def on_after_backward(self) -> None:
         """Drops the gradients of what is frozen, so that no weight decay and no momentum moves it either."""
         learning = self.learning_heads
         others = [head for number, head in enumerate(self.head.heads) if number not in learning]
-        for parameter in self._frozen_parameters() + [parameter for head in others for parameter in head.parameters()]:
-            parameter.grad = None
+        drop_gradients([*self._frozen_parameters(), *(parameter for head in others for parameter in head.parameters())])
 
     def _frozen_parameters(self) -> list[nn.Parameter]:
-        frozen = self.frozen_stages
-        if not frozen:
-            return []
-        every = len(self._stages) == frozen
-        named = self.encoder.named_parameters()
-        return [parameter for name, parameter in named if every or self._stage_of[name] < frozen]
+        return self.frozen.parameters(range(self.frozen_stages))
 
     # What it says of images
 

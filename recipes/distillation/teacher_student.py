@@ -17,6 +17,7 @@ from recipes.distillation.layers import FEATURE, LOGITS, watched
 from recipes.distillation.student import Student
 from recipes.distillation.teacher import Teacher
 from recipes.nn import Encoder
+from recipes.nn.frozen_stages import drop_gradients, parameters_without, zero_of
 from recipes.optim import WarmupCosine
 
 
@@ -216,17 +217,15 @@ class TeacherStudent(Student):
     def on_after_backward(self) -> None:
         """Lets losses between layers move what they remember, and drops gradients of what does not learn now."""
         self.layer_losses.after_backward()
-        for parameter in self._idle.get(self.current_epoch < self.hint_epochs, []):
-            parameter.grad = None
+        drop_gradients(self._idle.get(self.current_epoch < self.hint_epochs, []))
 
     def _zero_of_idle(self, loss: Tensor, hints: bool) -> Tensor | float:
         """0 × the parameters that the loss does not depend on: DDP wants a gradient of all at every step."""
         if not self.hint_epochs:
             return 0.0
         if hints not in self._idle:
-            reached = _parameters_of(loss)
-            self._idle[hints] = [p for p in self.parameters() if p.requires_grad and id(p) not in reached]
-        return sum((0 * parameter.sum() for parameter in self._idle[hints]), start=loss.new_zeros(()))
+            self._idle[hints] = parameters_without(loss, self)
+        return zero_of(self._idle[hints])
 
     # Checkpoints
 
@@ -239,17 +238,3 @@ class TeacherStudent(Student):
             for name in [name for name in state if name.startswith(prefix)]:
                 del state[name]
         super().on_load_checkpoint(checkpoint)
-
-
-def _parameters_of(loss: Tensor) -> set[int]:
-    """The ids of the parameters that a loss depends on."""
-    found, seen, todo = set(), set(), [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # where a gradient is accumulated
-            found.add(id(node.variable))
-        todo += [next_node for next_node, _ in node.next_functions]
-    return found

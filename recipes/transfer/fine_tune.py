@@ -12,8 +12,8 @@ from datamodules import Batch, ImageDataModule
 from losses import labelled_cross_entropy
 from recipes.augment import Mix, SupervisedViews, Views, partners
 from recipes.base.classifier import Classifier
-from recipes.nn import Encoder, TensorList, stage_of_state
-from recipes.nn import stages as all_stages
+from recipes.nn import Encoder, FrozenStages, TensorList, stage_of_state
+from recipes.nn.frozen_stages import drop_gradients
 from recipes.optim import WarmupCosine
 from recipes.transfer.frozen import cache_features, warn_of_random_weights
 from recipes.transfer.modes import Mode, modes
@@ -110,7 +110,7 @@ class FineTune(Classifier):
             raise ValueError(f"l2_sp is for fine-tuned stages, but stages is {stages!r}: leave l2_sp out")
         super().__init__(_with_new_stages(encoder, chosen), num_classes, optimizer, scheduler, lr_batch_size)
         self.modes = chosen
-        self._stages, self._stage_of = all_stages(self.encoder), stage_of_state(self.encoder)
+        self.frozen = FrozenStages(self.encoder)
         self.all_frozen = set(chosen) == {"frozen"}
         self.mix = Mix(mixup, cutmix) if mixup or cutmix else None
         if self.all_frozen and views is None and self.mix:
@@ -126,10 +126,10 @@ class FineTune(Classifier):
         self.class_weights = class_weights
         self.register_buffer("class_weight", torch.ones(num_classes))
         for number, mode in enumerate(chosen):  # also of an encoder that was frozen where it comes from
-            for parameter in self._of_stages(number):
+            for parameter in self.frozen.parameters([number]):
                 parameter.requires_grad_(mode != "frozen")
         self.l2_sp = l2_sp
-        self.start = _Values(self._of_stages(*self._numbers("finetune"))) if l2_sp else None
+        self.start = _Values(self.frozen.parameters(self._numbers("finetune"))) if l2_sp else None
         self.train()
 
     def setup(self, stage: str) -> None:
@@ -154,8 +154,10 @@ class FineTune(Classifier):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All trainable parameters, sorted by weight decay and by how fast they learn."""
         numbers = range(len(self.modes))
-        factors = {parameter: self._lr_factor(number) for number in numbers for parameter in self._of_stages(number)}
-        tied = set(self._of_stages(*self._numbers("finetune"))) if self.l2_sp else set()
+        factors = {
+            parameter: self._lr_factor(number) for number in numbers for parameter in self.frozen.parameters([number])
+        }
+        tied = set(self.frozen.parameters(self._numbers("finetune"))) if self.l2_sp else set()
         groups = []
         for group in super().parameter_groups():
             alike = defaultdict(list)
@@ -178,7 +180,7 @@ class FineTune(Classifier):
             feature = self(image)
         loss = self._cross_entropy(feature, batch.label, share)
         if self.start is not None:
-            distance = self.start.squared_distance(self._of_stages(*self._numbers("finetune")))
+            distance = self.start.squared_distance(self.frozen.parameters(self._numbers("finetune")))
             loss = loss + self.l2_sp / 2 * distance
             self.log("train/l2_sp", distance)
         self.log("train/loss", loss, sync_dist=True)
@@ -198,11 +200,7 @@ class FineTune(Classifier):
     def train(self, mode: bool = True) -> "FineTune":
         """Puts into training mode what is trained at this epoch, and all else into eval mode."""
         super().train(mode)
-        for number in {*self._numbers("frozen"), *self._waiting()}:
-            for layer in self._stages[number].layers:
-                self.encoder.get_submodule(layer).eval()
-        if self.all_frozen:
-            self.encoder.eval()
+        self.frozen.evaluate({*self._numbers("frozen"), *self._waiting()})
         return self
 
     def on_train_start(self) -> None:
@@ -218,8 +216,7 @@ class FineTune(Classifier):
 
         They are computed so that DDP, which wants the same gradients at every step, works as it is.
         """
-        for parameter in self._of_stages(*self._waiting()):
-            parameter.grad = None
+        drop_gradients(self.frozen.parameters(self._waiting()))
 
     def _waiting(self) -> range:
         """The stages whose turn has not come."""
@@ -229,11 +226,6 @@ class FineTune(Classifier):
 
     def _numbers(self, mode: str) -> list[int]:
         return [number for number, found in enumerate(self.modes) if found == mode]
-
-    def _of_stages(self, *numbers: int) -> list[nn.Parameter]:
-        """The parameters of stages, in the order of the encoder."""
-        named = self.encoder.named_parameters() if numbers else ()
-        return [parameter for name, parameter in named if self._stage_of[name] in numbers]
 
     def _lr_factor(self, number: int) -> float:
         """Learning rate of a stage over that of the head."""
