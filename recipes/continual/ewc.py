@@ -83,7 +83,7 @@ class EWC(ContinualRecipe):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy on the new task, and the penalty (Equation 3)."""
-        loss = self.cross_entropy(self.answers(self.view(batch, batch_idx)), batch.label, batch.task)
+        loss = self.cross_entropy(self.training_logits(self.view(batch, batch_idx)), batch.label, batch.task)
         if self.ended > 0:
             penalty = self.ewc_weight / 2 * self.penalty(self.held)
             self.log("train/penalty", penalty)

@@ -85,7 +85,7 @@ class LwF(ContinualRecipe):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy on the new task, and on the old ones with what the old network answers."""
         image = self.view(batch, batch_idx)
-        logits = self.answers(image)
+        logits = self.training_logits(image)
         loss = self.cross_entropy(logits, batch.label, batch.task)
         if self.task > 0 and self.old_weight > 0 and not self.warming_up:
             old = self.old_network(self.normalize(image))  # Y_o

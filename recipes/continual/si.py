@@ -77,7 +77,7 @@ class SI(ContinualRecipe):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy on the new task, and the penalty."""
-        loss = self.cross_entropy(self.answers(self.view(batch, batch_idx)), batch.label, batch.task)
+        loss = self.cross_entropy(self.training_logits(self.view(batch, batch_idx)), batch.label, batch.task)
         if self.ended > 0:
             penalty = self.si_weight * self.penalty(self.held)
             self.log("train/penalty", penalty)
