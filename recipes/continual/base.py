@@ -68,6 +68,7 @@ class ContinualRecipe(Classifier):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
+    stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
     warmup_epochs = 0
     later_lr_factor = 1.0
 
@@ -115,6 +116,17 @@ class ContinualRecipe(Classifier):
     def frozen_stages(self) -> int:
         """How many stages of the encoder, from the first, do not learn now."""
         return len(self.frozen) if self.warming_up else 0
+
+    @property
+    def expectation(self) -> str | None:
+        """A note for the report, if the method is not expected to solve the scenario of the data."""
+        if self.stays_near is None or self.tasks.scenario != "class":
+            return None
+        return (
+            f"{type(self).__name__} stays near {self.stays_near} in the scenario class: without old images, nothing "
+            "teaches it to tell the tasks apart. Read the accuracies of the scenario task, or keep images (Rehearsal, "
+            "ICaRL)."
+        )
 
     # What it can use
 

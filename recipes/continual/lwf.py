@@ -44,6 +44,7 @@ class LwF(ContinualRecipe):
     """
 
     reads_old_heads = True
+    stays_near = "the floor"
 
     def __init__(
         self,
@@ -67,16 +68,6 @@ class LwF(ContinualRecipe):
         self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
         self.soft_target = SoftTarget(temperature, scale_t2=False)
         self.old_network = Snapshot(self.encoder, self.head)
-
-    @property
-    def expectation(self) -> str | None:
-        """What the reader of a result should know of the method in the scenario of the data."""
-        if self.tasks.scenario != "class":
-            return None
-        return (
-            "LwF stays near the floor in the scenario class: without old images, nothing teaches it to tell the tasks "
-            "apart. Read the accuracies of the scenario task, or keep images (Rehearsal, ICaRL)."
-        )
 
     def begin_task(self) -> None:
         """Copies the network: θ_s and θ_o."""
