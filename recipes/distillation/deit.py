@@ -103,9 +103,9 @@ class DeiT(Student):
         self.soft_target = SoftTarget(temperature)
         self.label_smoothing = label_smoothing
 
-    def meet_teacher(self) -> None:
+    def on_teacher_loaded(self) -> None:
         """Checks that the teacher knows classes, too."""
-        super().meet_teacher()
+        super().on_teacher_loaded()
         if self.teacher.num_classes is None:
             raise ValueError(
                 f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: choose a run of a classifier"
