@@ -49,7 +49,7 @@ class FineTuning(ContinualRecipe):
     ) -> None:
         super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
         self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
-        names = [stage.name for stage in self._stages]
+        names = [stage.name for stage in self.frozen.stages]
         self.from_stage = len(names) if from_stage == "head" else from_stage
         if not 0 <= self.from_stage <= len(names):
             raise ValueError(
@@ -65,12 +65,12 @@ class FineTuning(ContinualRecipe):
     @property
     def learning_heads(self) -> Sequence[int]:
         """Where the encoder is frozen, so are the heads of old tasks."""
-        only_new = self.from_stage == len(self._stages) and self.tasks.scenario != "domain"
+        only_new = self.from_stage == len(self.frozen) and self.tasks.scenario != "domain"
         return [self.task] if only_new else super().learning_heads
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of one view of every image."""
-        logits = self.answers(self.view(batch, batch_idx))
+        logits = self.training_logits(self.view(batch, batch_idx))
         loss = self.cross_entropy(logits, batch.label, batch.task)
         self.log("train/loss", loss, sync_dist=True)
         return loss

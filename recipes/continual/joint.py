@@ -71,7 +71,7 @@ class Joint(ContinualRecipe):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of one view of every image, of whatever task."""
-        logits = self.answers(self.view(batch, batch_idx))
+        logits = self.training_logits(self.view(batch, batch_idx))
         loss = self.cross_entropy(logits, batch.label, batch.task)
         self.log("train/loss", loss, sync_dist=True)
         return loss

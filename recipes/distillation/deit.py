@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Batch
-from losses import SoftTarget, labelled_cross_entropy
+from losses import SoftTarget
+from losses.labelled import mixed_cross_entropy
 from losses.precision import at_least_float32
 from recipes.augment import DeiTViews, Mix, Views, partners
 from recipes.distillation.student import Student
@@ -102,9 +103,9 @@ class DeiT(Student):
         self.soft_target = SoftTarget(temperature)
         self.label_smoothing = label_smoothing
 
-    def meet_teacher(self) -> None:
+    def on_teacher_loaded(self) -> None:
         """Checks that the teacher knows classes, too."""
-        super().meet_teacher()
+        super().on_teacher_loaded()
         if self.teacher.num_classes is None:
             raise ValueError(
                 f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: choose a run of a classifier"
@@ -146,11 +147,7 @@ class DeiT(Student):
         return (image, None) if self.mix is None else self.mix(image, self.key(batch, view=1).fold_in(batch_idx))
 
     def _of_labels(self, logits: Tensor, label: Tensor, share: Tensor | None) -> Tensor:
-        everyones = self.gather(label)
-        loss = labelled_cross_entropy(logits, label, everyones, self.label_smoothing, share=share)
-        if share is None:
-            return loss
-        return loss + labelled_cross_entropy(logits, partners(label), everyones, self.label_smoothing, share=1 - share)
+        return mixed_cross_entropy(logits, label, partners(label), share, self.gather(label), self.label_smoothing)
 
     def _of_teacher(self, logits: Tensor, teacher: Tensor) -> Tensor:
         return F.cross_entropy(logits, teacher.argmax(1)) if self.hard else self.soft_target(logits, teacher)

@@ -13,10 +13,11 @@ from recipes.augment import SupervisedViews, Views
 from recipes.augment.base import to_float
 from recipes.distillation.cached_logits import CachedLogits, TaughtBatch
 from recipes.distillation.layer_losses import LayerLoss, LayerLosses
-from recipes.distillation.layers import FEATURE, LOGITS, watched
+from recipes.distillation.layers import LOGITS, outputs
 from recipes.distillation.student import Student
 from recipes.distillation.teacher import Teacher
 from recipes.nn import Encoder
+from recipes.nn.frozen_stages import drop_gradients, parameters_without, zero_of
 from recipes.optim import WarmupCosine
 
 
@@ -59,6 +60,8 @@ class TeacherStudent(Student):
             cannot take the images, or a layer does not exist or does not suit its loss.
         FileNotFoundError: at the start of training, if there is no such teacher.
     """
+
+    only_with_teacher = ("layer_losses.",)
 
     def __init__(
         self,
@@ -115,8 +118,10 @@ class TeacherStudent(Student):
         view = self.view(Batch(*batch[:3]), batch_idx)
         hints = self.current_epoch < self.hint_epochs
         by_layers = bool(len(self.layer_losses)) and (hints or not self.hint_epochs)
-        theirs = self._of_teacher(view, batch, by_layers) if by_layers or (self.soft_weight and not hints) else {}
-        ours = self._of_student(view, by_layers)
+        theirs: dict[str, Tensor] = {}
+        if by_layers or (self.soft_weight and not hints):
+            theirs = self._of_teacher(view, batch, self.layer_losses.teacher_layers if by_layers else ())
+        ours = outputs(self, view, self.layer_losses.student_layers if by_layers else ())
         loss = ours[LOGITS].new_zeros(())
         if not hints:
             loss = loss + self._by_logits(ours[LOGITS], theirs.get(LOGITS), batch.label)
@@ -154,32 +159,19 @@ class TeacherStudent(Student):
             return self.views(batch.image, self.key(batch, view)._replace(epoch=0))
         return super().view(batch, batch_idx, view)
 
-    # What the two say
-
-    def _of_student(self, view: Tensor, by_layers: bool) -> dict[str, Tensor]:
-        named = {*self.layer_losses.student_layers} - {FEATURE, LOGITS} if by_layers else ()
-        with watched(self.encoder, named) as outputs:
-            feature = self(view)
-        return {**outputs, FEATURE: feature, LOGITS: self.logits(feature)}
-
     @torch.no_grad()
-    def _of_teacher(self, view: Tensor, batch: Any, by_layers: bool) -> dict[str, Tensor]:
+    def _of_teacher(self, view: Tensor, batch: Any, layers: Sequence[str]) -> dict[str, Tensor]:
         if isinstance(batch, TaughtBatch):
             return {LOGITS: batch.teacher_logits}
-        named = {*self.layer_losses.teacher_layers} - {LOGITS} if by_layers else set()
-        if not named:
+        if {*layers} <= {LOGITS}:
             return {LOGITS: self.teacher_logits(view)}
-        encoder, member = self.teacher.encoder, self.teacher.members[0]
-        with watched(encoder, named - {FEATURE}) as outputs:
-            feature = member(view)
-        logits = member.logits(feature) if hasattr(member, "logits") else feature  # type: ignore[operator]
-        return {**outputs, FEATURE: feature, LOGITS: logits}
+        return outputs(self.teacher.member, view, layers)
 
     # Before training, and between steps
 
-    def meet_teacher(self) -> None:
+    def on_teacher_loaded(self) -> None:
         """Makes the parameters of the losses between layers too, now that both networks are there."""
-        super().meet_teacher()
+        super().on_teacher_loaded()
         if self.teacher.num_classes is None and (self.soft_weight or not len(self.layer_losses)):
             raise ValueError(
                 f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: set soft_weight to 0 and give "
@@ -216,40 +208,12 @@ class TeacherStudent(Student):
     def on_after_backward(self) -> None:
         """Lets losses between layers move what they remember, and drops gradients of what does not learn now."""
         self.layer_losses.after_backward()
-        for parameter in self._idle.get(self.current_epoch < self.hint_epochs, []):
-            parameter.grad = None
+        drop_gradients(self._idle.get(self.current_epoch < self.hint_epochs, []))
 
     def _zero_of_idle(self, loss: Tensor, hints: bool) -> Tensor | float:
         """0 × the parameters that the loss does not depend on: DDP wants a gradient of all at every step."""
         if not self.hint_epochs:
             return 0.0
         if hints not in self._idle:
-            reached = _parameters_of(loss)
-            self._idle[hints] = [p for p in self.parameters() if p.requires_grad and id(p) not in reached]
-        return sum((0 * parameter.sum() for parameter in self._idle[hints]), start=loss.new_zeros(()))
-
-    # Checkpoints
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the losses between layers aside where there is no teacher: they are a matter of training."""
-        self.take_kept_teacher(checkpoint)
-        prefix = "layer_losses."
-        state = checkpoint["state_dict"]
-        if not self._teacher:
-            for name in [name for name in state if name.startswith(prefix)]:
-                del state[name]
-        super().on_load_checkpoint(checkpoint)
-
-
-def _parameters_of(loss: Tensor) -> set[int]:
-    """The ids of the parameters that a loss depends on."""
-    found, seen, todo = set(), set(), [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # where a gradient is accumulated
-            found.add(id(node.variable))
-        todo += [next_node for next_node, _ in node.next_functions]
-    return found
+            self._idle[hints] = parameters_without(loss, self)
+        return zero_of(self._idle[hints])

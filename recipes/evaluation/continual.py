@@ -6,6 +6,7 @@ tasks learned, they take the first k tasks: rows 0 to k and as many columns. Whe
 or it was not measured, they give NaN.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,10 @@ class AccuracyMatrix(Metric):
     def compute(self) -> dict[str, Tensor]:
         """R in the views ``aware`` and ``agnostic``, float64 [T+1, T]; NaN where there were no images."""
         return {name: getattr(self, name).double() / self.images for name in ("aware", "agnostic")}
+
+    def of_scenario(self, scenario: str) -> Tensor:
+        """R in the view that a scenario is about, on the CPU: ``aware`` for ``task``, ``agnostic`` for the others."""
+        return self.compute()["aware" if scenario == "task" else "agnostic"].cpu()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -144,6 +149,12 @@ MEASURES: dict[str, Callable[[Tensor], float]] = {
         forgetting,
     )
 }
+
+
+def summary(matrix: Tensor) -> dict[str, float]:
+    """All ``MEASURES`` of a matrix that are defined, by name."""
+    values = {name: measure(matrix) for name, measure in MEASURES.items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def tasks_learned(matrix: Tensor) -> int:

@@ -9,19 +9,9 @@ from datamodules import ImageDataModule
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
 from recipes.evaluation.features import hand_out_features
-from recipes.nn import Encoder, evaluating, stage_features, stages
+from recipes.nn import Encoder, FrozenStages, evaluating, stage_features, stages
 
 _SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or says in image_size what it takes
-
-
-def freeze(*modules: nn.Module) -> None:
-    """Takes the parameters of modules out of training, and puts the modules into eval mode.
-
-    Batch norm then uses its running statistics and leaves them, and dropout does nothing. A recipe has to put them
-    into eval mode again in its ``train()``.
-    """
-    for module in modules:
-        module.requires_grad_(False).eval()
 
 
 def cache_features(recipe: Recipe) -> None:
@@ -100,7 +90,8 @@ class FrozenClassifier(Classifier):
         self.stage = stage
         if stage is not None:
             self.head = nn.Linear(stage_dim(encoder, stage), num_classes)
-        freeze(self.encoder)
+        self.frozen = FrozenStages(self.encoder)
+        self.encoder.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features [B, F] that the head reads."""
@@ -110,7 +101,7 @@ class FrozenClassifier(Classifier):
     def train(self, mode: bool = True) -> "FrozenClassifier":
         """Puts everything but the encoder into training mode."""
         super().train(mode)
-        self.encoder.eval()
+        self.frozen.evaluate(range(len(self.frozen)))
         return self
 
     def setup(self, stage: str) -> None:
