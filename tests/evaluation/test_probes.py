@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from recipes import probes
+from recipes.evaluation import probes
 from recipes.evaluation.features import Features
 from recipes.evaluation.probes import accuracy, few_label_draws, knn, linear_probe
 
