@@ -1,4 +1,4 @@
-"""The tables of README and docs/results.md, from the JSON files in results/."""
+"""The tables of README and docs, from the JSON files in results/ and from the recipes themselves."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from benchmarks import PARTS
 from studies import STUDIES, Study
 from studies.runs import RESULTS, ROOT, summary
 
-FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+FILES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("results", "speed", "exactness")))
 
 # what a study may show: title, factor and decimals; without decimals there is no standard deviation
 COLUMNS = {
