@@ -11,6 +11,7 @@ from losses import SoftTarget, labelled_cross_entropy
 from losses.temperature import check_temperature
 from recipes.augment import SupervisedViews, Views
 from recipes.augment.base import to_float
+from recipes.base.classifier import Classifier
 from recipes.distillation.cached_logits import CachedLogits, TaughtBatch
 from recipes.distillation.layer_losses import LayerLoss, LayerLosses
 from recipes.distillation.layers import FEATURE, LOGITS, watched
@@ -172,7 +173,9 @@ class TeacherStudent(Student):
         encoder, member = self.teacher.encoder, self.teacher.members[0]
         with watched(encoder, named - {FEATURE}) as outputs:
             feature = member(view)
-        logits = member.logits(feature) if hasattr(member, "logits") else feature  # type: ignore[operator]
+        if not isinstance(member, Classifier):
+            return {**outputs, FEATURE: feature}
+        logits = member.batch_logits(Batch(view, batch.label, batch.index), feature)
         return {**outputs, FEATURE: feature, LOGITS: logits}
 
     # Before training, and between steps
