@@ -56,7 +56,7 @@ class ClassReport(Callback):
         if self._said is None or not isinstance(pl_module, Classifier):
             return
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            logits = pl_module.logits(outputs)
+            logits = pl_module.batch_logits(batch, outputs)
             confidence, said = (logits.softmax(1) if pl_module.has_probabilities else logits).max(1)
         self._said.add(torch.stack([said.to(confidence.dtype), confidence], 1), batch, dataloader_idx)
 

@@ -150,8 +150,7 @@ class _Model(nn.Module):
         self.recipe = recipe
 
     def forward(self, image: Tensor) -> Tensor:
-        feature = self.recipe(image)
-        return self.recipe.logits(feature) if isinstance(self.recipe, Classifier) else feature
+        return self.recipe.classify(image) if isinstance(self.recipe, Classifier) else self.recipe(image)
 
 
 def _require(packages: Sequence[str]) -> None:
