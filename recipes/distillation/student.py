@@ -1,5 +1,7 @@
 """What recipes with a teacher share: where it comes from, that it stays as it is, and how far the student agrees."""
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ class Student(Classifier):
         self.keep_teacher = keep_teacher
         self._teacher = [teacher] if isinstance(teacher, Teacher) else []  # a list, so that it is no submodule
         self._missing: FileNotFoundError | None = None
+        self._last_logits: tuple[Callable[[], Tensor | None], Any] = (lambda: None, None)
         self.val_agreement, self.test_agreement = MeanMetric(), MeanMetric()
         self.val_teacher_accuracy, self.test_teacher_accuracy = (
             MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
@@ -77,8 +80,15 @@ class Student(Classifier):
         return self._teacher[0]
 
     def teacher_logits(self, image: Tensor) -> Tensor:
-        """What the teacher says of images [B, C, H, W], uint8 or float in [0, 1]: logits [B, classes], no gradient."""
-        return self.teacher(image)
+        """Returns the teacher's logits [B, classes] for images [B, C, H, W], uint8 or float in [0, 1], no gradient.
+
+        The teacher encodes a tensor of images once, also where a step and a report ask one after the other.
+        """
+        last, logits = self._last_logits
+        if last() is not image:
+            logits = self.teacher(image)
+            self._last_logits = weakref.ref(image), logits
+        return logits
 
     def setup(self, stage: str) -> None:
         """Loads the teacher before training, and checks that it suits the student and the images."""

@@ -6,7 +6,7 @@ from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.convnet import ConvNet
 from recipes.nn.encoders.mlp import MLP
 from recipes.nn.encoders.resnet import ResNet
-from recipes.nn.encoders.stages import Stage, stage_features, stage_of_state, stages
+from recipes.nn.encoders.stages import Stage, stage_features, stage_of_state, stages, watched_stages
 from recipes.nn.encoders.timm import TimmEncoder
 from recipes.nn.encoders.torchvision import TorchvisionEncoder
 from recipes.nn.encoders.vit import DistilledViT, ViT
@@ -65,4 +65,5 @@ __all__ = [
     "stage_features",
     "stage_of_state",
     "stages",
+    "watched_stages",
 ]
