@@ -6,12 +6,12 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from datamodules import Batch, ImageDataModule, ImagesInMemory
+from datamodules import Batch
 from recipes.nn import evaluating
 
 _INDEX_BITS = 40  # of a number that orders images: the index below, the number of the loader above
@@ -162,26 +162,6 @@ def extract(
                 {name: forward(encoder, batch.image, trainer) for name, encoder in encoders.items()}, batch
             )
     return collector.gather_columns()
-
-
-def hand_out_features(recipe: LightningModule, data: ImageDataModule, trainer: Trainer) -> None:
-    """Passes all training and validation images through a recipe once; from then on, the loaders give its features.
-
-    Every device has to call this, before the loaders are made, and gets the features of all images.
-
-    Args:
-        recipe: maps images [B, C, H, W] to features [B, F], on the Trainer's device.
-        data: whose loaders for training and validation shall give ``Batch(feature [B, F], label, index)``.
-        trainer: whose device and precision are used.
-    """
-    dtype = next(recipe.parameters()).dtype
-    instead = {}
-    for name in ("train", "val"):
-        images = getattr(data.splits, name)
-        if images is not None:
-            features = extract({name: recipe}, data.in_order(images), trainer, dtype)[name]
-            instead[name] = ImagesInMemory(features.feature.cpu(), images.label)
-    data.hand_out(instead["train"], instead.get("val"))
 
 
 def join(parts: list[Tensor]) -> Tensor:

@@ -5,10 +5,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from datamodules import ImageDataModule
+from datamodules import ImageDataModule, ImagesInMemory
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
-from recipes.evaluation.features import hand_out_features
+from recipes.evaluation.features import extract
 from recipes.nn import Encoder, FrozenStages, evaluating, stage_features, stages
 
 _SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or says in image_size what it takes
@@ -17,15 +17,23 @@ _SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or s
 def cache_features(recipe: Recipe) -> None:
     """Passes all training and validation images through a recipe once; the loaders then give its features.
 
-    To be called at the start of ``configure_optimizers``: the weights of a checkpoint are there, and the loaders are
-    not made yet. Does nothing under ``fast_dev_run``, nor where the Trainer has no DataModule of ours.
+    To be called at the start of ``configure_optimizers``, on every device: the weights of a checkpoint are there, and
+    the loaders are not made yet. Does nothing under ``fast_dev_run``, nor where the Trainer has no DataModule of ours.
 
     Args:
-        recipe: whose ``forward`` gives the same for an image all through the training.
+        recipe: maps images [B, C, H, W] to features [B, F], the same all through the training.
     """
     trainer, data = recipe.trainer, recipe.datamodule
-    if isinstance(data, ImageDataModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        hand_out_features(recipe, data, trainer)
+    if not isinstance(data, ImageDataModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    dtype = next(recipe.parameters()).dtype
+    instead = {}
+    for name in ("train", "val"):
+        images = getattr(data.splits, name)
+        if images is not None:
+            features = extract({name: recipe}, data.in_order(images), trainer, dtype)[name]
+            instead[name] = ImagesInMemory(features.feature.cpu(), images.label)
+    data.hand_out(instead["train"], instead.get("val"))
 
 
 def warn_of_random_weights(encoder: Encoder) -> None:
