@@ -13,6 +13,7 @@ from recipes.callbacks.running.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.running.compile import CompileEncoder
 from recipes.callbacks.running.max_norm import MaxNorm
 from recipes.callbacks.running.run_directory import RunDirectory
+from recipes.callbacks.running.summary import Summary
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -28,5 +29,6 @@ __all__ = [
     "PredictionFile",
     "RepresentationProbe",
     "RunDirectory",
+    "Summary",
     "effective_rank",
 ]

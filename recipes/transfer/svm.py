@@ -105,7 +105,7 @@ def fit_svm(
 
 
 class SVM(FrozenClassifier):
-    """Linear support vector machines on the features of a frozen encoder (``fit_svm``).
+    """Transfer learning: linear support vector machines on the features of a frozen encoder.
 
     They are solved once, before training begins, from the features of all training images; C is chosen on the
     validation images. No step changes anything: there has to be one, after which the checkpoint is saved
