@@ -90,7 +90,7 @@ class TaskSplits(Splits):
 
 
 class TaskSequence(ImageDataModule):
-    """Other DataModules as a sequence of tasks that are learned one after the other, within one ``Trainer.fit``.
+    """Splits DataModules into a sequence of tasks for continual learning.
 
     The tasks are made in one of four ways:
 
