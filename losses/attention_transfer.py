@@ -3,7 +3,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from losses.feature import FeatureLoss
-from losses.layers import directions, of_one_size, widened
+from losses.layers import directions, of_one_size
+from losses.precision import at_least_float32
 
 
 class AttentionTransfer(FeatureLoss):
@@ -50,7 +51,7 @@ class AttentionTransfer(FeatureLoss):
         Returns:
             A scalar.
         """
-        student, teacher = of_one_size(widened(student), widened(teacher.detach()))
+        student, teacher = of_one_size(at_least_float32(student), at_least_float32(teacher.detach()))
         return (self._attention(student) - self._attention(teacher)).square().mean()
 
     def _attention(self, layer: Tensor) -> Tensor:

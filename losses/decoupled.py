@@ -3,8 +3,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.feature import FeatureLoss
-from losses.layers import widened
-from losses.soft_target import check_softening
+from losses.precision import at_least_float32
+from losses.temperature import check_temperature
 
 
 class DecoupledSoftTarget(FeatureLoss):
@@ -43,7 +43,7 @@ class DecoupledSoftTarget(FeatureLoss):
         for name, weight in (("target_weight", target_weight), ("non_target_weight", non_target_weight)):
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name} is {weight}: it must be at least 0")
-        self.temperature = check_softening(temperature)
+        self.temperature = check_temperature(temperature, usual="1 to 20")
         self.target_weight = target_weight
         self.non_target_weight = non_target_weight
         self.scale_t2 = scale_t2
@@ -65,9 +65,8 @@ class DecoupledSoftTarget(FeatureLoss):
         if student.ndim != 2 or student.shape != teacher.shape or student.shape[1] < 2:
             shapes = f"{list(student.shape)} of the student, {list(teacher.shape)} of the teacher"
             raise ValueError(f"logits are {shapes}: both must be [B, classes], of the same 2 or more classes")
-        ours, theirs = widened(student) / self.temperature, widened(teacher.detach()) / self.temperature
-        our_odds, ours = _apart(ours, label)
-        their_odds, theirs = _apart(theirs, label)
+        our_odds, ours = _apart(at_least_float32(student) / self.temperature, label)
+        their_odds, theirs = _apart(at_least_float32(teacher.detach()) / self.temperature, label)
         each = self.target_weight * _binary_divergence(our_odds, their_odds)
         each = each + self.non_target_weight * F.kl_div(
             ours.log_softmax(1), theirs.log_softmax(1), reduction="none", log_target=True

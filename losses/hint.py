@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from losses.feature import FeatureLoss
-from losses.layers import of_one_size, widened
+from losses.layers import of_one_size
+from losses.precision import at_least_float32
 
 
 class Hint(FeatureLoss):
@@ -63,5 +64,5 @@ class Hint(FeatureLoss):
             student, teacher = of_one_size(student, teacher)
         with torch.autocast(student.device.type, enabled=False):
             prediction = self.regressor(student.to(next(self.regressor.parameters()).dtype))
-        squares = (widened(prediction) - widened(teacher)).square() / 2
+        squares = (at_least_float32(prediction) - at_least_float32(teacher)).square() / 2
         return squares.mean() if self.average else squares.sum() / len(squares)

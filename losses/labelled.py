@@ -2,6 +2,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.precision import at_least_float32
+
 
 def labelled_cross_entropy(
     logits: Tensor,
@@ -29,7 +31,7 @@ def labelled_cross_entropy(
     Returns:
         A scalar, float32 or for float64 logits float64; 0 where no image of any device is labelled.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     weight = None if class_weight is None else class_weight.to(logits.dtype)
     each = F.cross_entropy(
         logits, label, weight, ignore_index=-1, label_smoothing=label_smoothing, reduction="none"
@@ -38,3 +40,46 @@ def labelled_cross_entropy(
     labelled = everyones[everyones >= 0]
     count = weight[labelled].sum() if weight is not None else labelled.new_tensor(len(labelled), dtype=total.dtype)
     return total / (torch.where(count > 0, count, 1) * (len(label) / len(everyones)))
+
+
+def mixed_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    partner: Tensor,
+    share: Tensor | None,
+    everyones: Tensor,
+    label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of mixed images (mixup, CutMix) with the labels of both images that each is made of.
+
+    Args:
+        logits: of this device's mixed images, float [B, classes].
+        label: int64 [B], the classes of the images themselves; -1 where unlabelled.
+        partner: int64 [B], the classes of the images that are mixed into them; -1 where unlabelled.
+        share: float [B], how much of each mixed image is the image itself, in [0, 1]. None: the images are not mixed.
+        everyones: int64 [devices × B], the labels of all devices.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+        class_weight: float [classes], see ``labelled_cross_entropy``.
+
+    Returns:
+        A scalar: the mean of share × loss with ``label`` + (1 - share) × loss with ``partner``.
+    """
+    loss = labelled_cross_entropy(logits, label, everyones, label_smoothing, class_weight, share)
+    if share is None:
+        return loss
+    return loss + labelled_cross_entropy(logits, partner, everyones, label_smoothing, class_weight, 1 - share)
+
+
+def balanced_class_weight(label: Tensor, num_classes: int) -> Tensor:
+    """Weights that give every class the same say: images / (classes × images of the class).
+
+    Args:
+        label: int64 [N], of all training images; -1 where unlabelled.
+        num_classes: how many classes there are, whether or not they occur.
+
+    Returns:
+        float64 [classes]. A class without images is weighed like one with a single image.
+    """
+    images = torch.bincount(label[label >= 0], minlength=num_classes).double()
+    return images.sum() / (num_classes * images.clamp(min=1))

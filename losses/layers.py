@@ -5,11 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def widened(x: Tensor) -> Tensor:
-    """Gives float64 as it is and all else in float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Averages the larger of two maps [B, C, H, W] down to the height and width of the smaller.
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.unit import check_temperature, unit
+from losses.temperature import check_temperature
+from losses.unit import unit
 
 
 class NCE(nn.Module):

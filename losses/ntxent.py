@@ -2,7 +2,8 @@ import torch
 from torch import Tensor, nn
 
 from losses.streaming import streamed_logsumexp, streamed_logsumexp_of_others
-from losses.unit import check_temperature, unit
+from losses.temperature import check_temperature
+from losses.unit import unit
 
 
 class NTXent(nn.Module):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from losses.feature import FeatureLoss
-from losses.layers import widened
+from losses.precision import at_least_float32
 
 
 class RelationalDistance(FeatureLoss):
@@ -84,7 +84,7 @@ def _cosines(distances: Tensor, vertices: slice) -> Tensor:
 
 
 def _distances(layer: Tensor) -> Tensor:
-    distances: Tensor = _Distances.apply(widened(layer.flatten(1)))
+    distances: Tensor = _Distances.apply(at_least_float32(layer.flatten(1)))
     return distances  # [B, B]
 
 

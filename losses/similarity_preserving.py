@@ -2,7 +2,8 @@ import torch
 from torch import Tensor
 
 from losses.feature import FeatureLoss
-from losses.layers import directions, widened
+from losses.layers import directions
+from losses.precision import at_least_float32
 
 
 class SimilarityPreserving(FeatureLoss):
@@ -29,6 +30,6 @@ class SimilarityPreserving(FeatureLoss):
 
 
 def _similarities(layer: Tensor) -> Tensor:
-    layer = widened(layer.flatten(1))
+    layer = at_least_float32(layer.flatten(1))
     with torch.autocast(layer.device.type, enabled=False):
         return directions(layer @ layer.T)  # [B, B]

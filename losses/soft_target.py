@@ -1,10 +1,11 @@
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from losses.temperature import check_temperature
 
 
 class SoftTarget(nn.Module):
@@ -38,7 +39,7 @@ class SoftTarget(nn.Module):
 
     @temperature.setter
     def temperature(self, temperature: float) -> None:
-        self._temperature = check_softening(temperature)
+        self._temperature = check_temperature(temperature, usual="1 to 20")
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Computes the loss of B images.
@@ -61,17 +62,6 @@ class SoftTarget(nn.Module):
             raise ValueError(f"logits are {shapes}: both must be [B, classes], for the same images and classes")
         weight = self.temperature**2 if self.scale_t2 else 1.0
         return _cross_entropy(student_logits, teacher_logits.detach(), self.temperature, weight)
-
-
-def check_softening(temperature: float) -> float:
-    """Gives the temperature of a softmax over classes back.
-
-    Raises:
-        ValueError: if it is not a positive number.
-    """
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature}: it must be a positive number; papers use 1 to 20")
-    return temperature
 
 
 @torch.compiler.disable  # a compiler would unroll the loop over the tiles

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from losses.precision import at_least_float32
+
 
 @torch.compiler.disable  # a compiler would unroll the loop over the tiles
 def streamed_logsumexp(anchors: Tensor, keys: Tensor, scale: float, exclude: Tensor | None = None) -> Tensor:
@@ -30,7 +32,7 @@ def streamed_logsumexp(anchors: Tensor, keys: Tensor, scale: float, exclude: Ten
     """
     if exclude is None:
         exclude = torch.full((len(anchors),), -1, device=anchors.device)
-    return _OverKeys.apply(_widened(anchors), _widened(keys), scale, exclude)
+    return _OverKeys.apply(at_least_float32(anchors), at_least_float32(keys), scale, exclude)
 
 
 @torch.compiler.disable
@@ -44,7 +46,7 @@ def streamed_logsumexp_of_others(vectors: Tensor, scale: float) -> Tensor:
     Returns:
         The logarithms [A]; -inf, without gradient, where there are no others.
     """
-    return _OverOthers.apply(_widened(vectors), scale)
+    return _OverOthers.apply(at_least_float32(vectors), scale)
 
 
 # Sums are kept as logarithms, and every tile is summed relative to its own maxima, which is right for all logits. Sums
@@ -142,7 +144,3 @@ def _leave_out(logits: Tensor, column: Tensor) -> None:
 def _finite(total: Tensor) -> Tensor:
     """So that a logit of -inf less a total of -inf is no nan."""
     return total.clamp(min=torch.finfo(total.dtype).min)
-
-
-def _widened(vectors: Tensor) -> Tensor:
-    return vectors if vectors.dtype == torch.float64 else vectors.float()

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch, ImageDataModule
+from losses.precision import at_least_float32
 from recipes.base.recipe import Recipe
 from recipes.nn import Encoder
 
@@ -56,7 +56,7 @@ class Classifier(Recipe):
     def setup(self, stage: str) -> None:
         """Takes the names of the classes from the DataModule too, and checks that there are enough images."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         self.class_names = getattr(data, "class_names", ()) or self.class_names
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
@@ -68,12 +68,20 @@ class Classifier(Recipe):
 
     def logits(self, feature: Tensor) -> Tensor:
         """Maps features [B, F] to logits [B, classes], in float32 or, for a recipe in float64, in that."""
-        logits = self.head(feature)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return at_least_float32(self.head(feature))
 
     def classify(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, W], uint8 or float in [0, 1], to logits [B, classes]."""
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to the logits [B, classes] that predict their classes."""
         return self.logits(self(image))
+
+    def batch_logits(self, batch: Batch, feature: Tensor) -> Tensor:
+        """Returns the logits [B, classes] that predict the classes of a batch: for steps, predictions and reports.
+
+        Args:
+            batch: the images.
+            feature: their features [B, F], as ``feature`` and the steps give them.
+        """
+        return self.logits(feature)
 
     def feature(self, batch: Batch) -> Tensor:
         """The features [B, F] of a batch; where they were computed before, the loader gives them in place of images."""
@@ -82,7 +90,7 @@ class Classifier(Recipe):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
-        logits = self.logits(feature)
+        logits = self.batch_logits(batch, feature)
         self.val_accuracy(logits, batch.label)
         loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
         self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
@@ -92,14 +100,14 @@ class Classifier(Recipe):
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
-        self.test_accuracy(self.logits(feature), batch.label)
+        self.test_accuracy(self.batch_logits(batch, feature), batch.label)
         self.log("test/accuracy", self.test_accuracy)
         return feature
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns features [B, F], class probabilities [B, classes] and indices [B]."""
         feature = self.feature(batch)
-        return {"index": batch.index, "feature": feature, "probability": self.logits(feature).softmax(1)}
+        return {"index": batch.index, "feature": feature, "probability": self.batch_logits(batch, feature).softmax(1)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the names of the classes."""

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from datamodules import Batch, TaskBatch
-from recipes.augment import Key, Normalize
+from recipes.augment import Key, Normalize, Views
 from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
 from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
@@ -39,6 +39,7 @@ class Recipe(AnyRecipe):
             Null uses it as it stands.
 
     Attributes:
+        views: draws one random view of every image, see ``view``. Null, unless the method sets it.
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
         made_from: of a recipe that was loaded, what its checkpoint says besides its weights.
 
@@ -61,6 +62,7 @@ class Recipe(AnyRecipe):
         self.encoder = encoder.to(memory_format=torch.channels_last)  # convolutions are faster on CPUs and GPUs alike
         self.feature_dim = encoder.feature_dim
         self.normalize = Normalize()
+        self.views: Views | None = None
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.lr_batch_size = lr_batch_size
@@ -86,6 +88,29 @@ class Recipe(AnyRecipe):
     def key(self, batch: Batch | TaskBatch, view: int = 0) -> Key:
         """The random key of one view of a batch: a function of (seed, epoch, image, view) and of nothing else."""
         return Key(self.seed, self.current_epoch, batch.index, view)
+
+    def view(self, batch: Batch | TaskBatch, batch_idx: int, view: int = 0) -> Tensor:
+        """Draws one random view of every image of a training batch; null ``views`` give the images as they are.
+
+        An image that comes several times in an epoch gets a new view each time: data with few images or few labels
+        repeats them.
+
+        Args:
+            batch: its images are [B, C, H, W], uint8 or float in [0, 1].
+            batch_idx: number of the batch in the epoch.
+            view: number of the view, for methods that use several views of an image.
+
+        Returns:
+            Images [B, C, H, W]: float in [0, 1] from ``views``, the tensor of the batch itself without.
+        """
+        if self.views is None:
+            return batch.image
+        return self.views(batch.image, self.key(batch, view).fold_in(batch_idx))
+
+    @property
+    def datamodule(self) -> Any:
+        """The Trainer's DataModule; None if the Trainer has none, or if there is no Trainer."""
+        return getattr(self._trainer, "datamodule", None)
 
     @property
     def seed(self) -> int:
@@ -116,7 +141,7 @@ class Recipe(AnyRecipe):
 
         An encoder that was trained before keeps those that it was trained with, where they are known.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if data is None or not hasattr(data, "image_shape"):
             return
         channels, height, width = self.image_shape = data.image_shape
@@ -147,8 +172,7 @@ class Recipe(AnyRecipe):
         scale = 1.0 if self.lr_batch_size is None else self.global_batch_size / self.lr_batch_size
         for group in optimizer.param_groups:
             group["lr"] *= scale * group.get("lr_factor", 1.0)
-        short = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.scheduler is None or short:  # a warm-up is longer than the one batch of fast_dev_run
+        if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
         keep_lr_factors(scheduler)
@@ -194,7 +218,7 @@ class Recipe(AnyRecipe):
     @property
     def global_batch_size(self) -> int:
         """How many images make one optimiser step: the batch size of the DataModule × accumulated batches."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if data is None or not hasattr(data, "batch_size"):
             raise ValueError(
                 "lr_batch_size scales the learning rate with the batch size of a DataModule, and this run has none: "

@@ -70,7 +70,7 @@ class BYOL(Recipe):
         check_momentum(momentum)
         self.momentum = momentum
         self.constant_momentum = constant_momentum
-        self.views = views or BYOLViews()
+        self.views: Views = views or BYOLViews()
         head = partial(projection_head, hidden_dim=projection_hidden_dim, out_dim=projection_dim, output_bias=False)
         self.projector = head(self.feature_dim)  # g(·)
         self.predictor = head(projection_dim) if predictor else nn.Identity()  # q(·)

@@ -1,32 +1,46 @@
-"""What recipes that learn one task after the other share: when tasks begin and end, and which parts learn."""
+"""Base of the recipes that learn one task after the other: when tasks begin and end, and which parts learn."""
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
+from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.base.classifier import Classifier
-from recipes.evaluation.continual import MEASURES, AccuracyMatrix
-from recipes.evaluation.features import extract
-from recipes.nn import Encoder, MultiHead, detached, evaluating, stage_of_state, stages
-
-_MASKED = -math.inf
+from recipes.continual.evaluation import fill_row, masked
+from recipes.evaluation.continual import AccuracyMatrix, summary
+from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
+from recipes.nn.frozen_stages import drop_gradients, zero_of
 
 
 class ContinualRecipe(Classifier):
-    """A classifier that learns a sequence of tasks within one ``fit``. A subclass writes ``training_step``.
+    """A classifier that learns a sequence of tasks within one ``fit``.
+
+    A subclass writes ``training_step``, and those of these hooks that it needs:
+
+    =================  ================================================  =============================================
+    hook               called                                            written by
+    =================  ================================================  =============================================
+    ``begin_task``     before a task's first batch                       LwF, ICaRL, SI, Joint
+    ``end_task``       after a task's last epoch, without gradient       EWC, SI, Rehearsal, DERpp, ICaRL
+    ``frozen_stages``  in every training step and change of mode         FineTuning, FeatureExtraction
+    =================  ================================================  =============================================
+
+    Logits are always those of all classes, [B, classes]. ``training_logits`` gives those of images in a training step
+    and ``unmasked_logits`` those of features. ``logits`` and ``classify`` mask the classes that have not come yet with
+    -inf; a prediction is the largest of them.
 
     With the letters of Li & Hoiem (2016, arXiv:1606.09282): the encoder is θ_s, shared by all tasks; the head has a
     linear layer for each task (in the scenario ``domain`` one for all), which are there from the start: θ_n that of
-    the task that is learned now, θ_o those of the tasks before it. Classes whose task has not come are masked.
+    the task that is learned now, θ_o those of the tasks before it.
 
     When a task begins, optimiser and schedule begin anew, and the schedule lasts as long as the task. What is frozen
     gets no gradient and is left out by the optimiser, without a change of ``requires_grad``, which DDP would not see.
@@ -55,6 +69,7 @@ class ContinualRecipe(Classifier):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
+    stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
     warmup_epochs = 0
     later_lr_factor = 1.0
 
@@ -88,8 +103,7 @@ class ContinualRecipe(Classifier):
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
         self.val_loss = MeanMetric()
-        self._stages = stages(encoder)
-        self._stage_of = stage_of_state(encoder)
+        self.frozen = FrozenStages(self.encoder)
 
     # What a subclass may write
 
@@ -102,7 +116,18 @@ class ContinualRecipe(Classifier):
     @property
     def frozen_stages(self) -> int:
         """How many stages of the encoder, from the first, do not learn now."""
-        return len(self._stages) if self.warming_up else 0
+        return len(self.frozen) if self.warming_up else 0
+
+    @property
+    def expectation(self) -> str | None:
+        """A note for the report, if the method is not expected to solve the scenario of the data."""
+        if self.stays_near is None or self.tasks.scenario != "class":
+            return None
+        return (
+            f"{type(self).__name__} stays near {self.stays_near} in the scenario class: without old images, nothing "
+            "teaches it to tell the tasks apart. Read the accuracies of the scenario task, or keep images (Rehearsal, "
+            "ICaRL)."
+        )
 
     # What it can use
 
@@ -116,12 +141,12 @@ class ContinualRecipe(Classifier):
         """Whether only the head of a new task learns, in its first epochs (Li & Hoiem, 2016, Section 3)."""
         if self.warmup_epochs == 0 or self.task == 0 or self._trainer is None:
             return False
-        return self.data.epoch_in_task(self.current_epoch) < self.warmup_epochs
+        return self.data.epoch_in_task(self.current_epoch) < self._warmup_of(self.data.epochs_per_task[self.task])
 
     @property
     def data(self) -> TaskSequence:
         """The sequence of tasks."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.datamodule
 
     @property
     def seen_labels(self) -> Tensor:
@@ -137,21 +162,14 @@ class ContinualRecipe(Classifier):
             return self.own_labels[task]  # type: ignore[index]
         return self.seen_labels.expand(len(task), -1)
 
-    def view(self, batch: TaskBatch, batch_idx: int) -> Tensor:
-        """One view of every image [B, C, H, W]: the very tensor that all networks of a step are given."""
-        # An image that comes again in an epoch is to be seen in another view.
-        return batch.image if self.views is None else self.views(batch.image, self.key(batch).fold_in(batch_idx))
-
-    def answers(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, W] to logits [B, classes] of all tasks, none masked; what is frozen is detached."""
-        frozen = self._stages[: self.frozen_stages]
-        some_learn = torch.set_grad_enabled(torch.is_grad_enabled() and len(frozen) < len(self._stages))
-        with some_learn, detached(self.encoder, [stage.layers[-1] for stage in frozen]):
+    def training_logits(self, image: Tensor) -> Tensor:
+        """Maps images [B, C, H, W] to unmasked logits [B, classes], with no gradient in stages that do not learn."""
+        with self.frozen.detached(self.frozen_stages):
             feature = self(image)
         logits = self.head(feature)
-        if frozen:  # DDP waits for a gradient of every parameter: of these it is 0, and is dropped
-            logits = logits + sum(parameter.flatten()[0] * 0 for parameter in self._frozen_parameters())
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if frozen := self._frozen_parameters():
+            logits = logits + zero_of(frozen)
+        return at_least_float32(logits)
 
     def cross_entropy(self, logits: Tensor, label: Tensor, task: Tensor) -> Tensor:
         """Cross-entropy over the classes that are allowed, the mean over the images of all devices.
@@ -161,7 +179,7 @@ class ContinualRecipe(Classifier):
             label: int64 [B].
             task: int64 [B].
         """
-        total = F.cross_entropy(logits.masked_fill(~self.allowed(task), _MASKED), label, reduction="sum")
+        total = F.cross_entropy(masked(logits, self.allowed(task)), label, reduction="sum")
         images = self.gather(total.new_tensor([len(label)]))
         return total / images.mean()  # DDP takes the mean over the devices
 
@@ -174,7 +192,7 @@ class ContinualRecipe(Classifier):
     def setup(self, stage: str) -> None:
         """Checks that the data is the sequence of tasks that the recipe was made for."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if stage == "predict" and not isinstance(data, TaskSequence):
             return
         if not isinstance(data, TaskSequence):
@@ -185,12 +203,15 @@ class ContinualRecipe(Classifier):
         if data.tasks != self.tasks:
             raise ValueError(f"the recipe was made for {self.tasks}, and the data has {data.tasks}")
         if stage == "fit":
-            shortest = min(data.epochs_per_task[1:], default=self.warmup_epochs + 1)
-            if self.warmup_epochs >= shortest:
-                raise ValueError(
-                    f"warmup_epochs is {self.warmup_epochs}, and a task has {shortest} epochs in all: give fewer, or "
-                    "raise epochs_per_task"
+            for epochs in sorted({epochs for epochs in data.epochs_per_task[1:] if epochs <= self.warmup_epochs}):
+                rank_zero_info(
+                    f"warmup_epochs is {self.warmup_epochs}, and a task has {epochs} epochs in all: its warm-up is "
+                    f"cut to {self._warmup_of(epochs)} epochs, a tenth of the task"
                 )
+
+    def _warmup_of(self, epochs: int) -> int:
+        """Epochs of the warm-up of a task of so many epochs: a tenth of them if ``warmup_epochs`` would be all."""
+        return self.warmup_epochs if self.warmup_epochs < epochs else epochs // 10
 
     def on_train_start(self) -> None:
         """Measures before training; ends a task whose run was killed between its last step and its end."""
@@ -214,7 +235,7 @@ class ContinualRecipe(Classifier):
         """Ends the task whose last epoch this was."""
         if self.data.is_last_epoch(self.current_epoch) and self.ended < self.begun:
             self._end()
-            for name, value in self._summary().items():
+            for name, value in self._measures().items():
                 self.log(f"test/{name}", value)
 
     def _end(self) -> None:
@@ -225,19 +246,7 @@ class ContinualRecipe(Classifier):
 
     def _measure(self, row: int) -> None:
         """Fills a row of the accuracy matrix."""
-        images = self.data.splits.test or self.data.splits.val
-        if images is None:
-            return
-        start = time.perf_counter()
-        features = extract({"self": self}, self.data.in_order(images), self.trainer, next(self.parameters()).dtype)
-        feature, label, index = features["self"]
-        task = images.task.to(index.device)[index]
-        with torch.no_grad(), evaluating(self):
-            scores = self.scores(feature)
-        aware = _said(scores, self.own_labels[task]) == label  # type: ignore[index]
-        agnostic = _said(scores, self.seen_labels.expand_as(scores)) == label
-        self.accuracy_matrix.update(row, aware, agnostic, task)
-        self.measuring_seconds += time.perf_counter() - start
+        self.measuring_seconds += fill_row(self, row)
 
     @property
     def total_steps(self) -> int:
@@ -264,37 +273,27 @@ class ContinualRecipe(Classifier):
     def train(self, mode: bool = True) -> "ContinualRecipe":
         """Keeps the stages that are frozen in eval mode."""
         super().train(mode)
-        for stage in self._stages[: self.frozen_stages]:
-            for layer in stage.layers:
-                self.encoder.get_submodule(layer).eval()
-        if self.frozen_stages == len(self._stages):
-            self.encoder.eval()
+        self.frozen.evaluate(range(self.frozen_stages))
         return self
 
     def on_after_backward(self) -> None:
         """Drops the gradients of what is frozen, so that no weight decay and no momentum moves it either."""
         learning = self.learning_heads
         others = [head for number, head in enumerate(self.head.heads) if number not in learning]
-        for parameter in self._frozen_parameters() + [parameter for head in others for parameter in head.parameters()]:
-            parameter.grad = None
+        drop_gradients([*self._frozen_parameters(), *(parameter for head in others for parameter in head.parameters())])
 
     def _frozen_parameters(self) -> list[nn.Parameter]:
-        frozen = self.frozen_stages
-        if not frozen:
-            return []
-        every = len(self._stages) == frozen
-        named = self.encoder.named_parameters()
-        return [parameter for name, parameter in named if every or self._stage_of[name] < frozen]
+        return self.frozen.parameters(range(self.frozen_stages))
 
-    # What it says of images
+    # Logits, and the accuracies that follow from them
 
-    def scores(self, feature: Tensor) -> Tensor:
-        """Maps features [B, F] to what ranks the classes [B, classes], none masked: here the logits."""
+    def unmasked_logits(self, feature: Tensor) -> Tensor:
+        """Maps features [B, F] to logits [B, classes] that rank all classes, whether or not their task has begun."""
         return super().logits(feature)
 
     def logits(self, feature: Tensor) -> Tensor:
         """Maps features [B, F] to logits [B, classes]; -inf for classes whose task has not begun."""
-        return self.scores(feature).masked_fill(~self.seen_labels, _MASKED)
+        return masked(self.unmasked_logits(feature), self.seen_labels)
 
     def on_validation_epoch_start(self) -> None:
         """Has the mean of the loss be as exact as the weights: metrics stay in float32 when a recipe changes."""
@@ -303,7 +302,7 @@ class ContinualRecipe(Classifier):
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``val/loss`` and ``val/accuracy`` of the tasks that have begun; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
-        logits = self.scores(feature).masked_fill(~self.allowed(batch.task), _MASKED)
+        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
         label = torch.where(batch.task < self.begun, batch.label, -1)
         self.val_accuracy(logits, label)
         self.val_loss(F.cross_entropy(logits, label, ignore_index=-1, reduction="none"), label >= 0)
@@ -314,29 +313,24 @@ class ContinualRecipe(Classifier):
     def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``test/accuracy``, over the classes that the scenario allows; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
-        self.test_accuracy(self.scores(feature).masked_fill(~self.allowed(batch.task), _MASKED), batch.label)
+        self.test_accuracy(masked(self.unmasked_logits(feature), self.allowed(batch.task)), batch.label)
         self.log("test/accuracy", self.test_accuracy)
         return feature
 
     def on_test_epoch_end(self) -> None:
-        """Logs what the accuracy matrix comes to, and the accuracy on each task as the scenario has it."""
-        if not self.accuracy_matrix.update_called:  # nothing to measure on while it was trained
+        """Logs the measures of the accuracy matrix, and the accuracy on each task, in the scenario's view."""
+        if not self.accuracy_matrix.update_called:  # no images to measure on during training
             return
-        matrix = self._matrix()
+        matrix = self.accuracy_matrix.of_scenario(self.tasks.scenario)
         at_the_end = {f"task_{task}": value for task, value in enumerate(matrix[self.ended].tolist(), 1)}
-        for name, value in {**self._summary(), **at_the_end}.items():
+        for name, value in {**self._measures(), **at_the_end}.items():
             self.log(f"test/{name}", value)
 
-    def _summary(self) -> dict[str, float]:
-        """The measures of the tasks that are over, in the view that the scenario is about; those that are defined."""
+    def _measures(self) -> dict[str, float]:
+        """The measures of the tasks that are over, in the scenario's view; none without images to measure on."""
         if not self.accuracy_matrix.update_called:
             return {}
-        measured = {name: measure(self._matrix()) for name, measure in MEASURES.items()}
-        return {name: value for name, value in measured.items() if not math.isnan(value)}
-
-    def _matrix(self) -> Tensor:
-        """The accuracy matrix of the view that the scenario is about, on the CPU."""
-        return self.accuracy_matrix.compute()["aware" if self.tasks.scenario == "task" else "agnostic"].cpu()
+        return summary(self.accuracy_matrix.of_scenario(self.tasks.scenario))
 
     # What a checkpoint keeps
 
@@ -362,8 +356,3 @@ def check_start(warmup_epochs: int, later_lr_factor: float) -> tuple[int, float]
     if not 0 < later_lr_factor < math.inf:
         raise ValueError(f"later_lr_factor is {later_lr_factor}: it must be positive; 1 changes nothing")
     return warmup_epochs, later_lr_factor
-
-
-def _said(scores: Tensor, allowed: Tensor) -> Tensor:
-    """The class that each row of scores [B, classes] is highest for, of those allowed [B, classes]."""
-    return scores.masked_fill(~allowed, _MASKED).argmax(1)

@@ -69,7 +69,7 @@ class DERpp(ReplayRecipe):
         """Takes images of the task into the buffer, each with the logits of the view that belongs to it."""
         rows = self.keep()
         if len(rows):
-            self.buffer.record(rows, self.of_rows(rows, self._recorded_answers))
+            self.buffer.record(rows, self.of_rows(rows, self._logits_to_record))
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of the new task, and on past tasks the old logits and the labels."""
@@ -81,7 +81,7 @@ class DERpp(ReplayRecipe):
             self.recorded_view(self.past(rows, batch)),
             self.replayed_view(past, batch_idx),
         ]
-        new, of_recorded, of_past = self.answers(torch.cat(image)).split([len(part) for part in image])
+        new, of_recorded, of_past = self.training_logits(torch.cat(image)).split([len(part) for part in image])
         loss = self.cross_entropy(new, batch.label, batch.task)
         if len(self.buffer):
             logit_loss = self.logit_loss(of_recorded, rows, drawn)
@@ -112,5 +112,5 @@ class DERpp(ReplayRecipe):
         """The view of each image [n, C, H, W] that its logits are of: a function of the image alone."""
         return past.image if self.views is None else self.views(past.image, Key(self.seed, 0, past.index, _RECORDED))
 
-    def _recorded_answers(self, rows: Tensor) -> Tensor:
-        return self.answers(self.recorded_view(self.kept(rows)))
+    def _logits_to_record(self, rows: Tensor) -> Tensor:
+        return self.training_logits(self.recorded_view(self.kept(rows)))

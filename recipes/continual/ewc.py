@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Key, Views, uniform
 from recipes.continual.base import ContinualRecipe
+from recipes.continual.penalty import held_parameters, with_penalty
 from recipes.nn import Encoder, QuadraticPenalty, diagonal_fisher
 
 
@@ -43,6 +44,8 @@ class EWC(ContinualRecipe):
         ValueError: if a number is out of its range, or there is a ``gamma`` without ``online``.
     """
 
+    stays_near = "fine-tuning"
+
     def __init__(
         self,
         encoder: Encoder,
@@ -71,24 +74,11 @@ class EWC(ContinualRecipe):
         self.fisher_images = fisher_images
         self.penalty = QuadraticPenalty(self.held)
 
-    @property
-    def expectation(self) -> str | None:
-        """What the reader of a result should know of the method in the scenario of the data."""
-        if self.tasks.scenario != "class":
-            return None
-        return (
-            "EWC stays near fine-tuning in the scenario class: without old images, nothing teaches it to tell the "
-            "tasks apart. Read the accuracies of the scenario task, or keep images (Rehearsal, ICaRL)."
-        )
-
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy on the new task, and the penalty (Equation 3)."""
-        loss = self.cross_entropy(self.answers(self.view(batch, batch_idx)), batch.label, batch.task)
+        loss = self.cross_entropy(self.training_logits(self.view(batch, batch_idx)), batch.label, batch.task)
         if self.ended > 0:
-            penalty = self.ewc_weight / 2 * self.penalty(self.held)
-            self.log("train/penalty", penalty)
-            self.log("train/penalty_ratio", penalty / self.gather(loss.detach()[None]).mean())
-            loss = loss + penalty
+            loss = with_penalty(self, loss, self.ewc_weight / 2 * self.penalty(self.held))
         self.log("train/loss", loss, sync_dist=True)
         return loss
 
@@ -106,8 +96,7 @@ class EWC(ContinualRecipe):
     @property
     def held(self) -> list[Tensor]:
         """The parameters that the penalty is on: all of encoder and head. No head is held before it is trained."""
-        parameters = (*self.encoder.parameters(), *self.head.parameters())
-        return [parameter for parameter in parameters if parameter.requires_grad]
+        return held_parameters(self.encoder, self.head)
 
     def _fisher_rows(self) -> Tensor:
         """Which images of the task F is computed from: a function of seed and task, the same on every device."""

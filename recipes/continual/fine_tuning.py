@@ -22,8 +22,8 @@ class FineTuning(ContinualRecipe):
         tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
         from_stage: from the second task on, the stages of the encoder before this one stay as they are; 0 trains all,
             and ``head`` (or the number of stages) none, which is ``FeatureExtraction``. The first task trains all.
-        warmup_epochs: epochs at the start of each task but the first in which only its head learns, less than those of
-            the task (Li & Hoiem, Section 3: until convergence); 0 leaves the warm-up out.
+        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0 (Li & Hoiem,
+            Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs.
         later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
             Section 3: 0.1 to 0.02).
         views: draws one random view of every image; null takes the images as they are.
@@ -49,7 +49,7 @@ class FineTuning(ContinualRecipe):
     ) -> None:
         super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
         self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
-        names = [stage.name for stage in self._stages]
+        names = [stage.name for stage in self.frozen.stages]
         self.from_stage = len(names) if from_stage == "head" else from_stage
         if not 0 <= self.from_stage <= len(names):
             raise ValueError(
@@ -65,12 +65,12 @@ class FineTuning(ContinualRecipe):
     @property
     def learning_heads(self) -> Sequence[int]:
         """Where the encoder is frozen, so are the heads of old tasks."""
-        only_new = self.from_stage == len(self._stages) and self.tasks.scenario != "domain"
+        only_new = self.from_stage == len(self.frozen) and self.tasks.scenario != "domain"
         return [self.task] if only_new else super().learning_heads
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of one view of every image."""
-        logits = self.answers(self.view(batch, batch_idx))
+        logits = self.training_logits(self.view(batch, batch_idx))
         loss = self.cross_entropy(logits, batch.label, batch.task)
         self.log("train/loss", loss, sync_dist=True)
         return loss

@@ -89,7 +89,7 @@ class ICaRL(ReplayRecipe):
         past = self.past(self.share(drawn), batch)
         image = torch.cat([self.view(batch, batch_idx), self.replayed_view(past, batch_idx)])
         old = self.old_network(self.normalize(image)) if self.task > 0 else None
-        total = self.loss(self.answers(image), torch.cat([batch.label, past.label]), old)
+        total = self.loss(self.training_logits(image), torch.cat([batch.label, past.label]), old)
         images = len(batch.index) * self.trainer.world_size + len(drawn)
         loss = total / images * self.trainer.world_size  # DDP takes the mean over the devices
         self.log("train/loss", loss, sync_dist=True)
@@ -110,12 +110,12 @@ class ICaRL(ReplayRecipe):
         so_far = slice(0, new.stop)
         return F.binary_cross_entropy_with_logits(logits[:, so_far], target[:, so_far], reduction="sum")
 
-    def scores(self, feature: Tensor) -> Tensor:
+    def unmasked_logits(self, feature: Tensor) -> Tensor:
         """Maps features [B, F] to minus the squared distance from the mean of each class [B, classes].
 
         While a task is learned, and before the first, to the logits of the network.
         """
-        return self.nearest_mean(feature) if 0 < self.begun == self.ended else super().scores(feature)
+        return self.nearest_mean(feature) if 0 < self.begun == self.ended else super().unmasked_logits(feature)
 
 
 class NearestMean(Replicated):

@@ -30,8 +30,8 @@ class LwF(ContinualRecipe):
         tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
         old_weight: λ_o, >= 0 (Section 3: 1 for most experiments); 0 is fine-tuning.
         temperature: T, > 0 (Section 3: 2).
-        warmup_epochs: epochs at the start of each task but the first in which only its head learns, less than those of
-            the task (Section 3: until convergence); 0 leaves the warm-up out.
+        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0 (Section 3: until
+            convergence). A task that is not longer has a warm-up of a tenth of its epochs.
         later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
             Section 3: 0.1 to 0.02).
         views: draws one random view of every image; null takes the images as they are.
@@ -44,6 +44,7 @@ class LwF(ContinualRecipe):
     """
 
     reads_old_heads = True
+    stays_near = "the floor"
 
     def __init__(
         self,
@@ -68,16 +69,6 @@ class LwF(ContinualRecipe):
         self.soft_target = SoftTarget(temperature, scale_t2=False)
         self.old_network = Snapshot(self.encoder, self.head)
 
-    @property
-    def expectation(self) -> str | None:
-        """What the reader of a result should know of the method in the scenario of the data."""
-        if self.tasks.scenario != "class":
-            return None
-        return (
-            "LwF stays near the floor in the scenario class: without old images, nothing teaches it to tell the tasks "
-            "apart. Read the accuracies of the scenario task, or keep images (Rehearsal, ICaRL)."
-        )
-
     def begin_task(self) -> None:
         """Copies the network: θ_s and θ_o."""
         self.old_network.take()
@@ -85,7 +76,7 @@ class LwF(ContinualRecipe):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy on the new task, and on the old ones with what the old network answers."""
         image = self.view(batch, batch_idx)
-        logits = self.answers(image)
+        logits = self.training_logits(image)
         loss = self.cross_entropy(logits, batch.label, batch.task)
         if self.task > 0 and self.old_weight > 0 and not self.warming_up:
             old = self.old_network(self.normalize(image))  # Y_o

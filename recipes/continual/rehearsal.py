@@ -50,7 +50,7 @@ class Rehearsal(ReplayRecipe):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy, the mean over images of the new task and of those before."""
         past = self.past(self.share(self.draw(batch, batch_idx)), batch)
-        logits = self.answers(torch.cat([self.view(batch, batch_idx), self.replayed_view(past, batch_idx)]))
+        logits = self.training_logits(torch.cat([self.view(batch, batch_idx), self.replayed_view(past, batch_idx)]))
         loss = self.cross_entropy(logits, torch.cat([batch.label, past.label]), torch.cat([batch.task, past.task]))
         self.log("train/loss", loss, sync_dist=True)
         return loss

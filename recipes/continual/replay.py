@@ -5,6 +5,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
+from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.continual.base import ContinualRecipe
 from recipes.evaluation.features import extract
@@ -93,9 +94,7 @@ class ReplayRecipe(ContinualRecipe):
 
     def replayed_view(self, past: TaskBatch, batch_idx: int) -> Tensor:
         """A new view of images of past tasks [n, C, H, W]."""
-        if self.views is None:
-            return past.image
-        return self.views(past.image, self.key(past, _VIEW).fold_in(batch_idx))
+        return self.view(past, batch_idx, _VIEW)
 
     def of_rows(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies a function to rows of the buffer, a batch at a time.
@@ -108,4 +107,4 @@ class ReplayRecipe(ContinualRecipe):
             [N, ...], at least float32; that of the first device on all, should their running statistics differ.
         """
         of_all = torch.cat([function(part) for part in rows.split(self.data.batch_size)])
-        return self.gather(of_all.to(torch.promote_types(of_all.dtype, torch.float32)))[: len(rows)]
+        return self.gather(at_least_float32(of_all))[: len(rows)]

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
 from recipes.continual.base import ContinualRecipe
+from recipes.continual.penalty import held_parameters, with_penalty
 from recipes.nn import Encoder, QuadraticPenalty, TensorList
 
 
@@ -43,6 +44,8 @@ class SI(ContinualRecipe):
         ValueError: if ``si_weight`` or ``damping`` is out of its range.
     """
 
+    stays_near = "fine-tuning"
+
     def __init__(
         self,
         encoder: Encoder,
@@ -65,24 +68,11 @@ class SI(ContinualRecipe):
         self.path = TensorList(torch.zeros_like(parameter) for parameter in self.held)  # ω
         self._gradients: list[Tensor] = []
 
-    @property
-    def expectation(self) -> str | None:
-        """What the reader of a result should know of the method in the scenario of the data."""
-        if self.tasks.scenario != "class":
-            return None
-        return (
-            "SI stays near fine-tuning in the scenario class: without old images, nothing teaches it to tell the tasks "
-            "apart. Read the accuracies of the scenario task, or keep images (Rehearsal, ICaRL)."
-        )
-
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Cross-entropy on the new task, and the penalty."""
-        loss = self.cross_entropy(self.answers(self.view(batch, batch_idx)), batch.label, batch.task)
+        loss = self.cross_entropy(self.training_logits(self.view(batch, batch_idx)), batch.label, batch.task)
         if self.ended > 0:
-            penalty = self.si_weight * self.penalty(self.held)
-            self.log("train/penalty", penalty)
-            self.log("train/penalty_ratio", penalty / self.gather(loss.detach()[None]).mean())
-            loss = loss + penalty
+            loss = with_penalty(self, loss, self.si_weight * self.penalty(self.held))
         self.log("train/loss", loss, sync_dist=True)
         return loss
 
@@ -124,5 +114,4 @@ class SI(ContinualRecipe):
     @property
     def held(self) -> list[Tensor]:
         """The parameters that the penalty is on: all of encoder and head."""
-        parameters = (*self.encoder.parameters(), *self.head.parameters())
-        return [parameter for parameter in parameters if parameter.requires_grad]
+        return held_parameters(self.encoder, self.head)

@@ -63,7 +63,7 @@ class InstanceDiscrimination(Recipe):
             raise ValueError(f"proximal_weight is {proximal_weight}: it must be at least 0")
         self.negatives = negatives
         self.proximal_weight = proximal_weight
-        self.views = views or InstanceDiscriminationViews()
+        self.views: Views = views or InstanceDiscriminationViews()
         self.projector = nn.Linear(self.feature_dim, projection_dim)
         self.bank = MemoryBank(num_images or 0, projection_dim, bank_momentum)
         self.softmax = InfoNCE(temperature)
@@ -75,7 +75,7 @@ class InstanceDiscrimination(Recipe):
         super().setup(stage)
         if stage != "fit":
             return
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if data is not None and hasattr(data, "splits"):
             self.size_bank(len(data.splits.train))
         elif not len(self.bank):

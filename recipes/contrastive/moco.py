@@ -75,7 +75,7 @@ class MoCo(Recipe):
             raise ValueError(f"batch_norm_splits is {batch_norm_splits}: it must be at least 1")
         self.momentum = momentum
         self.batch_norm_splits = batch_norm_splits
-        self.views = views or MoCoV2Views()
+        self.views: Views = views or MoCoV2Views()
         hidden_dim = self.feature_dim if projection_hidden_dim is None else projection_hidden_dim
         self.projector = projection_head(
             self.feature_dim, hidden_dim, projection_dim, projection_layers, batch_norm=False
@@ -95,7 +95,7 @@ class MoCo(Recipe):
             raise ValueError(
                 f"batch_norm_splits is {splits} and does not divide over {devices} devices: use a multiple of {devices}"
             )
-        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2 * splits)
+        batch_size = getattr(self.datamodule, "batch_size", 2 * splits)
         if batch_size % splits or batch_size == splits:
             raise ValueError(
                 f"batch_norm_splits is {splits}, but {batch_size} images do not divide into so many equal parts of at "

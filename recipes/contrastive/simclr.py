@@ -50,7 +50,7 @@ class SimCLR(Recipe):
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size is {micro_batch_size}: give a positive number of images, or null")
         self.micro_batch_size = micro_batch_size
-        self.views = views or SimCLRViews()
+        self.views: Views = views or SimCLRViews()
         hidden_dim = self.feature_dim if projection_hidden_dim is None else projection_hidden_dim
         self.projector = projection_head(  # g(·), Section 4.2; with batch norm at its end as in the published code
             self.feature_dim, hidden_dim, projection_dim, output_batch_norm=True

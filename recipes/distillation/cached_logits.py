@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules import Batch, ImageDataModule
-from recipes.augment.base import to_float
 from recipes.evaluation.features import forward
 
 _PROBES = 16  # images whose views and logits tell whether a file is the right one
@@ -93,11 +92,6 @@ class CachedLogits:
     def join(self, batch: Batch) -> TaughtBatch:
         """Adds their logits to images on the CPU."""
         return TaughtBatch(*batch[:3], torch.from_numpy(self.logits[batch.index.numpy()]))
-
-
-def as_they_are(batch: Batch) -> Tensor:
-    """The images themselves, as float in [0, 1]."""
-    return to_float(batch.image)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

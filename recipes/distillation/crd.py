@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses import FeatureLoss, unit
-from losses.unit import check_temperature
+from losses.temperature import check_temperature
 from recipes.augment import integers
 from recipes.nn import MemoryBank
 

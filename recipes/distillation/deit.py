@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Batch
-from losses import SoftTarget, labelled_cross_entropy
+from losses import SoftTarget
+from losses.labelled import mixed_cross_entropy
+from losses.precision import at_least_float32
 from recipes.augment import DeiTViews, Mix, Views, partners
 from recipes.distillation.student import Student
 from recipes.distillation.teacher import Teacher
@@ -101,9 +103,9 @@ class DeiT(Student):
         self.soft_target = SoftTarget(temperature)
         self.label_smoothing = label_smoothing
 
-    def meet_teacher(self) -> None:
+    def on_teacher_loaded(self) -> None:
         """Checks that the teacher knows classes, too."""
-        super().meet_teacher()
+        super().on_teacher_loaded()
         if self.teacher.num_classes is None:
             raise ValueError(
                 f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: choose a run of a classifier"
@@ -114,8 +116,7 @@ class DeiT(Student):
         class_token, distillation_token = feature.chunk(2, 1)
         of_class = self.head(class_token)
         of_distillation = self.distillation_head(distillation_token)  # type: ignore[misc]  # None without a teacher
-        dtype = torch.promote_types(of_class.dtype, torch.float32)
-        return of_class.to(dtype), of_distillation.to(dtype)
+        return at_least_float32(of_class), at_least_float32(of_distillation)
 
     def logits(self, feature: Tensor) -> Tensor:
         """Maps features to logits [B, classes]: with a distillation token, the mean of both."""
@@ -126,7 +127,7 @@ class DeiT(Student):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The losses of one mixed view of every image, the means over the images of all devices."""
-        image, share = self.view(batch, batch_idx)
+        image, share = self.mixed_view(batch, batch_idx)
         feature = self(image)
         if self.distillation_head is None:
             loss = self._of_labels(self.logits(feature), batch.label, share)
@@ -140,18 +141,13 @@ class DeiT(Student):
         self.log("train/loss", loss, sync_dist=True)
         return loss
 
-    def view(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+    def mixed_view(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         """The mixed view of a batch, float images in [0, 1]; and how much of each is itself [B], if they are mixed."""
-        # Data with few images may give one several times in an epoch: each time it is to be another view.
-        image = self.views(batch.image, self.key(batch).fold_in(batch_idx))
+        image = self.view(batch, batch_idx)
         return (image, None) if self.mix is None else self.mix(image, self.key(batch, view=1).fold_in(batch_idx))
 
     def _of_labels(self, logits: Tensor, label: Tensor, share: Tensor | None) -> Tensor:
-        everyones = self.gather(label)
-        loss = labelled_cross_entropy(logits, label, everyones, self.label_smoothing, share=share)
-        if share is None:
-            return loss
-        return loss + labelled_cross_entropy(logits, partners(label), everyones, self.label_smoothing, share=1 - share)
+        return mixed_cross_entropy(logits, label, partners(label), share, self.gather(label), self.label_smoothing)
 
     def _of_teacher(self, logits: Tensor, teacher: Tensor) -> Tensor:
         return F.cross_entropy(logits, teacher.argmax(1)) if self.hard else self.soft_target(logits, teacher)

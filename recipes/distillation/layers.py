@@ -1,12 +1,15 @@
 """What layers of a network give, by name, without a change to the network."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from datamodules import Batch
+from recipes.base.classifier import Classifier
+from recipes.base.recipe import Recipe
+from recipes.errors import nearest
 from recipes.nn import Encoder, evaluating, stages
 
 FEATURE, LOGITS = "feature", "logits"  # of the encoder, and of the classifier on top
@@ -36,10 +39,10 @@ def module_path(encoder: Encoder, layer: str) -> str:
     for name in (layer, f"network.{layer}"):
         if name in names:
             return name
-    nearest = difflib.get_close_matches(layer, [*names, *(n.removeprefix("network.") for n in names)], n=1, cutoff=0)
+    meant = nearest(layer, [*names, *(name.removeprefix("network.") for name in names)])
     raise ValueError(
-        f"there is no layer {layer!r} in this {type(encoder).__name__}; the nearest name is {nearest[0]!r}. Give the "
-        f"path of a module, {_STAGE}<number>, {FEATURE!r} or {LOGITS!r}"
+        f"there is no layer {layer!r} in this {type(encoder).__name__}{meant}: give the path of a module, "
+        f"{_STAGE}<number>, {FEATURE!r} or {LOGITS!r}"
     )
 
 
@@ -73,6 +76,23 @@ def watched(encoder: Encoder, layers: Iterable[str]) -> Iterator[dict[str, Tenso
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def outputs(recipe: Recipe, batch: Batch, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Passes images through a recipe, and returns the outputs of layers of its encoder, its features and its logits.
+
+    Args:
+        recipe: whose encoder has the layers; the features of a recipe that is no ``Classifier`` are its logits.
+        batch: images [B, C, H, W], uint8 or float in [0, 1].
+        layers: names, as for ``module_path``, ``feature`` or ``logits``.
+
+    Returns:
+        Each output by its name, with ``feature`` and ``logits``.
+    """
+    with watched(recipe.encoder, {*layers} - {FEATURE, LOGITS}) as found:
+        feature = recipe(batch.image)
+    logits = recipe.batch_logits(batch, feature) if isinstance(recipe, Classifier) else feature
+    return {**found, FEATURE: feature, LOGITS: logits}
 
 
 def shapes(

@@ -1,9 +1,11 @@
 """What recipes with a teacher share: where it comes from, that it stays as it is, and how far the student agrees."""
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -39,6 +41,10 @@ class Student(Classifier):
         FileNotFoundError: at the start of training, if there is no such teacher.
     """
 
+    only_with_teacher: ClassVar[
+        tuple[str, ...]
+    ] = ()  # what the names of parameters that go with the teacher begin with
+
     def __init__(
         self,
         encoder: Encoder,
@@ -53,7 +59,6 @@ class Student(Classifier):
         self.teacher_from = None if isinstance(teacher, Teacher) else teacher
         self.keep_teacher = keep_teacher
         self._teacher = [teacher] if isinstance(teacher, Teacher) else []  # a list, so that it is no submodule
-        self._missing: FileNotFoundError | None = None
         self.val_agreement, self.test_agreement = MeanMetric(), MeanMetric()
         self.val_teacher_accuracy, self.test_teacher_accuracy = (
             MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
@@ -80,21 +85,26 @@ class Student(Classifier):
         """What the teacher says of images [B, C, H, W], uint8 or float in [0, 1]: logits [B, classes], no gradient."""
         return self.teacher(image)
 
-    def setup(self, stage: str) -> None:
-        """Loads the teacher before training, and checks that it suits the student and the images."""
-        super().setup(stage)
-        if stage != "fit":
-            return
-        if not self._teacher and self.teacher_from is not None:
-            try:
-                self._teacher = [teacher_from(self.teacher_from)]
-            except FileNotFoundError as error:
-                self._missing = error  # the checkpoint that the run goes on from may hold it
-                return
-        if self._teacher:
-            self.meet_teacher()
+    # The teacher's life: ``setup`` loads it before training or, if its file is gone, ``on_load_checkpoint`` takes it
+    # from the checkpoint that the run resumes from (``keep_teacher``). If neither has found it, ``on_fit_start`` raises
+    # the error. Validation, test and prediction without training do without a teacher.
 
-    def meet_teacher(self) -> None:
+    def load_teacher(self, packed: list[dict[str, Any]] | None = None) -> None:
+        """Loads the teacher unless it is there, and checks that it suits the student and the images.
+
+        Args:
+            packed: the teacher as a checkpoint holds it; None takes it from where ``teacher`` says.
+
+        Raises:
+            FileNotFoundError: if there is no such run or file.
+            ValueError: if the teacher does not suit (``on_teacher_loaded``).
+        """
+        if not self._teacher and self.teacher_from is not None:
+            self._teacher = [teacher_from(self.teacher_from) if packed is None else unpacked(packed)]
+        if self._teacher:
+            self.on_teacher_loaded()
+
+    def on_teacher_loaded(self) -> None:
         """Checks that the teacher suits the student and the images; both are there now.
 
         Raises:
@@ -104,10 +114,39 @@ class Student(Classifier):
             rank_zero_info(f"teacher: {', '.join(self.teacher.sources)}")
         self._check_teacher()
 
+    def setup(self, stage: str) -> None:
+        """Loads the teacher before training."""
+        super().setup(stage)
+        if stage == "fit":
+            with suppress(FileNotFoundError):
+                self.load_teacher()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes a teacher whose file is gone from the checkpoint, and refuses to resume with another teacher."""
+        noted = checkpoint.get("teacher", {})
+        if self._lacks_teacher and "packed" in noted:
+            self.load_teacher(noted["packed"])
+        if noted and self._teacher and noted["sha256"] != self.teacher.digest:
+            raise ValueError(
+                f"the run began with the teacher {', '.join(noted['sources'])}, and {', '.join(self.teacher.sources)} "
+                "has other weights: give the first as --model.teacher, or begin a new run"
+            )
+        if not self._teacher:
+            state = checkpoint["state_dict"]
+            for name in [name for name in state if name.startswith(self.only_with_teacher)]:
+                del state[name]
+        super().on_load_checkpoint(checkpoint)
+
+    @property
+    def _lacks_teacher(self) -> bool:
+        """Whether a training run has begun without the teacher that it needs."""
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        return fitting and not self._teacher and self.teacher_from is not None
+
     def on_fit_start(self) -> None:
         """Takes the teacher to the student's device and number type."""
-        if self._missing:
-            raise self._missing
+        if self._lacks_teacher:
+            self.load_teacher()
         if self._teacher:
             self.teacher.to(self.head.weight)
 
@@ -147,25 +186,6 @@ class Student(Classifier):
         if self._teacher:
             note = {"sources": self.teacher.sources, "sha256": self.teacher.digest}
             checkpoint["teacher"] = note | ({"packed": self.teacher.packed()} if self.keep_teacher else {})
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another teacher than the run began with."""
-        self.take_kept_teacher(checkpoint)
-        theirs = checkpoint.get("teacher")
-        if theirs and self._teacher and theirs["sha256"] != self.teacher.digest:
-            raise ValueError(
-                f"the run began with the teacher {', '.join(theirs['sources'])}, and {', '.join(self.teacher.sources)} "
-                "has other weights: give the first as --model.teacher, or begin a new run"
-            )
-        super().on_load_checkpoint(checkpoint)
-
-    def take_kept_teacher(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the teacher from a checkpoint that holds it, where its file is gone."""
-        packed = checkpoint.get("teacher", {}).get("packed")
-        if self._missing and packed:
-            self._missing = None
-            self._teacher = [unpacked(packed)]
-            self.meet_teacher()
 
     def _check_teacher(self) -> None:
         classes, source = self.head.out_features, ", ".join(self.teacher.sources)

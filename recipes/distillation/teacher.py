@@ -67,15 +67,20 @@ class Teacher(nn.Module):
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
 
     @property
-    def encoder(self) -> Encoder:
-        """That of the only member, whose layers can be named.
+    def member(self) -> Recipe:
+        """The only member, whose layers can be named.
 
         Raises:
             ValueError: if there are several members.
         """
         if len(self.members) > 1:
             raise ValueError(f"layers of {len(self.members)} teachers cannot be averaged: give one teacher")
-        return self.members[0].encoder  # type: ignore[return-value]
+        return self.members[0]  # type: ignore[return-value]
+
+    @property
+    def encoder(self) -> Encoder:
+        """That of the only member."""
+        return self.member.encoder
 
     def packed(self) -> list[dict[str, Any]]:
         """What ``unpacked`` makes the same teacher from, for a checkpoint: tensors and plain values.

@@ -6,16 +6,18 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from datamodules import Batch, ImageDataModule
+from datamodules import Batch, ImageDataModule, TaskBatch
 from losses import SoftTarget, labelled_cross_entropy
-from losses.soft_target import check_softening
+from losses.temperature import check_temperature
 from recipes.augment import SupervisedViews, Views
-from recipes.distillation.cached_logits import CachedLogits, TaughtBatch, as_they_are
+from recipes.augment.base import to_float
+from recipes.distillation.cached_logits import CachedLogits, TaughtBatch
 from recipes.distillation.layer_losses import LayerLoss, LayerLosses
-from recipes.distillation.layers import FEATURE, LOGITS, watched
+from recipes.distillation.layers import LOGITS, outputs
 from recipes.distillation.student import Student
 from recipes.distillation.teacher import Teacher
 from recipes.nn import Encoder
+from recipes.nn.frozen_stages import drop_gradients, parameters_without, zero_of
 from recipes.optim import WarmupCosine
 
 
@@ -59,6 +61,8 @@ class TeacherStudent(Student):
         FileNotFoundError: at the start of training, if there is no such teacher.
     """
 
+    only_with_teacher = ("layer_losses.",)
+
     def __init__(
         self,
         encoder: Encoder,
@@ -97,7 +101,7 @@ class TeacherStudent(Student):
         self.soft_target = SoftTarget(temperature, scale_t2)
         self.temperatures = (
             temperature,
-            temperature if final_temperature is None else check_softening(final_temperature),
+            temperature if final_temperature is None else check_temperature(final_temperature, usual="1 to 20"),
         )
         self.soft_weight = soft_weight
         self.hint_epochs = hint_epochs
@@ -111,11 +115,13 @@ class TeacherStudent(Student):
 
     def training_step(self, batch: Batch | TaughtBatch, batch_idx: int) -> Tensor:
         """The losses of one view of every image, the means over the images of all devices."""
-        view = self.view(Batch(*batch[:3]), batch_idx)
+        seen = Batch(self.view(Batch(*batch[:3]), batch_idx), batch.label, batch.index)
         hints = self.current_epoch < self.hint_epochs
         by_layers = bool(len(self.layer_losses)) and (hints or not self.hint_epochs)
-        theirs = self._of_teacher(view, batch, by_layers) if by_layers or (self.soft_weight and not hints) else {}
-        ours = self._of_student(view, by_layers)
+        theirs: dict[str, Tensor] = {}
+        if by_layers or (self.soft_weight and not hints):
+            theirs = self._of_teacher(seen, batch, self.layer_losses.teacher_layers if by_layers else ())
+        ours = outputs(self, seen, self.layer_losses.student_layers if by_layers else ())
         loss = ours[LOGITS].new_zeros(())
         if not hints:
             loss = loss + self._by_logits(ours[LOGITS], theirs.get(LOGITS), batch.label)
@@ -145,41 +151,27 @@ class TeacherStudent(Student):
         first, last = self.temperatures
         return first if first == last else first + (last - first) * self.global_step / self.total_steps
 
-    def view(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The view of a batch, float images in [0, 1]: new at every epoch, or with cached logits always the same."""
+    def view(self, batch: Batch | TaskBatch, batch_idx: int, view: int = 0) -> Tensor:
+        """The view of a batch, float images in [0, 1]: new each time, or with cached logits always the same."""
         if self.views is None:
-            return as_they_are(batch)
+            return to_float(batch.image)
         if self.caches:
-            return self.views(batch.image, self.key(batch)._replace(epoch=0))
-        # Data with few images may give one several times in an epoch: each time it is to be another view.
-        return self.views(batch.image, self.key(batch).fold_in(batch_idx))
-
-    # What the two say
-
-    def _of_student(self, view: Tensor, by_layers: bool) -> dict[str, Tensor]:
-        named = {*self.layer_losses.student_layers} - {FEATURE, LOGITS} if by_layers else ()
-        with watched(self.encoder, named) as outputs:
-            feature = self(view)
-        return {**outputs, FEATURE: feature, LOGITS: self.logits(feature)}
+            return self.views(batch.image, self.key(batch, view)._replace(epoch=0))
+        return super().view(batch, batch_idx, view)
 
     @torch.no_grad()
-    def _of_teacher(self, view: Tensor, batch: Any, by_layers: bool) -> dict[str, Tensor]:
+    def _of_teacher(self, seen: Batch, batch: Batch | TaughtBatch, layers: Sequence[str]) -> dict[str, Tensor]:
         if isinstance(batch, TaughtBatch):
             return {LOGITS: batch.teacher_logits}
-        named = {*self.layer_losses.teacher_layers} - {LOGITS} if by_layers else set()
-        if not named:
-            return {LOGITS: self.teacher_logits(view)}
-        encoder, member = self.teacher.encoder, self.teacher.members[0]
-        with watched(encoder, named - {FEATURE}) as outputs:
-            feature = member(view)
-        logits = member.logits(feature) if hasattr(member, "logits") else feature  # type: ignore[operator]
-        return {**outputs, FEATURE: feature, LOGITS: logits}
+        if {*layers} <= {LOGITS}:
+            return {LOGITS: self.teacher_logits(seen.image)}
+        return outputs(self.teacher.member, seen, layers)
 
     # Before training, and between steps
 
-    def meet_teacher(self) -> None:
+    def on_teacher_loaded(self) -> None:
         """Makes the parameters of the losses between layers too, now that both networks are there."""
-        super().meet_teacher()
+        super().on_teacher_loaded()
         if self.teacher.num_classes is None and (self.soft_weight or not len(self.layer_losses)):
             raise ValueError(
                 f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: set soft_weight to 0 and give "
@@ -204,7 +196,7 @@ class TeacherStudent(Student):
         self.cached = CachedLogits(self.logits_folder, self.teacher, self.teacher.digest, view, data, self.trainer)
 
     def _data(self, why: str) -> ImageDataModule:
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if not isinstance(data, ImageDataModule):
             raise ValueError(f"{why} the training images of a DataModule: pass one to fit")
         return data
@@ -216,40 +208,12 @@ class TeacherStudent(Student):
     def on_after_backward(self) -> None:
         """Lets losses between layers move what they remember, and drops gradients of what does not learn now."""
         self.layer_losses.after_backward()
-        for parameter in self._idle.get(self.current_epoch < self.hint_epochs, []):
-            parameter.grad = None
+        drop_gradients(self._idle.get(self.current_epoch < self.hint_epochs, []))
 
     def _zero_of_idle(self, loss: Tensor, hints: bool) -> Tensor | float:
         """0 × the parameters that the loss does not depend on: DDP wants a gradient of all at every step."""
         if not self.hint_epochs:
             return 0.0
         if hints not in self._idle:
-            reached = _parameters_of(loss)
-            self._idle[hints] = [p for p in self.parameters() if p.requires_grad and id(p) not in reached]
-        return sum((0 * parameter.sum() for parameter in self._idle[hints]), start=loss.new_zeros(()))
-
-    # Checkpoints
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the losses between layers aside where there is no teacher: they are a matter of training."""
-        self.take_kept_teacher(checkpoint)
-        prefix = "layer_losses."
-        state = checkpoint["state_dict"]
-        if not self._teacher:
-            for name in [name for name in state if name.startswith(prefix)]:
-                del state[name]
-        super().on_load_checkpoint(checkpoint)
-
-
-def _parameters_of(loss: Tensor) -> set[int]:
-    """The ids of the parameters that a loss depends on."""
-    found, seen, todo = set(), set(), [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # where a gradient is accumulated
-            found.add(id(node.variable))
-        todo += [next_node for next_node, _ in node.next_functions]
-    return found
+            self._idle[hints] = parameters_without(loss, self)
+        return zero_of(self._idle[hints])

@@ -6,6 +6,7 @@ tasks learned, they take the first k tasks: rows 0 to k and as many columns. Whe
 or it was not measured, they give NaN.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,10 @@ class AccuracyMatrix(Metric):
     def compute(self) -> dict[str, Tensor]:
         """R in the views ``aware`` and ``agnostic``, float64 [T+1, T]; NaN where there were no images."""
         return {name: getattr(self, name).double() / self.images for name in ("aware", "agnostic")}
+
+    def of_scenario(self, scenario: str) -> Tensor:
+        """R in the view that a scenario is about, on the CPU: ``aware`` for ``task``, ``agnostic`` for the others."""
+        return self.compute()["aware" if scenario == "task" else "agnostic"].cpu()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -146,6 +151,12 @@ MEASURES: dict[str, Callable[[Tensor], float]] = {
 }
 
 
+def summary(matrix: Tensor) -> dict[str, float]:
+    """All ``MEASURES`` of a matrix that are defined, by name."""
+    values = {name: measure(matrix) for name, measure in MEASURES.items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
 def tasks_learned(matrix: Tensor) -> int:
     """After how many tasks something was measured: k of a matrix [T+1, T]."""
     measured = (~matrix.isnan()).any(1).nonzero().flatten()
@@ -156,3 +167,9 @@ def _of_learned(matrix: Tensor) -> Tensor:
     """Rows 0 to k of the tasks learned: [k+1, k]."""
     learned = tasks_learned(matrix)
     return matrix[: learned + 1, :learned]
+
+
+def mean_over_tasks(matrix: Tensor) -> Tensor:
+    """The mean accuracy on the tasks learned by then, after each task: float64 [k] of a matrix [T+1, T]."""
+    learned = tasks_learned(matrix)
+    return matrix.new_tensor([matrix[task, :task].mean().item() for task in range(1, learned + 1)])

@@ -1,7 +1,6 @@
 """Networks: encoders, heads, and loading their weights."""
 
 from recipes.nn.copies import MomentumCopy, Snapshot, check_momentum, cosine_momentum
-from recipes.nn.detached import detached
 from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.convnet import ConvNet
 from recipes.nn.encoders.mlp import MLP
@@ -12,6 +11,7 @@ from recipes.nn.encoders.torchvision import TorchvisionEncoder
 from recipes.nn.encoders.vit import DistilledViT, ViT
 from recipes.nn.encoders.weights import load_mismatch, load_weights
 from recipes.nn.fisher import diagonal_fisher
+from recipes.nn.frozen_stages import FrozenStages, detached
 from recipes.nn.heads import MultiHead, projection_head
 from recipes.nn.memory import FeatureQueue, Memory, MemoryBank
 from recipes.nn.norm import (
@@ -32,6 +32,7 @@ __all__ = [
     "DistilledViT",
     "Encoder",
     "FeatureQueue",
+    "FrozenStages",
     "MLP",
     "Memory",
     "MemoryBank",

@@ -9,6 +9,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
+from losses.precision import at_least_float32
 from recipes.nn.passes import evaluating
 
 State = dict[str, Tensor]
@@ -46,8 +47,8 @@ def diagonal_fisher(network: nn.Module, image: Tensor, classes: Tensor, chunk_si
         raise ValueError(
             f"the Fisher information of {len(image)} images and {len(classes)} classes: give at least one of each"
         )
-    image = _at_least_float32(image)
-    state = {name: _at_least_float32(tensor.detach()) for name, tensor in _named_tensors(network)}
+    image = at_least_float32(image)
+    state = {name: at_least_float32(tensor.detach()) for name, tensor in _named_tensors(network)}
     fisher = {name: torch.zeros_like(state[name]) for name, p in network.named_parameters() if p.requires_grad}
     with evaluating(network), torch.autocast(image.device.type, enabled=False):
         linear = _linear_layers(network, state, image)
@@ -145,7 +146,3 @@ def _hooks(network: nn.Module, names: list[str], hook: Callable[[str, Tensor, Te
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_parameters()
     yield from network.named_buffers()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x

@@ -49,8 +49,7 @@ class Supervised(Classifier):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one random view of every image, the mean over the labelled images of all devices."""
-        # Data with few labels gives an image several times in an epoch: each time it is to be another view.
-        logits = self.logits(self(self.views(batch.image, self.key(batch).fold_in(batch_idx))))
+        logits = self.logits(self(self.view(batch, batch_idx)))
         loss = labelled_cross_entropy(logits, batch.label, self.gather(batch.label), self.label_smoothing)
         self.log("train/loss", loss, sync_dist=True)
         return loss

@@ -20,9 +20,10 @@ from torch import Tensor
 from datamodules import ImageDataModule
 from datamodules.loading.split import per_class
 from recipes.evaluation.features import extract
-from recipes.evaluation.transferability import h_score, leave_one_out, leep, log_me
+from recipes.evaluation.neighbours import leave_one_out
+from recipes.evaluation.stage_reader import StageReader, quiet_trainer
+from recipes.evaluation.transferability import h_score, leep, log_me
 from recipes.nn import Encoder, stages
-from recipes.transfer.frozen import StageReader, quiet_trainer
 
 # The rule: two thresholds, what they choose, and what that means.
 

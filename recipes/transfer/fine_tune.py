@@ -1,4 +1,3 @@
-import math
 from collections import defaultdict
 from typing import Any, Literal
 
@@ -6,17 +5,17 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from datamodules import Batch, ImageDataModule
-from losses import labelled_cross_entropy
+from losses.labelled import balanced_class_weight, mixed_cross_entropy
 from recipes.augment import Mix, SupervisedViews, Views, partners
 from recipes.base.classifier import Classifier
-from recipes.nn import Encoder, TensorList, stage_of_state
-from recipes.nn import stages as all_stages
+from recipes.nn import Encoder, FrozenStages
+from recipes.nn.frozen_stages import drop_gradients
 from recipes.optim import WarmupCosine
 from recipes.transfer.frozen import cache_features, warn_of_random_weights
-from recipes.transfer.modes import Mode, modes
+from recipes.transfer.l2_sp import StartingPoint, check_l2_sp
+from recipes.transfer.modes import lr_factors, modes, waiting_stages, with_new_stages
 
 
 class FineTune(Classifier):
@@ -99,18 +98,16 @@ class FineTune(Classifier):
                 raise ValueError(f"{name} is {factor}: it must be above 0 and at most 1")
         if unfreeze_every_n_epochs < 1:
             raise ValueError(f"unfreeze_every_n_epochs is {unfreeze_every_n_epochs}: it must be at least 1")
-        if not 0 <= l2_sp < math.inf:
-            raise ValueError(f"l2_sp is {l2_sp}: it must be at least 0 (leaves the penalty out)")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}: it must be in [0, 1)")
         if class_weights not in (None, "balanced"):
             raise ValueError(f"class_weights is {class_weights!r}: it must be 'balanced' or null")
         chosen = modes(stages, encoder)
-        if l2_sp and "finetune" not in chosen:
+        if check_l2_sp(l2_sp) and "finetune" not in chosen:
             raise ValueError(f"l2_sp is for fine-tuned stages, but stages is {stages!r}: leave l2_sp out")
-        super().__init__(_with_new_stages(encoder, chosen), num_classes, optimizer, scheduler, lr_batch_size)
+        super().__init__(with_new_stages(encoder, chosen), num_classes, optimizer, scheduler, lr_batch_size)
         self.modes = chosen
-        self._stages, self._stage_of = all_stages(self.encoder), stage_of_state(self.encoder)
+        self.frozen = FrozenStages(self.encoder)
         self.all_frozen = set(chosen) == {"frozen"}
         self.mix = Mix(mixup, cutmix) if mixup or cutmix else None
         if self.all_frozen and views is None and self.mix:
@@ -126,10 +123,10 @@ class FineTune(Classifier):
         self.class_weights = class_weights
         self.register_buffer("class_weight", torch.ones(num_classes))
         for number, mode in enumerate(chosen):  # also of an encoder that was frozen where it comes from
-            for parameter in self._of_stages(number):
+            for parameter in self.frozen.parameters([number]):
                 parameter.requires_grad_(mode != "frozen")
         self.l2_sp = l2_sp
-        self.start = _Values(self._of_stages(*self._numbers("finetune"))) if l2_sp else None
+        self.start = StartingPoint(self._fine_tuned()) if l2_sp else None
         self.train()
 
     def setup(self, stage: str) -> None:
@@ -139,11 +136,9 @@ class FineTune(Classifier):
             return
         if set(self.modes) != {"retrain"}:
             warn_of_random_weights(self.encoder)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.datamodule
         if isinstance(data, ImageDataModule) and self.class_weights:
-            label = data.splits.train.label
-            images = torch.bincount(label[label >= 0], minlength=len(self.class_weight)).to(self.class_weight)
-            self.class_weight.copy_(images.sum() / (len(images) * images.clamp(min=1)))
+            self.class_weight.copy_(balanced_class_weight(data.splits.train.label, len(self.class_weight)))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser and its schedule; where all is frozen and nothing random, computes the features."""
@@ -153,9 +148,9 @@ class FineTune(Classifier):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All trainable parameters, sorted by weight decay and by how fast they learn."""
-        numbers = range(len(self.modes))
-        factors = {parameter: self._lr_factor(number) for number in numbers for parameter in self._of_stages(number)}
-        tied = set(self._of_stages(*self._numbers("finetune"))) if self.l2_sp else set()
+        of_stages = enumerate(lr_factors(self.modes, self.finetune_factor, self.layer_decay))
+        factors = {parameter: factor for number, factor in of_stages for parameter in self.frozen.parameters([number])}
+        tied = set(self._fine_tuned()) if self.l2_sp else set()
         groups = []
         for group in super().parameter_groups():
             alike = defaultdict(list)
@@ -172,38 +167,32 @@ class FineTune(Classifier):
         if self.views is None:
             feature = self.feature(batch)
         else:
-            # Data with few images may give one several times in an epoch: each time it is to be another view.
-            image = self.views(batch.image, self.key(batch).fold_in(batch_idx))
+            image = self.view(batch, batch_idx)
             if self.mix:
                 image, share = self.mix(image, self.key(batch, view=1).fold_in(batch_idx))
             feature = self(image)
-        loss = self._cross_entropy(feature, batch.label, share)
+        loss = mixed_cross_entropy(
+            self.logits(feature),
+            batch.label,
+            partners(batch.label),
+            share,
+            self.gather(batch.label),
+            self.label_smoothing,
+            self.class_weight if self.class_weights else None,
+        )
         if self.start is not None:
-            distance = self.start.squared_distance(self._of_stages(*self._numbers("finetune")))
+            distance = self.start.squared_distance(self._fine_tuned())
             loss = loss + self.l2_sp / 2 * distance
             self.log("train/l2_sp", distance)
         self.log("train/loss", loss, sync_dist=True)
         return loss
-
-    def _cross_entropy(self, feature: Tensor, label: Tensor, share: Tensor | None) -> Tensor:
-        logits, everyones = self.logits(feature), self.gather(label)
-        weight = self.class_weight if self.class_weights else None
-        loss = labelled_cross_entropy(logits, label, everyones, self.label_smoothing, weight, share)
-        if share is None:
-            return loss
-        other = partners(label)
-        return loss + labelled_cross_entropy(logits, other, everyones, self.label_smoothing, weight, 1 - share)
 
     # Which layers learn
 
     def train(self, mode: bool = True) -> "FineTune":
         """Puts into training mode what is trained at this epoch, and all else into eval mode."""
         super().train(mode)
-        for number in {*self._numbers("frozen"), *self._waiting()}:
-            for layer in self._stages[number].layers:
-                self.encoder.get_submodule(layer).eval()
-        if self.all_frozen:
-            self.encoder.eval()
+        self.frozen.evaluate({*self._numbers("frozen"), *self._waiting()})
         return self
 
     def on_train_start(self) -> None:
@@ -219,51 +208,14 @@ class FineTune(Classifier):
 
         They are computed so that DDP, which wants the same gradients at every step, works as it is.
         """
-        for parameter in self._of_stages(*self._waiting()):
-            parameter.grad = None
+        drop_gradients(self.frozen.parameters(self._waiting()))
 
     def _waiting(self) -> range:
         """The stages whose turn has not come."""
-        if self.unfreeze_every_n_epochs is None:
-            return range(0)
-        return range(max(0, len(self.modes) - self.current_epoch // self.unfreeze_every_n_epochs))
+        return waiting_stages(len(self.modes), self.current_epoch, self.unfreeze_every_n_epochs)
+
+    def _fine_tuned(self) -> list[nn.Parameter]:
+        return self.frozen.parameters(self._numbers("finetune"))
 
     def _numbers(self, mode: str) -> list[int]:
         return [number for number, found in enumerate(self.modes) if found == mode]
-
-    def _of_stages(self, *numbers: int) -> list[nn.Parameter]:
-        """The parameters of stages, in the order of the encoder."""
-        named = self.encoder.named_parameters() if numbers else ()
-        return [parameter for name, parameter in named if self._stage_of[name] in numbers]
-
-    def _lr_factor(self, number: int) -> float:
-        """Learning rate of a stage over that of the head."""
-        if self.layer_decay is not None:
-            return self.layer_decay ** (len(self.modes) - number)
-        return self.finetune_factor if self.modes[number] == "finetune" else 1.0
-
-
-class _Values(TensorList):
-    """What parameters were at a time; in checkpoints, so that a resumed run still knows."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__(parameter.detach().clone() for parameter in parameters)
-
-    def squared_distance(self, parameters: list[nn.Parameter]) -> Tensor:
-        """||w - w⁰||², with the parameters in the same order."""
-        pairs = zip(parameters, self, strict=True)
-        return torch.stack([F.mse_loss(parameter, start, reduction="sum") for parameter, start in pairs]).sum()
-
-
-def _with_new_stages(encoder: Encoder, chosen: list[Mode]) -> Encoder:
-    """The encoder with random weights in the stages that are to be trained anew."""
-    if "retrain" not in chosen:
-        return encoder
-    fresh = encoder.fresh()
-    if set(chosen) == {"retrain"}:
-        return fresh
-    stage, new = stage_of_state(encoder), fresh.state_dict()
-    for name, value in encoder.state_dict().items():
-        if chosen[stage[name]] == "retrain":
-            value.copy_(new[name])
-    return encoder

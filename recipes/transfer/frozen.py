@@ -1,9 +1,6 @@
 """Frozen encoders: no gradient, no moving statistics, and every image passes once where that is enough."""
 
-from typing import Any
-
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -12,19 +9,9 @@ from datamodules import ImageDataModule
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
 from recipes.evaluation.features import hand_out_features
-from recipes.nn import Encoder, evaluating, stage_features, stages
+from recipes.nn import Encoder, FrozenStages, evaluating, stage_features, stages
 
 _SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or says in image_size what it takes
-
-
-def freeze(*modules: nn.Module) -> None:
-    """Takes the parameters of modules out of training, and puts the modules into eval mode.
-
-    Batch norm then uses its running statistics and leaves them, and dropout does nothing. A recipe has to put them
-    into eval mode again in its ``train()``.
-    """
-    for module in modules:
-        module.requires_grad_(False).eval()
 
 
 def cache_features(recipe: Recipe) -> None:
@@ -36,8 +23,7 @@ def cache_features(recipe: Recipe) -> None:
     Args:
         recipe: whose ``forward`` gives the same for an image all through the training.
     """
-    trainer = recipe.trainer
-    data = getattr(trainer, "datamodule", None)
+    trainer, data = recipe.trainer, recipe.datamodule
     if isinstance(data, ImageDataModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         hand_out_features(recipe, data, trainer)
 
@@ -75,34 +61,6 @@ def stage_dim(encoder: Encoder, stage: int) -> int:
     ) from reason
 
 
-class StageReader(Recipe):
-    """Reads the features of all stages of a frozen encoder side by side, in one pass.
-
-    Args:
-        encoder: of whose stages; it is moved to the Trainer's device.
-        data: says how images are normalised, where the encoder does not know it; refuses one that does not suit them.
-        trainer: whose device is used.
-    """
-
-    def __init__(self, encoder: Encoder, data: ImageDataModule, trainer: Trainer) -> None:
-        super().__init__(encoder, torch.optim.SGD)  # which is never made
-        self.widths: list[int] = []
-        trainer.datamodule = data  # type: ignore[attr-defined]
-        self.trainer = trainer
-        self.setup("validate")
-        self.to(trainer.strategy.root_device)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features of all stages [B, sum of their F]."""
-        features = stage_features(self.encoder, self.normalize(image))
-        self.widths = [feature.shape[1] for feature in features]
-        return torch.cat(features, dim=1)
-
-    def split(self, feature: Tensor) -> tuple[Tensor, ...]:
-        """Takes what ``forward`` gave [N, sum of F] apart: [N, F] of each stage."""
-        return feature.split(self.widths, dim=1)
-
-
 class FrozenClassifier(Classifier):
     """A classifier whose encoder is frozen and whose head reads the features of one of its stages.
 
@@ -132,7 +90,8 @@ class FrozenClassifier(Classifier):
         self.stage = stage
         if stage is not None:
             self.head = nn.Linear(stage_dim(encoder, stage), num_classes)
-        freeze(self.encoder)
+        self.frozen = FrozenStages(self.encoder)
+        self.encoder.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features [B, F] that the head reads."""
@@ -142,7 +101,7 @@ class FrozenClassifier(Classifier):
     def train(self, mode: bool = True) -> "FrozenClassifier":
         """Puts everything but the encoder into training mode."""
         super().train(mode)
-        self.encoder.eval()
+        self.frozen.evaluate(range(len(self.frozen)))
         return self
 
     def setup(self, stage: str) -> None:
@@ -150,9 +109,3 @@ class FrozenClassifier(Classifier):
         super().setup(stage)
         if stage == "fit":
             warn_of_random_weights(self.encoder)
-
-
-def quiet_trainer(**options: Any) -> Trainer:
-    """A Trainer of one device that leaves nothing behind."""
-    quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return Trainer(**{"devices": 1, "logger": False, **dict.fromkeys(quiet, False), **options})

@@ -70,11 +70,7 @@ class LinearProbe(FrozenClassifier):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the linear classifier, the mean over the labelled images of all devices."""
-        feature = (
-            self.feature(batch)
-            if self.views is None
-            else self(self.views(batch.image, self.key(batch).fold_in(batch_idx)))
-        )
+        feature = self.feature(batch) if self.views is None else self(self.view(batch, batch_idx))
         loss = labelled_cross_entropy(self.logits(feature), batch.label, self.gather(batch.label))
         self.log("train/loss", loss, sync_dist=True)
         return loss

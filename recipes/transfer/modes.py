@@ -1,9 +1,10 @@
 """What is done with each stage of an encoder."""
 
 import re
+from collections.abc import Sequence
 from typing import Literal, get_args
 
-from recipes.nn import Encoder, stages
+from recipes.nn import Encoder, stage_of_state, stages
 
 Mode = Literal["frozen", "finetune", "retrain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -57,3 +58,41 @@ def modes(text: str, encoder: Encoder) -> list[Mode]:
             "give one word for each, or let one word with '...' stand for all that are left"
         )
     return found
+
+
+def with_new_stages(encoder: Encoder, chosen: Sequence[Mode]) -> Encoder:
+    """The encoder with random weights in the stages that are to be trained anew; a new one, if these are all."""
+    if "retrain" not in chosen:
+        return encoder
+    fresh = encoder.fresh()
+    if set(chosen) == {"retrain"}:
+        return fresh
+    stage, new = stage_of_state(encoder), fresh.state_dict()
+    for name, value in encoder.state_dict().items():
+        if chosen[stage[name]] == "retrain":
+            value.copy_(new[name])
+    return encoder
+
+
+def lr_factors(chosen: Sequence[Mode], finetune_factor: float, layer_decay: float | None) -> list[float]:
+    """The learning rate of each stage over that of the head.
+
+    Args:
+        chosen: what is done with each stage.
+        finetune_factor: factor of the fine-tuned stages.
+        layer_decay: factor from each stage to the one before it, in place of ``finetune_factor``; None has none.
+    """
+    if layer_decay is not None:
+        return [layer_decay ** (len(chosen) - number) for number in range(len(chosen))]
+    return [finetune_factor if mode == "finetune" else 1.0 for mode in chosen]
+
+
+def waiting_stages(count: int, epoch: int, every_n_epochs: int | None) -> range:
+    """The stages that gradual unfreezing has not reached (Howard & Ruder, 2018, arXiv:1801.06146, Section 3.3).
+
+    Args:
+        count: how many stages the encoder has.
+        epoch: of the run, from 0.
+        every_n_epochs: after so many epochs each, one stage more is trained, from the last on; None trains all at once.
+    """
+    return range(0 if every_n_epochs is None else max(0, count - epoch // every_n_epochs))

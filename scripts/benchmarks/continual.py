@@ -245,7 +245,7 @@ def ours(options: argparse.Namespace, name: str, whole: Any, seed: int, precisio
         recipe.eval()
 
         def predict(image: Any, task: int) -> Any:
-            logits = recipe.scores(recipe.encoder(image))
+            logits = recipe.unmasked_logits(recipe.encoder(image))
             labels = slice(task * CLASSES, (task + 1) * CLASSES) if scenario == "task" else slice(None)
             return logits[:, labels].argmax(1) + (labels.start or 0)
 

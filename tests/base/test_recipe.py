@@ -7,8 +7,9 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 
 import recipes
-from datamodules import Digits, Tasks, TaskSequence
+from datamodules import Batch, Digits, TaskBatch, Tasks, TaskSequence
 from recipes import Recipe, SimCLR, Supervised
+from recipes.augment import Key, Views, uniform
 from recipes.callbacks import Checkpoint
 from recipes.cli.catalogue import recipe_names
 from recipes.continual import ContinualRecipe
@@ -132,6 +133,41 @@ def test_random_keys_are_of_the_seed_the_epoch_the_image_and_the_view(tmp_path):
     seed_everything(7, verbose=False)
     trainer(tmp_path).fit(Seen(ConvNet((4,)), optimizer=sgd, scheduler=None), Digits(batch_size=1000))
     assert [(key.seed, key.epoch, key.view) for key in keys] == [(7, 0, 1), (7, 1, 1)]
+
+
+class Numbered(Views):
+    """Views whose every pixel is the random number that the key draws for the image."""
+
+    def view(self, image, key):
+        return uniform(key, 1)[:, :, None, None].expand_as(image)
+
+
+def test_an_image_gets_a_new_view_each_time_that_it_comes_in_an_epoch():
+    recipe = build("Supervised", views=Numbered())
+    batch = Batch(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.zeros(3), torch.tensor([5, 9, 5]))
+    views = {(step, view): recipe.view(batch, step, view)[:, 0, 0, 0] for step in (0, 1) for view in (0, 1)}
+    drawn = torch.stack(list(views.values()))  # [steps × views, 3]
+    assert len(drawn.unique()) == 8
+    assert torch.equal(drawn[:, 0], drawn[:, 2])
+    for (step, view), row in views.items():
+        assert torch.equal(row, uniform(Key(0, 0, batch.index, view).fold_in(step), 1).flatten())
+
+
+def test_null_views_give_the_images_as_they_are():
+    recipe = build("FineTuning", views=None)
+    numbers = torch.zeros(3, dtype=torch.int64)
+    batch = TaskBatch(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), numbers, numbers, numbers)
+    assert recipe.view(batch, 0) is batch.image
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_without_a_trainer_or_without_data_has_no_datamodule(name, tmp_path):
+    recipe = build(name)
+    assert recipe.datamodule is None
+    recipe.trainer = trainer(tmp_path)
+    assert recipe.datamodule is None
+    recipe.trainer.datamodule = data = Digits()
+    assert recipe.datamodule is data
 
 
 @pytest.mark.parametrize(

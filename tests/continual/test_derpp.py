@@ -42,9 +42,9 @@ class Watched(DERpp):
             view = self.recorded(self.buffer.image[row, None], self.buffer.index[row, None])
             self.said[int(self.buffer.index[row])] = self.head(self.encoder(self.normalize(view)))[0].clone()
 
-    def answers(self, image):
+    def training_logits(self, image):
         self.given = image
-        return super().answers(image)
+        return super().training_logits(image)
 
     def training_step(self, batch, batch_idx):
         rows, others = self.draw(batch, batch_idx, 3), self.draw(batch, batch_idx)

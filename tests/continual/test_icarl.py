@@ -15,9 +15,9 @@ class Watched(ICaRL):
         super().__init__(*args, **options)
         self.losses, self.given, self.exemplars, self.snapshots, self.weights = {}, [], [], [], []
 
-    def answers(self, image):
+    def training_logits(self, image):
         self.image = image
-        return super().answers(image)
+        return super().training_logits(image)
 
     def training_step(self, batch, batch_idx):
         if batch_idx == 0:
@@ -117,10 +117,10 @@ def test_an_image_is_of_the_class_whose_exemplars_have_the_nearest_mean():
 def test_while_a_task_is_learned_the_networks_own_outputs_classify():
     recipe = fitted(ICaRL, buffer_size=60)
     feature = torch.randn(5, 6, dtype=torch.float64)
-    assert torch.equal(recipe.scores(feature), recipe.nearest_mean(feature))
+    assert torch.equal(recipe.unmasked_logits(feature), recipe.nearest_mean(feature))
     for begun, ended in ((3, 2), (0, 0)):
         recipe.begun, recipe.ended = begun, ended
-        assert torch.equal(recipe.scores(feature), recipe.head(feature))
+        assert torch.equal(recipe.unmasked_logits(feature), recipe.head(feature))
     assert not recipe.has_probabilities
 
 

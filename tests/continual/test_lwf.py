@@ -19,8 +19,8 @@ class Watched(LwF):
         super().__init__(*args, **options)
         self.steps = []
 
-    def answers(self, image):
-        self.given, self.said, self.seen = image, super().answers(image), self.normalize(image)
+    def training_logits(self, image):
+        self.given, self.said, self.seen = image, super().training_logits(image), self.normalize(image)
         return self.said
 
     def training_step(self, batch, batch_idx):

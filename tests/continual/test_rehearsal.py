@@ -20,9 +20,9 @@ class Watched(Rehearsal):
         super().__init__(*args, **options)
         self.steps = []
 
-    def answers(self, image):
+    def training_logits(self, image):
         self.given = image
-        return super().answers(image)
+        return super().training_logits(image)
 
     def training_step(self, batch, batch_idx):
         task, rows = self.task, self.draw(batch, batch_idx)

@@ -70,7 +70,7 @@ def gradients(recipe, batch):
 @pytest.mark.parametrize(("distillation", "weight"), [("hard", None), ("soft", None), ("hard", 0.7), ("soft", 0.7)])
 def test_the_loss_of_mixed_images_is_that_of_a_loop_over_them(distillation, weight):
     recipe, batch = stepping(distillation=distillation, distillation_weight=weight, mixup=0.8, cutmix=1.0)
-    image, share = recipe.view(batch, 0)
+    image, share = recipe.mixed_view(batch, 0)
     assert 0 < share.min() < 1  # some are mixed
     teacher = recipe.teacher.members[0]
     said = teacher.head(teacher.encoder(teacher.normalize(image)))
@@ -151,16 +151,16 @@ def test_teacher_and_student_see_the_same_tensor_once():
     assert len(seen) == 2
     assert seen[0] is seen[1]
     assert not torch.equal(seen[0], recipe.views(batch.image, recipe.key(batch).fold_in(0)))  # it is mixed
-    assert torch.equal(seen[0], recipe.view(batch, 0)[0])
+    assert torch.equal(seen[0], recipe.mixed_view(batch, 0)[0])
 
 
 @pytest.mark.usefixtures("float64")
 def test_an_image_that_comes_again_has_another_view_and_is_mixed_otherwise():
     recipe, batch = stepping()
-    assert not torch.equal(recipe.view(batch, 0)[1], recipe.view(batch, 1)[1])
+    assert not torch.equal(recipe.mixed_view(batch, 0)[1], recipe.mixed_view(batch, 1)[1])
     recipe.mix = None
-    assert not torch.equal(recipe.view(batch, 0)[0], recipe.view(batch, 1)[0])
-    assert torch.equal(recipe.view(batch, 1)[0], recipe.view(batch, 1)[0])
+    assert not torch.equal(recipe.mixed_view(batch, 0)[0], recipe.mixed_view(batch, 1)[0])
+    assert torch.equal(recipe.mixed_view(batch, 1)[0], recipe.mixed_view(batch, 1)[0])
 
 
 def test_the_teacher_stays_as_it_was_and_is_no_part_of_the_student():
@@ -187,7 +187,7 @@ def test_the_teacher_stays_as_it_was_and_is_no_part_of_the_student():
 def test_without_a_teacher_the_class_token_learns_from_labels_alone():
     recipe, batch = stepping(encoder=vit("token"), teacher=None, mixup=0.0, cutmix=0.0, views=SupervisedViews())
     assert recipe.distillation_head is None
-    image, share = recipe.view(batch, 0)
+    image, share = recipe.mixed_view(batch, 0)
     assert share is None
     logits = recipe.head(recipe.encoder(recipe.normalize(image)))
     expected = torch.nn.functional.cross_entropy(logits, batch.label, label_smoothing=0.1)

@@ -301,7 +301,7 @@ def test_temperature_moves_in_equal_steps_to_its_end():
         ({"hint_epochs": 2}, "needs layer_losses"),
         ({"layer_losses": [LayerLoss(Hint(), 0.0)]}, "weight of Hint is 0.0"),
         ({"layer_losses": [LayerLoss(Hint())], "teacher_logits": "cached"}, "leave teacher_logits online"),
-        ({"layer_losses": [LayerLoss(Hint(), student_layer="netwrk.2")]}, "nearest name is 'network.2'"),
+        ({"layer_losses": [LayerLoss(Hint(), student_layer="netwrk.2")]}, "did you mean 'network.2'"),
         ({"layer_losses": [LayerLoss(Hint(), student_layer="stage:9")]}, r"stage:0 \("),
     ],
 )

@@ -17,6 +17,7 @@ from recipes.evaluation.continual import (
     forgetting_by_task,
     forward_transfer,
     learning_accuracy,
+    summary,
     tasks_learned,
 )
 from tests.helpers.processes import run
@@ -105,6 +106,16 @@ def test_measures_leave_the_matrix_as_it_is(name: str) -> None:
     assert matrix[4].isnan().all()
 
 
+def test_a_summary_has_the_measures_that_are_defined() -> None:
+    assert set(summary(R)) == set(MEASURES)
+    after_one = summary(unfinished(1))
+    assert after_one == {  # forgetting and both transfers need a second task
+        "average_accuracy": pytest.approx(0.90),
+        "average_incremental_accuracy": pytest.approx(0.90),
+        "learning_accuracy": pytest.approx(0.90),
+    }
+
+
 def images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows, whether predictions are right, and tasks of 300 images, none of which is of task 1."""
     generator = torch.Generator().manual_seed(0)
@@ -150,6 +161,12 @@ def test_the_matrix_is_the_share_of_right_images_of_each_row_and_task() -> None:
     assert {matrix.dtype for matrix in found.values()} == {torch.float64}
     assert found["aware"][:, 1].isnan().all()  # no images
     assert bool((found["aware"] >= found["agnostic"])[:, [0, 2]].all())
+
+
+def test_a_scenario_is_about_one_of_the_views() -> None:
+    metric = filled(AccuracyMatrix(3))
+    for scenario, view in {"task": "aware", "class": "agnostic", "domain": "agnostic"}.items():
+        assert metric.of_scenario(scenario)[:, [0, 2]].tolist() == metric.compute()[view][:, [0, 2]].tolist()
 
 
 @pytest.mark.filterwarnings("error")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from losses import labelled_cross_entropy
+from losses.labelled import balanced_class_weight, mixed_cross_entropy
 
 LABEL = torch.tensor([2, -1, 0, 1, -1, 2, -1, -1, 1, 0, 0, -1])  # of three devices: 3, 1 and 3 are labelled
 LOGITS = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
@@ -68,3 +69,30 @@ def test_shares_weigh_images_without_changing_what_the_sum_is_divided_by():
     one, other = (labelled_cross_entropy(LOGITS, LABEL, LABEL, share=s).item() for s in (share, 1 - share))
     assert one + other == pytest.approx(slow(LOGITS, LABEL), rel=1e-14)
     assert one != pytest.approx(other, rel=0.01)
+
+
+def test_mixed_images_learn_both_labels_by_their_shares():
+    label, partner = LABEL.clamp(min=0), LABEL.flip(0).clamp(min=0)
+    share = torch.linspace(0, 1, 12, dtype=torch.float64)
+    loss = mixed_cross_entropy(LOGITS, label, partner, share, label, 0.2).item()
+    log_p = LOGITS.log_softmax(1)
+    expected = 0.0
+    for row in range(12):
+        target = [0.2 / 3] * 3
+        target[label[row]] += 0.8 * share[row].item()
+        target[partner[row]] += 0.8 * (1 - share[row].item())
+        expected -= sum(t * log_p[row, k].item() for k, t in enumerate(target)) / 12
+    assert loss == pytest.approx(expected, rel=1e-13)
+
+
+def test_images_that_are_not_mixed_have_their_own_label_alone():
+    weight = torch.tensor([0.5, 2.0, 1.3], dtype=torch.float64)
+    found = mixed_cross_entropy(LOGITS, LABEL, LABEL.flip(0), None, LABEL, 0.1, weight)
+    assert torch.equal(found, labelled_cross_entropy(LOGITS, LABEL, LABEL, 0.1, weight))
+
+
+def test_balanced_weights_give_every_class_the_same_total():
+    label = torch.tensor([0] * 6 + [1] * 3 + [2] + [-1] * 5)
+    weight = balanced_class_weight(label, 3)
+    assert [weight[k].item() * count for k, count in enumerate((6, 3, 1))] == pytest.approx([10 / 3] * 3)
+    assert balanced_class_weight(label, 4)[3].item() == 10 / 4  # no image: as if there were one

@@ -150,9 +150,17 @@ def test_a_frozen_stage_has_no_gradient_no_dropout_and_no_place_in_the_optimiser
         parameters = {p for group in trainer.optimizers[0].param_groups for p in group["params"]}
         return [
             (
-                any(p.grad is not None for name, p in recipe.encoder.named_parameters() if recipe._stage_of[name] == i),
+                any(
+                    p.grad is not None
+                    for name, p in recipe.encoder.named_parameters()
+                    if recipe.frozen.stage_of[name] == i
+                ),
                 any(m.training for layer in stage.layers for m in recipe.encoder.get_submodule(layer).modules()),
-                any(p in parameters for name, p in recipe.encoder.named_parameters() if recipe._stage_of[name] == i),
+                any(
+                    p in parameters
+                    for name, p in recipe.encoder.named_parameters()
+                    if recipe.frozen.stage_of[name] == i
+                ),
             )
             for i, stage in enumerate(stages(recipe.encoder))
         ]
@@ -223,7 +231,7 @@ def rates(trainer, recipe):
     found = {}
     for name, parameter in recipe.encoder.named_parameters():
         if parameter in of:
-            found.setdefault(recipe._stage_of[name], set()).add(of[parameter])
+            found.setdefault(recipe.frozen.stage_of[name], set()).add(of[parameter])
     assert all(len(lrs) == 1 for lrs in found.values())
     return [found[number].pop() for number in sorted(found)] + [of[recipe.head.weight]]
 
@@ -352,7 +360,7 @@ def test_l2_sp_pulls_towards_the_start_and_not_towards_zero(float64):
     for name, parameter in recipe.encoder.named_parameters():
         with torch.no_grad():
             parameter.add_(0.01)
-        distance += 0.01**2 * parameter.numel() * (recipe._stage_of[name] == 1)
+        distance += 0.01**2 * parameter.numel() * (recipe.frozen.stage_of[name] == 1)
     tied, recipe.l2_sp = recipe.training_step(batch, 0), 0.0
     assert tied.item() - recipe.training_step(batch, 0).item() == pytest.approx(0.15 * distance, rel=1e-9)
     assert plain != tied.item()

@@ -2,27 +2,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from datamodules import Batch
+from recipes.evaluation.collapse import effective_rank
 from recipes.evaluation.features import Collector
 from recipes.nn import feature_std
-
-
-def effective_rank(feature: Tensor) -> Tensor:
-    """How many dimensions features use (RankMe: Garrido et al., 2023, arXiv:2210.02885, Equation 1).
-
-    The exponential of the entropy of p_k = σ_k / Σσ + 1e-7, with the singular values σ of the matrix of features.
-    Between 1 and min(N, F); NaN if features are not finite.
-
-    Args:
-        feature: float [N, F].
-    """
-    if not feature.isfinite().all():
-        return feature.new_tensor(float("nan"))
-    sigma = torch.linalg.svdvals(feature)
-    p = sigma / sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny) + 1e-7
-    return (-(p * p.log()).sum()).exp()
 
 
 class CollapseMonitor(Callback):

@@ -12,14 +12,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import Batch
+from recipes.evaluation import accuracy, few_label_draws, knn, linear_probe
 from recipes.evaluation.features import Collector, Features, extract, forward
-from recipes.evaluation.probes import accuracy, few_label_draws, knn, linear_probe
-from recipes.evaluation.tables import summary, table, versions
+from recipes.evaluation.tables import summary, terminal, versions
+from recipes.plots.representation import table
 
 TRAINED = "trained encoder"
 RANDOM = "random encoder"
@@ -201,7 +201,7 @@ class RepresentationProbe(Callback):
         if not trainer.is_global_zero:
             return
         self.measured = {name: Measured(banks[name].to("cpu"), queries[name].to("cpu")) for name in banks}
-        Console().print(table(self.accuracies, self.k, self.temperature, self.draws))
+        terminal().print(table(self.accuracies, self.k, self.temperature, self.draws))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(Path(directory) / "evaluation.json", trainer, pl_module)
 

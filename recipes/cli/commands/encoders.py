@@ -1,6 +1,5 @@
 """Encoders that a command names in one word."""
 
-import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from torchvision import models
 import recipes
 from recipes.base.checkpoint import config_of
 from recipes.base.recipe import Recipe
+from recipes.errors import nearest
 from recipes.nn import ConvNet, Encoder, ResNet, TimmEncoder, TorchvisionEncoder
 from recipes.nn.encoders.weights import checkpoint_file, normalization
 
@@ -60,9 +60,8 @@ def named_encoder(name: str, weights: str | None = None, in_channels: int = 3) -
         options |= {"pretrained": True} if weights == "DEFAULT" else {"weights": weights}
         return _made(TimmEncoder, options)
     if name not in (known := models.list_models(module=models)):
-        nearest = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0)[0]
         raise ValueError(
-            f"there is no encoder {name!r} (did you mean {nearest!r}?): give the name of a network of torchvision, "
+            f"there is no encoder {name!r}{nearest(name, [*known, *_OWN])}: give the name of a network of torchvision, "
             f"timm:<name>, {' or '.join(_OWN)}, or the directory or a checkpoint of a run"
         )
     return _made(TorchvisionEncoder, {"name": name, **options, "weights": weights})

@@ -1,6 +1,6 @@
-import difflib
 from typing import Any
 
+from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.weights import load_weights
 
@@ -34,8 +34,8 @@ class TimmEncoder(Encoder):
         except ImportError as error:
             raise ImportError("TimmEncoder needs timm: pip install 'training-recipes[timm]'") from error
         if not timm.is_model(name):
-            nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)[0]
-            raise ValueError(f"timm has no model {name!r}; the nearest name is {nearest!r}")
+            meant = nearest(name, timm.list_models())
+            raise ValueError(f"timm has no model {name!r}{meant}: give a name that timm.list_models() lists")
         size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
         try:
             network = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **size)

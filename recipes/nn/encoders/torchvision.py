@@ -1,4 +1,3 @@
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.group_norm import Norm, use_norm
 from recipes.nn.encoders.weights import NULL, load_state, normalization, read_state
@@ -51,8 +51,10 @@ class TorchvisionEncoder(Encoder):
         norm: Norm = "batch",
     ) -> None:
         if name not in (names := models.list_models(module=models)):
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
-            raise ValueError(f"torchvision has no classification model {name!r}; the nearest name is {nearest!r}")
+            raise ValueError(
+                f"torchvision has no classification model {name!r}{nearest(name, names)}: give a name that "
+                "torchvision.models.list_models(torchvision.models) lists"
+            )
         weights = None if weights == NULL else weights
         if in_channels not in (1, 3):
             raise ValueError(f"in_channels is {in_channels}: it must be 1 or 3")

@@ -1,4 +1,3 @@
-import difflib
 from typing import Literal
 
 import torch
@@ -6,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder, check_image
 from recipes.nn.encoders.weights import load_weights
 
@@ -108,8 +108,7 @@ class DistilledViT(ViT):
         weights: str | None = None,
     ) -> None:
         if name not in _DIMS:
-            nearest = difflib.get_close_matches(name, _DIMS, n=1, cutoff=0)[0]
-            raise ValueError(f"name is {name!r}: it must be one of {', '.join(_DIMS)}; the nearest is {nearest!r}")
+            raise ValueError(f"name is {name!r}{nearest(name, _DIMS)}: it must be one of {', '.join(_DIMS)}")
         dim = _DIMS[name]
         super().__init__(
             image_size,

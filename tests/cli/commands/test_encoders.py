@@ -106,7 +106,7 @@ def test_what_is_not_there_is_named_with_what_there_is(name, weights, words):
 
 def test_an_unknown_network_of_timm_is_named_with_the_nearest():
     pytest.importorskip("timm")
-    with pytest.raises(ValueError, match="no model 'resnet18x'; the nearest name is 'resnet18'"):
+    with pytest.raises(ValueError, match=r"no model 'resnet18x' \(did you mean 'resnet18'"):
         named_encoder("timm:resnet18x")
 
 

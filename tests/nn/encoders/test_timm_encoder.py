@@ -32,7 +32,7 @@ def test_networks_of_timm_give_features(name, feature_dim, image_size, in_channe
 
 def test_an_unknown_name_gets_the_nearest():
     pytest.importorskip("timm")
-    with pytest.raises(ValueError, match="no model 'resnet10tt'; the nearest name is 'resnet10t'"):
+    with pytest.raises(ValueError, match="no model 'resnet10tt' \\(did you mean 'resnet10t'\\?\\)"):
         TimmEncoder("resnet10tt")
 
 

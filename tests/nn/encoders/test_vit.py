@@ -91,7 +91,7 @@ def test_deit_has_the_parameters_of_the_paper(name, one_token, two_tokens):
 
 
 def test_an_unknown_deit_names_the_nearest():
-    with pytest.raises(ValueError, match="name is 'deit_smal': .* the nearest is 'deit_small'"):
+    with pytest.raises(ValueError, match="name is 'deit_smal' \\(did you mean 'deit_small'\\?\\): it must be one of"):
         DistilledViT("deit_smal")
     with pytest.raises(ValueError, match="patch_size 16 does not divide image_size 40"):
         DistilledViT(image_size=40)
