@@ -2,6 +2,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules import Batch
@@ -102,6 +103,12 @@ class MoCo(Recipe):
                 "least 2 images: change batch_norm_splits or the batch_size of the data"
             )
         split_batch_norm(self, splits // devices)
+        images, keys = getattr(getattr(self.datamodule, "splits", None), "train", ()), len(self.queue.features)
+        if 0 < len(images) <= keys:
+            rank_zero_warn(
+                f"queue_size is {keys:,}, and there are {len(images):,} training images: a query often finds a key of "
+                "its own image among its negatives. Set queue_size well below the number of images"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Algorithm 1 of version 1."""
