@@ -140,7 +140,7 @@ class ContinualRecipe(Classifier):
         """Whether only the head of a new task learns, in its first epochs (Li & Hoiem, 2016, Section 3)."""
         if self.warmup_epochs == 0 or self.task == 0 or self._trainer is None:
             return False
-        return self.data.epoch_in_task(self.current_epoch) < self.warmup_epochs
+        return self.data.epochs.epoch_in_task(self.current_epoch) < self.warmup_epochs
 
     @property
     def data(self) -> TaskSequence:
@@ -219,7 +219,7 @@ class ContinualRecipe(Classifier):
 
     def on_train_epoch_start(self) -> None:
         """Begins the task of this epoch, where it is a new one."""
-        if self.begun <= self.data.task_of_epoch(self.current_epoch) and self.current_epoch < self.data.total_epochs:
+        if self.begun <= self.data.epochs.task_of(self.current_epoch) and self.current_epoch < self.data.epochs.total:
             self.begun += 1
             with torch.no_grad():
                 self.begin_task()
@@ -229,7 +229,7 @@ class ContinualRecipe(Classifier):
 
     def on_train_epoch_end(self) -> None:
         """Ends the task whose last epoch this was."""
-        if self.data.is_last_epoch(self.current_epoch) and self.ended < self.begun:
+        if self.data.epochs.is_last_of_task(self.current_epoch) and self.ended < self.begun:
             self._end()
             for name, value in self._measures().items():
                 self.log(f"test/{name}", value)
