@@ -184,8 +184,11 @@ class ImageDataModule(LightningDataModule):
         """The test images in order, or the training images where there is no test split."""
         return self.in_order(self.splits.test or self.splits.train)
 
-    def bank_dataloader(self) -> DataLoader[Batch]:
+    def bank_dataloader(self, every: int = 1) -> DataLoader[Batch]:
         """The labelled training images in order, none left out: for nearest neighbours and probes.
+
+        Args:
+            every: takes one of so many labelled images, > 0, where all do not fit in memory.
 
         Raises:
             ValueError: if none is labelled.
@@ -194,7 +197,7 @@ class ImageDataModule(LightningDataModule):
         labelled = (train.label >= 0).nonzero().flatten()
         if not len(labelled):
             raise ValueError(f"{type(self).__name__} has no labelled training images here")
-        return self.in_order(train, labelled)
+        return self.in_order(train, labelled[::every])
 
     def in_order(
         self, dataset: ImageDataset, positions: Tensor | None = None, shared: bool = True

@@ -1,6 +1,7 @@
-"""The tables of README and docs/results.md, from the JSON files in results/."""
+"""The tables of README and docs, from the JSON files in results/ and from the recipes themselves."""
 
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import PARTS
-from studies import STUDIES, Study
-from studies.runs import RESULTS, ROOT, summary
+from studies import RESULTS, ROOT, STUDIES, Study
 
-FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+from recipes.launch.results import summary
+
+FILES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("results", "speed", "exactness")))
 
 # what a study may show: title, factor and decimals; without decimals there is no standard deviation
 COLUMNS = {
@@ -38,6 +40,7 @@ COLUMNS = {
     "steps": ("steps", 1, 0),
 }
 
+_CITATION = r"([^()]*\b(?:19|20)\d\d)(?:, arXiv:([\d.]+\d))?"  # (authors, year), with the number on arXiv or without
 _MARKED = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.S)
 
 
@@ -240,7 +243,35 @@ def _chosen(advice: dict[str, Any], instead: str | None) -> str:
     return instead if instead and few_and_similar else advice["strategy"]
 
 
+def catalogue() -> str:
+    """Every recipe: the first line of its docstring, its papers, and its configs that need no download."""
+    import recipes
+    from recipes.cli.catalogue import config_file, config_names, recipe_names
+
+    texts = {name: config_file(name).read_text() for name in config_names() if name.endswith("-digits")}
+    offline = {"Digits", "SemiSupervised", "Subset", "TaskSequence"}
+    texts = {name: text for name, text in texts.items() if set(re.findall(r"datamodules\.(\w+)", text)) <= offline}
+    rows = []
+    for recipe in sorted((getattr(recipes, name) for name in recipe_names()), key=inspect.getfile):
+        doc = inspect.getdoc(recipe) or ""
+        line, name = doc.splitlines()[0], recipe.__name__
+        what = re.sub(rf" ?\({_CITATION}\)", "", line).rstrip(".").replace("``", "`")
+        papers = [_paper(*found, doc) for found in re.findall(rf"\({_CITATION}\)", line)]
+        path = Path(inspect.getfile(recipe)).relative_to(ROOT)
+        configs = [f"`{config}`" for config, text in texts.items() if f"class_path: recipes.{name}\n" in text]
+        rows.append([f"[`{name}`]({path})", what, ", ".join(papers), ", ".join(configs)])
+    return _markdown(["recipe", "what it does", "paper", "config"], rows)
+
+
+def _paper(cited: str, number: str, doc: str) -> str:
+    """A citation, linked if its number on arXiv stands there or elsewhere in the docstring."""
+    elsewhere = re.search(rf"{re.escape(cited)}, arXiv:([\d.]+\d)", doc)
+    number = number or (elsewhere[1] if elsewhere else "")
+    return f"[{cited}](https://arxiv.org/abs/{number})" if number else cited
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "recipes": catalogue,
     "simclr-digits": partial(accuracies, "simclr-digits", "Digits (1,257 training and 360 test images)"),
     "simclr-cifar10-jpeg": partial(accuracies, "simclr-cifar10-jpeg", "CIFAR-10 (JPEG), ResNet-20"),
     "simclr-fashionmnist": partial(accuracies, "simclr-fashionmnist", "Fashion-MNIST, ResNet-20"),

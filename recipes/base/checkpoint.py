@@ -1,47 +1,61 @@
-"""Reading what a run left behind. Nothing that is loaded runs code: weights only, and no class that is not ours."""
+"""Loads the checkpoints of runs. A checkpoint cannot run or import code that the user has not named."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
+from recipes.base.imports import check_classes, import_named, refusal, trusted_only
 from recipes.nn.encoders.weights import checkpoint_file
 
 if TYPE_CHECKING:
     from recipes.base.recipe import Recipe
 
 
-def load(path: str | Path) -> "Recipe":
+def load(path: str | Path, imports: Iterable[str | Path] = ()) -> "Recipe":
     """Builds the recipe of a run with its trained weights, in eval mode on the CPU.
+
+    A checkpoint holds the names of its classes. Only classes of this project, torch, torchvision, timm, lightning and
+    the modules in ``imports`` are accepted.
 
     Args:
         path: a checkpoint file, a run directory (then its last checkpoint), or the directory of several runs (then that
             of the newest).
+        imports: your own modules that the run needs: Python files, or names such as ``my_package.recipes``. They are
+            imported, and stay accepted in this process.
 
     Returns:
         The recipe: ``recipe(images)`` gives features, ``recipe.encoder`` is the trained encoder.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint was not made by the ``recipes`` command, or names classes that are not imported.
+        ImportError: if one of ``imports`` cannot be imported.
+        ValueError: if the checkpoint was not made by the ``recipes`` command, or names a class of another module.
     """
+    for name in imports:
+        import_named(str(name))
     path = checkpoint_path(path)
     return restored(_read(path), path)
 
 
 def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
     """Builds the recipe whose configuration and weights a checkpoint has; ``path`` names it in messages."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     from recipes.base.recipe import AnyRecipe
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AnyRecipe, "model")
-    config = parser.parse_object({"model": without_weights(_trusted(Path(path), checkpoint["model"]))})
-    recipe = parser.instantiate(config).model
+    with trusted_only():
+        try:
+            config = parser.parse_object({"model": without_weights(yaml.safe_load(checkpoint["model"]))})
+            check_classes(config)
+        except (ArgumentError, ValueError) as error:
+            words = refusal(str(error)) or " ".join(str(error).split())
+            raise ValueError(f"the configuration in {path} cannot be used: {words}") from None
+        recipe = parser.instantiate(config).model
     recipe.on_load_checkpoint(checkpoint)
     recipe.load_state_dict(checkpoint["state_dict"])
     recipe.made_from = {name: checkpoint[name] for name in _MADE_FROM if name in checkpoint}
@@ -53,8 +67,8 @@ _MADE_FROM = ("model", "recipe", "image_shape", "class_names")  # with the state
 
 def config_of(path: str | Path) -> dict[str, Any]:
     """The configuration of the run that wrote a checkpoint, without what belonged to its command alone."""
-    config = _trusted(Path(path), _read(Path(path))["config"])
-    for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+    config: dict[str, Any] = yaml.safe_load(_read(Path(path))["config"])
+    for key in ("import", "ckpt_path", "weights_only", "verbose", "return_predictions"):
         config.pop(key, None)
     return config
 
@@ -72,7 +86,8 @@ _WEIGHTS = {"weights": None, "pretrained": False}  # arguments of encoders
 
 def num_classes_of(path: str | Path) -> int | None:
     """How many classes the recipe in a checkpoint tells apart; None for a recipe without classes."""
-    return _trusted(Path(path), _read(Path(path))["model"]).get("init_args", {}).get("num_classes")
+    count: int | None = yaml.safe_load(_read(Path(path))["model"]).get("init_args", {}).get("num_classes")
+    return count
 
 
 def checkpoint_path(path: str | Path) -> Path:
@@ -90,21 +105,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"config", "model", "state_dict"} <= checkpoint.keys():
         raise ValueError(f"{path} holds no configuration: it was not written by the recipes command; give --config")
     return checkpoint
-
-
-def _trusted(path: Path, text: str) -> dict[str, Any]:
-    config = yaml.safe_load(text)
-    for name in _class_paths(config):
-        if name.rpartition(".")[0] not in sys.modules:
-            raise ValueError(f"{path} names the class {name}, which is not imported: import it first, or give --config")
-    return config
-
-
-def _class_paths(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if isinstance(config.get("class_path"), str):
-            yield config["class_path"]
-        config = list(config.values())
-    if isinstance(config, list):
-        for part in config:
-            yield from _class_paths(part)

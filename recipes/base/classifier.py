@@ -71,8 +71,17 @@ class Classifier(Recipe):
         return at_least_float32(self.head(feature))
 
     def classify(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, W], uint8 or float in [0, 1], to logits [B, classes]."""
+        """Maps images [B, C, H, W], uint8 or float in [0, 1], to the logits [B, classes] that predict their classes."""
         return self.logits(self(image))
+
+    def batch_logits(self, batch: Batch, feature: Tensor) -> Tensor:
+        """Returns the logits [B, classes] that predict the classes of a batch: for steps, predictions and reports.
+
+        Args:
+            batch: the images.
+            feature: their features [B, F], as ``feature`` and the steps give them.
+        """
+        return self.logits(feature)
 
     def feature(self, batch: Batch) -> Tensor:
         """The features [B, F] of a batch; where they were computed before, the loader gives them in place of images."""
@@ -81,7 +90,7 @@ class Classifier(Recipe):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
-        logits = self.logits(feature)
+        logits = self.batch_logits(batch, feature)
         self.val_accuracy(logits, batch.label)
         loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
         self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
@@ -91,14 +100,14 @@ class Classifier(Recipe):
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
-        self.test_accuracy(self.logits(feature), batch.label)
+        self.test_accuracy(self.batch_logits(batch, feature), batch.label)
         self.log("test/accuracy", self.test_accuracy)
         return feature
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns features [B, F], class probabilities [B, classes] and indices [B]."""
         feature = self.feature(batch)
-        return {"index": batch.index, "feature": feature, "probability": self.logits(feature).softmax(1)}
+        return {"index": batch.index, "feature": feature, "probability": self.batch_logits(batch, feature).softmax(1)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the names of the classes."""

@@ -15,6 +15,7 @@ MOVED = {
     "recipes.features": "recipes.evaluation.features",
     "recipes.probes": "recipes.evaluation",
     "recipes.recipe": "recipes.base.recipe",
+    "recipes.transfer.transferability": "recipes.evaluation",
 }
 
 

@@ -172,8 +172,7 @@ class Recipe(AnyRecipe):
         scale = 1.0 if self.lr_batch_size is None else self.global_batch_size / self.lr_batch_size
         for group in optimizer.param_groups:
             group["lr"] *= scale * group.get("lr_factor", 1.0)
-        short = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.scheduler is None or short:  # a warm-up is longer than the one batch of fast_dev_run
+        if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
         keep_lr_factors(scheduler)

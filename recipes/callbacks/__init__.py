@@ -1,6 +1,6 @@
 """What runs beside training: evaluation, monitoring, pictures and the run's directory."""
 
-from recipes.callbacks.monitoring.collapse import CollapseMonitor, effective_rank
+from recipes.callbacks.monitoring.collapse import CollapseMonitor
 from recipes.callbacks.monitoring.health import Health
 from recipes.callbacks.reporting.class_report import ClassReport
 from recipes.callbacks.reporting.continual_report import ContinualReport
@@ -11,8 +11,10 @@ from recipes.callbacks.reporting.representation_probe import RepresentationProbe
 from recipes.callbacks.running.checkpoint import Checkpoint
 from recipes.callbacks.running.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.running.compile import CompileEncoder
+from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.callbacks.running.max_norm import MaxNorm
 from recipes.callbacks.running.run_directory import RunDirectory
+from recipes.evaluation.collapse import effective_rank
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -22,6 +24,7 @@ __all__ = [
     "CompileEncoder",
     "ContinualReport",
     "DistillationReport",
+    "FeatureCollector",
     "Health",
     "MaxNorm",
     "Pictures",

@@ -1,36 +1,107 @@
-"""What a user typed, made into what the parser takes: names of configs, and directories of runs."""
+"""Turns the user's arguments into those of the parser: names of configs, run directories, and imports."""
 
+import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from recipes.base.checkpoint import checkpoint_path, config_of, without_weights
+from recipes.base.imports import import_named, search_also
 from recipes.cli.catalogue import config_file
 
+IMPORT_HELP = "Python file or module with classes of your own, such as simsiam.py; may be given several times"
 _PATH_OPTIONS = ("-c=", "--config=", "--ckpt_path=")
 
 
-def prepared(args: list[str]) -> list[str]:
-    """Resolves config names and run directories, and puts a checkpoint's own configuration before the options."""
+class Prepared(NamedTuple):
+    """Arguments as the parser takes them.
+
+    Attributes:
+        args: of the command, beginning with its name.
+        of_checkpoint: whether the configuration comes out of a checkpoint, so that it may not import anything.
+    """
+
+    args: list[str]
+    of_checkpoint: bool
+
+
+def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
+    """Takes every ``--import NAME`` out of the arguments: returns the others, and the names.
+
+    Raises:
+        ValueError: if a name is missing.
+    """
+    others: list[str] = []
+    names: list[str] = []
+    parts = iter(args)
+    for arg in parts:
+        option, equals, name = arg.partition("=")
+        if option != "--import":
+            others.append(arg)
+            continue
+        name = name if equals else next(parts, "")
+        if not name or name.startswith("--"):
+            raise ValueError("--import needs a value: give a Python file or the name of a module")
+        names.append(name)
+    return others, names
+
+
+def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
+    """Resolves config names and run directories, and puts a checkpoint's own configuration before the options.
+
+    Modules beside a config file are found from then on, and those that its ``import`` names are imported. A checkpoint
+    cannot name any.
+
+    Args:
+        args: of the command.
+        imports: modules that the command line names, which are imported already.
+    """
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(_PATH_OPTIONS) else [arg])]
     named = any(re.match(r"(-c|--config|--model)($|=)", arg) for arg in args)
     first: list[str] = []
+    last = list(imports)
+    of_checkpoint = False
     for place in range(1, len(args)):
         option, value = args[place - 1 : place + 1]
         if option in ("-c", "--config"):
-            args[place] = str(config_path(value))
+            file = config_path(value)
+            args[place] = str(file)
             first = first or ["--name", Path(value).stem]
+            last += _imports_of(file)
         elif option == "--ckpt_path" and value not in ("last", "best", "hpc"):
             args[place] = str(checkpoint_path(value))
             if not named:
+                of_checkpoint = True
                 config = config_of(args[place])
                 if args[0] != "fit":  # the weights of the checkpoint are all that counts
                     config["model"] = without_weights(config["model"])
                 first = ["--config", yaml.safe_dump(config)]
     if args[1:2] != ["--help"] and args[-1] == "--help" and "--model" in args[:-2]:
-        return [args[0], "--model.help", args[args.index("--model") + 1]]
-    return [args[0], *first, *args[1:]]
+        return Prepared([args[0], "--model.help", args[args.index("--model") + 1]], False)
+    end = ["--import", json.dumps(list(dict.fromkeys(last)))] if last else []
+    return Prepared([args[0], *first, *args[1:], *end], of_checkpoint)
+
+
+def _imports_of(file: Path) -> list[str]:
+    """Imports the modules that a config names, and returns their names as the command line would give them."""
+    search_also(file.parent)
+    try:
+        config = yaml.safe_load(file.read_text())
+    except yaml.YAMLError:
+        return []  # the parser will say it
+    given = config.get("import") if isinstance(config, dict) else None
+    names = [given] if isinstance(given, str) else given or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"import is {given} in {file}: it must be a Python file or a module name, or a list of them")
+    for place, name in enumerate(names):
+        import_named(name, folders=(file.parent, "."))
+        if name.endswith(".py") and (file.parent / name).is_file():
+            names[place] = os.path.relpath(file.parent / name)
+    return names
 
 
 def config_path(name: str) -> Path:

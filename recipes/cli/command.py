@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import datamodules
 import losses
 import recipes
-from recipes.cli.arguments import prepared
+from recipes.base.imports import import_named, search_also, trusted_only
+from recipes.cli.arguments import prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, table
 from recipes.cli.messages import fail
 from recipes.cli.training import Command
@@ -42,10 +44,16 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+        args, imports = taken_imports(args)
+        search_also(".")
+        for name in imports:
+            import_named(name)
         if args[0] in OF_OUR_OWN:
             importlib.import_module(f"recipes.cli.commands.{args[0]}").main(args[1:])
         else:
-            Command(prepared(args))
+            args, of_checkpoint = prepared(args, imports)
+            with trusted_only() if of_checkpoint else nullcontext():
+                Command(args)
             _leave_process_group()
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if (message := _meant_for_the_user(error)) is None:
@@ -70,6 +78,7 @@ def _be_quiet() -> None:
         ".*The dirpath has changed",  # every run has a directory of its own
         ".*overridden `on_before_batch_transfer` in `LightningModule`",  # our DataModules have no such hook
         ".*module\\(s\\) in eval mode at the start of training",  # frozen layers, teachers
+        r"\s*Importing '.*' is not allowed",  # the command refuses such a path in one line
         ".*persistent_workers.*reload_dataloaders_every_n_epochs",  # the loader of a task stays the same
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""The parser's messages, said in one line with the word that was probably meant."""
+"""Shortens the parser's messages to one line, with the word that was probably meant."""
 
 import inspect
 import re
@@ -8,43 +8,101 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
+from recipes.base.imports import class_named, refusal
 from recipes.cli.run_directory import is_first
 from recipes.errors import nearest
 
-_TYPES = {"NoneType": "null", "str": "a string"}
+_TYPES = {
+    "NoneType": "null",
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "a mapping",
+}
+_KINDS = {"AnyRecipe": "a recipe (a class that inherits from recipes.Recipe)"}
+_VALUE = r"(?:Got|Given) value: (.*?)(?:\. Got value|$)"
 
 
 def one_line(message: str, parser: ArgumentParser) -> str:
-    """Shortens a message of the parser to what was given, what is allowed, and what to do."""
-    if found := re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
-        path, option = found[-1]
-        name = path.rpartition(".")[2]
-        return f"{name} has no argument {option!r}{nearest(option, _arguments(path))}; see --model.help or --data.help"
-    if found := re.findall(r"class_path '([\w.]+)':\s+the following arguments are required: ([\w., ]+)", message):
-        path, missing = found[-1]
-        return f"{path.rpartition('.')[2]} needs a value for {missing}"
-    if found := re.findall(r"class_path '([\w.]+)':\s+module '[\w.]+' has no attribute", message):
-        return f"there is no class {found[-1]!r}{nearest(found[-1].rpartition('.')[2], _class_names())}"
-    if found := re.findall(r"required: (?:\w+\.)?(model|data)\b", message):
-        return f"no {found[0]} given: choose a config (--config simclr-digits) or name one (--{found[0]} ...)"
+    """Shortens a message of the parser to the argument, the value, the allowed range and the remedy."""
+    for rule in (refusal, _import_problem, _wrong_kind, _unknown_argument, _missing_argument):
+        if words := rule(message):
+            return words
     if found := re.findall(r"unrecognized arguments: --([^\s=]+)", message) or re.findall(
         r"does not accept option '([^']+)'", message
     ):
         return f"there is no option {found[0]!r}{nearest(found[0], _options(parser))}; see --help"
-    if found := re.findall(r'Parser key "([\w.]+)":((?:(?!Parser key).)*)', message, re.S):
-        key, rest = found[-1]
-        # what follows the value is said of the keys around this one
-        rest = "".join(re.split(r"((?:Got|Given) value: [^\n]*)", rest, maxsplit=1)[:2])
-        types = [_TYPES.get(name, name) for name in re.findall(r"Expected a <class '([\w.]+)'>", rest)]
-        types += re.findall(r"Expected a typing\.Literal\[([^]]*)\]", rest)
-        word = re.search(r"dot import path string: (\S+)", rest)
-        if word and not set(types) - {"null"}:
-            meant = nearest(word[1], _class_names())
-            return f"{key}: there is no {word[1]!r}{meant}; 'recipes list' shows what there is"
-        given = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|$)", rest, re.M)
-        if types and given:
-            return f"{key} is {given[1]!r}: it must be {' or '.join(types)}"
-    return " ".join(message.split())
+    return _wrong_value(message) or _without_dumps(message)
+
+
+def _import_problem(message: str) -> str | None:
+    """The first class in a message that cannot be imported, with the reason."""
+    for path in dict.fromkeys(re.findall(r"class_path'?[ =:]+'(\w+(?:\.\w+)+)'", message)):
+        try:
+            class_named(path)
+        except (ImportError, ValueError) as error:
+            return str(error)
+    return None
+
+
+def _wrong_kind(message: str) -> str | None:
+    """A class that is none of those which an argument takes."""
+    found = re.findall(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", message)
+    found += re.findall(r"Expected '([\w.]+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>", message)
+    if not found:
+        return None
+    path, kind = found[-1]
+    *_, key = re.findall(r'Parser key "([\w.]+)"', message) or ["class_path"]
+    return f"{key} is {path}: it must be {_KINDS.get(kind, f'a class that inherits from {kind}')}"
+
+
+def _unknown_argument(message: str) -> str | None:
+    found = re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
+    callables = r"Option '([\w.]+)' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'"
+    found += [(path, option) for option, path in re.findall(callables, message)]
+    if not found:
+        return None
+    path, option = found[-1]
+    name = path.rpartition(".")[2]
+    return f"{name} has no argument {option!r}{nearest(option, _arguments(path))}; see --model.help or --data.help"
+
+
+def _missing_argument(message: str) -> str | None:
+    if found := re.findall(r"class_path '([\w.]+)':\s+the following arguments are required: ([\w., ]+)", message):
+        path, missing = found[-1]
+        return f"{path.rpartition('.')[2]} needs a value for {missing}"
+    if found := re.findall(r"required: (?:\w+\.)?(model|data)\b", message):
+        return f"no {found[0]} given: choose a config (--config simclr-digits) or name one (--{found[0]} ...)"
+    return None
+
+
+def _wrong_value(message: str) -> str | None:
+    """The innermost argument whose value has the wrong type."""
+    found = re.findall(r'Parser key "([\w.]+)":((?:(?!Parser key).)*)', message, re.S)
+    if not found:
+        return None
+    key, rest = found[-1]
+    # the text after the value is about the arguments around this one
+    rest = "".join(re.split(r"((?:Got|Given) value: [^\n]*)", rest, maxsplit=1)[:2])
+    types = [_TYPES.get(name, name) for name in re.findall(r"Expected a <class '([\w.]+)'>", rest)]
+    types += re.findall(r"Expected a typing\.Literal\[([^]]*)\]", rest)
+    word = re.search(r"dot import path string: (\S+)", rest)
+    if word and not set(types) - {"null"}:
+        return f"{key}: there is no {word[1]!r}{nearest(word[1], _class_names())}; 'recipes list' shows all names"
+    given = re.search(_VALUE, rest, re.M)
+    if types and given and not given[1].startswith("{'class_path'"):
+        return f"{key} is {given[1]}: it must be {' or '.join(dict.fromkeys(types))}"
+    return None
+
+
+def _without_dumps(message: str) -> str:
+    """A message in one line, without the values and types that the parser repeats at each level."""
+    message = re.sub(r"(?:Got|Given) value(?: type)?: [^\n]*", "", message)
+    message = re.sub(r"Does not validate against any of the Union subtypes\s+Subtypes: [^\n]*\s+Errors:", "", message)
+    message = re.sub(r"- Expected a <class 'NoneType'>", "", message)
+    return re.sub(r"(Parser key \"[\w.]+\":|:) +- ", r"\1 ", " ".join(message.split()))
 
 
 def _arguments(path: str) -> list[str]:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import ImageDataModule
 from recipes.base.checkpoint import num_classes_of
+from recipes.base.imports import check_classes
 from recipes.base.recipe import AnyRecipe, Recipe
 from recipes.callbacks import (
     Checkpoint,
@@ -29,6 +30,7 @@ from recipes.callbacks import (
     RepresentationProbe,
     RunDirectory,
 )
+from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.messages import fail, one_line
 from recipes.cli.run_directory import is_first, new_directory
 from recipes.nn import CrossDeviceBatchNorm
@@ -81,6 +83,7 @@ class Command(LightningCLI):
         """Adds the run directory and the callbacks that every run has."""
         parser.add_argument("--name", type=str | None, help="of the run; by default that of the config")
         parser.add_argument("--runs", type=str, default="runs", help="folder in which every run makes its directory")
+        parser.add_argument("--import", type=str | list[str] | None, help=IMPORT_HELP)
         about = "backend of torch.compile for the encoder, such as inductor; null does not compile"
         parser.add_argument("--compile", type=str | None, help=about)
         for key, callback in CALLBACKS.items():
@@ -100,6 +103,7 @@ class Command(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
         self.config = parser.parse_args(args)
+        check_classes(self.config)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -140,7 +141,8 @@ class ContinualRecipe(Classifier):
         """Whether only the head of a new task learns, in its first epochs (Li & Hoiem, 2016, Section 3)."""
         if self.warmup_epochs == 0 or self.task == 0 or self._trainer is None:
             return False
-        return self.data.epochs.epoch_in_task(self.current_epoch) < self.warmup_epochs
+        epoch = self.data.epochs.epoch_in_task(self.current_epoch)
+        return epoch < self._warmup_of(self.data.epochs_per_task[self.task])
 
     @property
     def data(self) -> TaskSequence:
@@ -202,12 +204,15 @@ class ContinualRecipe(Classifier):
         if data.tasks != self.tasks:
             raise ValueError(f"the recipe was made for {self.tasks}, and the data has {data.tasks}")
         if stage == "fit":
-            shortest = min(data.epochs_per_task[1:], default=self.warmup_epochs + 1)
-            if self.warmup_epochs >= shortest:
-                raise ValueError(
-                    f"warmup_epochs is {self.warmup_epochs}, and a task has {shortest} epochs in all: give fewer, or "
-                    "raise epochs_per_task"
+            for epochs in sorted({epochs for epochs in data.epochs_per_task[1:] if epochs <= self.warmup_epochs}):
+                rank_zero_info(
+                    f"warmup_epochs is {self.warmup_epochs}, and a task has {epochs} epochs in all: its warm-up is "
+                    f"cut to {self._warmup_of(epochs)} epochs, a tenth of the task"
                 )
+
+    def _warmup_of(self, epochs: int) -> int:
+        """Epochs of the warm-up of a task of so many epochs: a tenth of them if ``warmup_epochs`` would be all."""
+        return self.warmup_epochs if self.warmup_epochs < epochs else epochs // 10
 
     def on_train_start(self) -> None:
         """Measures before training; ends a task whose run was killed between its last step and its end."""

@@ -19,8 +19,8 @@ class Joint(ContinualRecipe):
         tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
         fresh: begins every task with random weights; otherwise with those of the task before (warm start, as in Li &
             Hoiem, 2016, arXiv:1606.09282, where joint training starts from the old network).
-        warmup_epochs: epochs at the start of each task but the first in which only its head learns, less than those of
-            the task; 0 leaves the warm-up out. Has no sense with ``fresh``.
+        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0. A task that is
+            not longer has a warm-up of a tenth of its epochs. Cannot be combined with ``fresh``.
         later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
             Section 3: 0.1 to 0.02).
         views: draws one random view of every image; null takes the images as they are.

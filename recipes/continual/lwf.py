@@ -30,8 +30,8 @@ class LwF(ContinualRecipe):
         tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
         old_weight: λ_o, >= 0 (Section 3: 1 for most experiments); 0 is fine-tuning.
         temperature: T, > 0 (Section 3: 2).
-        warmup_epochs: epochs at the start of each task but the first in which only its head learns, less than those of
-            the task (Section 3: until convergence); 0 leaves the warm-up out.
+        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0 (Section 3: until
+            convergence). A task that is not longer has a warm-up of a tenth of its epochs.
         later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
             Section 3: 0.1 to 0.02).
         views: draws one random view of every image; null takes the images as they are.

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from datamodules import Batch
+from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
 from recipes.errors import nearest
 from recipes.nn import Encoder, evaluating, stages
@@ -76,20 +78,20 @@ def watched(encoder: Encoder, layers: Iterable[str]) -> Iterator[dict[str, Tenso
             hook.remove()
 
 
-def outputs(recipe: Recipe, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-    """What a recipe makes of images: the outputs of layers of its encoder, its features and its logits.
+def outputs(recipe: Recipe, batch: Batch, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Passes images through a recipe, and returns the outputs of layers of its encoder, its features and its logits.
 
     Args:
-        recipe: whose encoder has the layers; without a method ``logits``, its features are its logits.
-        image: [B, C, H, W], uint8 or float in [0, 1].
+        recipe: whose encoder has the layers; the features of a recipe that is no ``Classifier`` are its logits.
+        batch: images [B, C, H, W], uint8 or float in [0, 1].
         layers: names, as for ``module_path``, ``feature`` or ``logits``.
 
     Returns:
         Each output by its name, with ``feature`` and ``logits``.
     """
     with watched(recipe.encoder, {*layers} - {FEATURE, LOGITS}) as found:
-        feature = recipe(image)
-    logits = recipe.logits(feature) if hasattr(recipe, "logits") else feature  # type: ignore[operator]
+        feature = recipe(batch.image)
+    logits = recipe.batch_logits(batch, feature) if isinstance(recipe, Classifier) else feature
     return {**found, FEATURE: feature, LOGITS: logits}
 
 

@@ -115,13 +115,13 @@ class TeacherStudent(Student):
 
     def training_step(self, batch: Batch | TaughtBatch, batch_idx: int) -> Tensor:
         """The losses of one view of every image, the means over the images of all devices."""
-        view = self.view(Batch(*batch[:3]), batch_idx)
+        seen = Batch(self.view(Batch(*batch[:3]), batch_idx), batch.label, batch.index)
         hints = self.current_epoch < self.hint_epochs
         by_layers = bool(len(self.layer_losses)) and (hints or not self.hint_epochs)
         theirs: dict[str, Tensor] = {}
         if by_layers or (self.soft_weight and not hints):
-            theirs = self._of_teacher(view, batch, self.layer_losses.teacher_layers if by_layers else ())
-        ours = outputs(self, view, self.layer_losses.student_layers if by_layers else ())
+            theirs = self._of_teacher(seen, batch, self.layer_losses.teacher_layers if by_layers else ())
+        ours = outputs(self, seen, self.layer_losses.student_layers if by_layers else ())
         loss = ours[LOGITS].new_zeros(())
         if not hints:
             loss = loss + self._by_logits(ours[LOGITS], theirs.get(LOGITS), batch.label)
@@ -160,12 +160,12 @@ class TeacherStudent(Student):
         return super().view(batch, batch_idx, view)
 
     @torch.no_grad()
-    def _of_teacher(self, view: Tensor, batch: Any, layers: Sequence[str]) -> dict[str, Tensor]:
+    def _of_teacher(self, seen: Batch, batch: Batch | TaughtBatch, layers: Sequence[str]) -> dict[str, Tensor]:
         if isinstance(batch, TaughtBatch):
             return {LOGITS: batch.teacher_logits}
         if {*layers} <= {LOGITS}:
-            return {LOGITS: self.teacher_logits(view)}
-        return outputs(self.teacher.member, view, layers)
+            return {LOGITS: self.teacher_logits(seen.image)}
+        return outputs(self.teacher.member, seen, layers)
 
     # Before training, and between steps
 

@@ -1,18 +1,25 @@
 """What measures: tensors in, numbers out."""
 
+from recipes.evaluation.accuracy import accuracy
 from recipes.evaluation.continual import MEASURES, AccuracyMatrix
 from recipes.evaluation.features import Collector, Features, extract, forward
-from recipes.evaluation.probes import accuracy, few_label_draws, knn, linear_probe
-from recipes.evaluation.transferability import h_score, leave_one_out, leep, log_me
+from recipes.evaluation.few_labels import few_label_draws
+from recipes.evaluation.linear import SVMFit, fit_svm, linear_probe
+from recipes.evaluation.neighbours import knn, leave_one_out
+from recipes.evaluation.stage_reader import StageReader, quiet_trainer
+from recipes.evaluation.transferability import h_score, leep, log_me
 
 __all__ = [
     "MEASURES",
     "AccuracyMatrix",
     "Collector",
     "Features",
+    "SVMFit",
+    "StageReader",
     "accuracy",
     "extract",
     "few_label_draws",
+    "fit_svm",
     "forward",
     "h_score",
     "knn",
@@ -20,4 +27,5 @@ __all__ = [
     "leep",
     "linear_probe",
     "log_me",
+    "quiet_trainer",
 ]

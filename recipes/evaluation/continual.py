@@ -167,3 +167,9 @@ def _of_learned(matrix: Tensor) -> Tensor:
     """Rows 0 to k of the tasks learned: [k+1, k]."""
     learned = tasks_learned(matrix)
     return matrix[: learned + 1, :learned]
+
+
+def mean_over_tasks(matrix: Tensor) -> Tensor:
+    """The mean accuracy on the tasks learned by then, after each task: float64 [k] of a matrix [T+1, T]."""
+    learned = tasks_learned(matrix)
+    return matrix.new_tensor([matrix[task, :task].mean().item() for task in range(1, learned + 1)])

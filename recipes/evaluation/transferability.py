@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 24  # similarities in memory at a time
 _ITERATIONS = 1000  # of the fixed point; a few are enough but where the labels are fitted exactly
 _SPAN = 1e12  # α / β stays within this factor of the largest eigenvalue
 
@@ -35,7 +34,7 @@ def h_score(feature: Tensor, label: Tensor) -> float:
     Raises:
         ValueError: if there are no features, or they and the labels do not fit.
     """
-    x = _checked(feature, label)
+    x = checked(feature, label)
     x = x - x.mean(0)
     images, width = x.shape
     u, eigenvalue = _thin_svd(x)  # of X Xᵀ: N times those of S
@@ -82,7 +81,7 @@ def log_me(feature: Tensor, label: Tensor, num_classes: int) -> float:
     Raises:
         ValueError: if there are no features, or they and the labels do not fit.
     """
-    x = _checked(feature, label, num_classes)
+    x = checked(feature, label, num_classes)
     images = len(x)
     y = torch.nn.functional.one_hot(label, num_classes).double()
     y = y[:, y.any(0)]  # [N, C]
@@ -129,47 +128,19 @@ def leep(probability: Tensor, label: Tensor, num_classes: int) -> float:
     Raises:
         ValueError: if there are no images, or probabilities and labels do not fit.
     """
-    p = _checked(probability, label, num_classes)
+    p = checked(probability, label, num_classes)
     joint = torch.nn.functional.one_hot(label, num_classes).double().T @ p  # N P(y, z): [classes, S]
     mass = joint.sum(0)
     conditional = torch.where(mass > 0, joint / mass, 0)  # P(y | z)
     return float((conditional[label] * p).sum(1).log().mean())
 
 
-def leave_one_out(feature: Tensor, label: Tensor, num_classes: int, k: int) -> float:
-    """The share of images [N] whose class their k nearest neighbours among the other images say.
-
-    Neighbours vote as in ``recipes.evaluation.knn``: by cosine similarity s, with weight exp(s / 0.07) (Wu et al.,
-    2018, arXiv:1805.01978, Section 3.4). No image is its own neighbour.
-
-    Args:
-        feature: [N, F].
-        label: int64 [N], from 0 on.
-        num_classes: how many classes there are.
-        k: neighbours that vote, > 0; where there are fewer other images, all vote.
-
-    Returns:
-        The accuracy, in [0, 1].
+def checked(feature: Tensor, label: Tensor, num_classes: int | None = None) -> Tensor:
+    """Returns features [N, F] of images of the classes [N], in float64.
 
     Raises:
-        ValueError: if there are fewer than two images, features and labels do not fit, or ``k`` is not positive.
+        ValueError: if there are no features, or they and the labels do not fit.
     """
-    x = torch.nn.functional.normalize(_checked(feature, label, num_classes))
-    if k < 1 or len(x) < 2:
-        raise ValueError(f"there are {len(x)} images and k is {k}: it takes two images and one neighbour at least")
-    right = 0
-    for row in torch.arange(len(x), device=x.device).split(max(1, _CHUNK // len(x))):
-        similarity = x[row] @ x.T  # [R, N]
-        similarity[torch.arange(len(row), device=x.device), row] = -math.inf
-        near, neighbour = similarity.topk(min(k, len(x) - 1))
-        vote = ((near - near[:, :1]) / 0.07).exp()
-        votes = vote.new_zeros(len(row), num_classes).scatter_add_(1, label[neighbour], vote)
-        right += int((votes.argmax(1) == label[row]).sum())
-    return right / len(x)
-
-
-def _checked(feature: Tensor, label: Tensor, num_classes: int | None = None) -> Tensor:
-    """The features in float64."""
     if feature.ndim != 2 or label.shape != feature.shape[:1] or not feature.numel():
         raise ValueError(
             f"features are {list(feature.shape)} and labels {list(label.shape)}: they must be [N, F] and [N], "

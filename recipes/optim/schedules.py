@@ -1,7 +1,9 @@
 import math
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -100,13 +102,16 @@ class WarmupCosine(RunSchedule):
     - final + (1 - final) (1 + cos(pi (t - W) / (T - W))) / 2 from then on. It would reach ``final`` at t = T, one step
       after the last, so that with final 0 no step is idle (as SimCLR's code and torch's CosineAnnealingLR do).
 
+    A run that is shorter than its warm-up has a warm-up of a tenth of the run, W = round(T / 10), and one line in the
+    log says so.
+
     Args:
         optimizer: whose learning rates are set.
-        warmup_epochs: length of the warm-up in epochs, >= 0; at most that of the run (SimCLR, Section 2.2: 10).
-        final: what is left of the lr when the run is over, as a fraction, >= 0.
+        warmup_epochs: length of the warm-up in epochs, >= 0 (SimCLR, Section 2.2: 10).
+        final: share of the lr that is left when the run is over, >= 0.
 
     Raises:
-        ValueError: if an argument is out of its range, or, when the run starts, the warm-up longer than it.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_epochs: float = 10, final: float = 0.0) -> None:
@@ -119,27 +124,31 @@ class WarmupCosine(RunSchedule):
         super().__init__(optimizer)
 
     def start(self, total_steps: int, steps_per_epoch: float) -> None:
-        """Tells the length of the run; see ``RunSchedule.start``.
-
-        Raises:
-            ValueError: if the run has no end, or is shorter than the warm-up.
-        """
-        if 0 < total_steps < self.warmup_steps(steps_per_epoch):
-            raise ValueError(
-                f"the warm-up of {self.warmup_epochs:g} epochs is longer than the run of "
-                f"{total_steps / steps_per_epoch:g} epochs ({total_steps} steps): lower warmup_epochs or train longer"
-            )
+        """Tells the length of the run; see ``RunSchedule.start``. Says if the warm-up does not fit into the run."""
         super().start(total_steps, steps_per_epoch)
+        asked, own = round(self.warmup_epochs * steps_per_epoch), self.warmup_steps(total_steps, steps_per_epoch)
+        if asked != own:
+            _say(
+                f"the warm-up of {self.warmup_epochs:g} epochs ({asked} steps) is longer than the run of {total_steps} "
+                f"steps: it is cut to {own} steps, a tenth of the run"
+            )
 
-    def warmup_steps(self, steps_per_epoch: float) -> int:
-        """W, the number of optimiser steps below the maximum at the start."""
-        return round(self.warmup_epochs * steps_per_epoch)
+    def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> int:
+        """W, the number of optimiser steps below the maximum at the start of a run of so many steps."""
+        asked = round(self.warmup_epochs * steps_per_epoch)
+        return asked if asked <= total_steps else round(total_steps / 10)
 
     def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
         """What the lr is multiplied by at a step; see the class."""
-        warmup = self.warmup_steps(steps_per_epoch)
+        warmup = self.warmup_steps(total_steps, steps_per_epoch)
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if step >= total_steps:
             return self.final
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup))) / 2
+
+
+@cache
+def _say(line: str) -> None:
+    """Logs a line, once in a process: the schedule of every task of a sequence would say the same."""
+    rank_zero_info(line)

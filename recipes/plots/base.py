@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 120
 _SMOOTH_FROM = 64  # pixels of a side; smaller images are shown with their pixels
 
 
@@ -37,28 +34,48 @@ def show(axes: Axes, image: Tensor) -> None:
     axes.set_yticks([])
 
 
-def save(figure: Figure, path: Path, trainer: Trainer) -> None:
-    """Writes a figure as PNG and, where that is used, sends it to Weights & Biases."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(f"pictures/{path.stem}", [str(path)])
-
-
-def picture_directory(trainer: Trainer) -> Path | None:
-    """Where pictures go; None on devices that draw none. Every device has to call this."""
-    directory = trainer.log_dir or trainer.default_root_dir  # log_dir is a collective
-    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    return Path(directory) / "pictures"
-
-
-def images_of(loader: Any) -> Any:
-    """What fetches images by index from the dataset of a loader; None where that has no order."""
-    return getattr(getattr(loader, "dataset", None), "images", None)
-
-
 def shortened(name: str, most: int = 12) -> str:
     """The first letters of a name, with dots where some are left out."""
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def image_grid(
+    rows: Sequence[Sequence[Tensor]],
+    title: str,
+    heads: Sequence[str],
+    captions: Sequence[Sequence[str]] | None = None,
+    frames: Sequence[Sequence[str | None]] | None = None,
+) -> Figure:
+    """Draws images in rows and columns.
+
+    Args:
+        rows: images [C, H, W], uint8 or float in [0, 1]; sizes may differ.
+        title: above all.
+        heads: above each column.
+        captions: below each image.
+        frames: colours around the images, None for no frame.
+    """
+    width, height = len(rows[0]), len(rows)
+    figure = new_figure(0.4 + 1.05 * width, 0.8 + (1.25 if captions else 1.05) * height)
+    grid = figure.subplots(height, width, squeeze=False)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            axes = grid[i][j]
+            show(axes, image)
+            colour = frames[i][j] if frames else None
+            for spine in axes.spines.values():
+                spine.set_visible(colour is not None)
+                spine.set(color=colour, linewidth=3)
+            if i == 0:
+                axes.set_title(heads[j], fontsize=9)
+            if captions:
+                axes.set_xlabel(captions[i][j], fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def colour(number: int, of: int) -> Any:
+    """The colour of one of several things."""
+    from matplotlib import colormaps
+
+    return f"C{number}" if of <= 10 else colormaps["turbo"](number / (of - 1))

@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -11,12 +11,12 @@ from datamodules import Batch
 from losses import labelled_cross_entropy
 from losses.precision import at_least_float32
 from recipes.augment import Compose, HorizontalFlip, RandomAffine, Views
-from recipes.base.recipe import Recipe
-from recipes.nn import Encoder, MomentumCopy, check_momentum
+from recipes.base.classifier import Classifier
+from recipes.nn import Encoder, LastResult, MomentumCopy, check_momentum
 from recipes.optim import WarmupCosine
 
 
-class MeanTeacher(Recipe):
+class MeanTeacher(Classifier):
     """Mean teachers are better role models (Tarvainen & Valpola, 2017, arXiv:1703.01780).
 
     A student learns from the few labelled images, and to say of every image what its teacher says of another view of
@@ -45,7 +45,8 @@ class MeanTeacher(Recipe):
         lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
 
     Raises:
-        ValueError: if an argument is out of its range; at the start of training, if no training image is labelled.
+        ValueError: if an argument is out of its range; at the start of training, if there are fewer labelled images
+            than classes.
     """
 
     def __init__(
@@ -64,9 +65,7 @@ class MeanTeacher(Recipe):
         scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o, warmup_epochs=5),
         lr_batch_size: int | None = None,
     ) -> None:
-        super().__init__(encoder, optimizer, scheduler, lr_batch_size)
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}: classification needs at least 2; are the images labelled?")
+        super().__init__(encoder, num_classes, optimizer, scheduler, lr_batch_size)
         if consistency not in ("mse", "kl"):
             raise ValueError(f"consistency is {consistency!r}: it must be 'mse' or 'kl'")
         if not 0 <= consistency_weight < math.inf:
@@ -81,26 +80,16 @@ class MeanTeacher(Recipe):
         self.rampup_momentum = rampup_momentum
         self.momentum = momentum
         self.views = views or Compose([RandomAffine(translate=4 / 32, padding="border"), HorizontalFlip(0.5)])
-        self.head = nn.Linear(self.feature_dim, num_classes)
         self.teacher = MomentumCopy(self.encoder, self.head)
-        self.val_accuracy, self.val_student_accuracy, self.test_accuracy, self.test_student_accuracy = (
-            MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(4)
+        self._last_logits = LastResult()  # for a step and the reports on it
+        self.val_student_accuracy, self.test_student_accuracy = (
+            MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
         )
-
-    def on_fit_start(self) -> None:
-        """Refuses data without labels."""
-        data = self.datamodule
-        if hasattr(data, "splits") and not (data.splits.train.label >= 0).any():
-            raise ValueError(
-                f"no training image of {type(data).__name__} is labelled, and Mean Teacher needs a few that are: label "
-                "some images of every class, or choose a recipe without labels"
-            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the labelled images, and consistency of student and teacher on all."""
         ours, theirs = (self.view(batch, batch_idx, view) for view in (0, 1))
-        student = at_least_float32(self.head(self(ours)))  # [B, classes]
-        teacher = at_least_float32(self.teacher(self.normalize(theirs)))
+        student, teacher = self.logits(self(ours)), self.classify(theirs)  # [B, classes]
         supervised_loss = labelled_cross_entropy(student, batch.label, self.gather(batch.label))
         if self.consistency == "mse":
             consistency = F.mse_loss(student.softmax(1), teacher.softmax(1))  # the mean over images and classes
@@ -130,25 +119,21 @@ class MeanTeacher(Recipe):
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the teacher's logits [B, classes]."""
         return at_least_float32(self.teacher(self.normalize(image)))
 
+    def batch_logits(self, batch: Batch, feature: Tensor) -> Tensor:
+        """Returns the teacher's logits [B, classes] of the images; ``logits`` of the features are the student's."""
+        return self._last_logits.of(feature, lambda _: self.classify(batch.image))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logs ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""
-        feature = self(batch.image)
-        self.val_accuracy(self.classify(batch.image), batch.label)
-        self.val_student_accuracy(self.head(feature), batch.label)
-        self.log("val/accuracy", self.val_accuracy)
-        self.log("val/student_accuracy", self.val_student_accuracy)
-        return feature
+        """Logs ``val/loss``, ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""
+        feature = super().validation_step(batch, batch_idx)
+        return self._measure_student("val", self.val_student_accuracy, feature, batch.label)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy`` and ``test/student_accuracy``; returns the student's features [B, F]."""
-        feature = self(batch.image)
-        self.test_accuracy(self.classify(batch.image), batch.label)
-        self.test_student_accuracy(self.head(feature), batch.label)
-        self.log("test/accuracy", self.test_accuracy)
-        self.log("test/student_accuracy", self.test_student_accuracy)
-        return feature
+        feature = super().test_step(batch, batch_idx)
+        return self._measure_student("test", self.test_student_accuracy, feature, batch.label)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the student's features [B, F], the teacher's class probabilities [B, classes] and indices [B]."""
-        probability = self.classify(batch.image).softmax(1)
-        return {"index": batch.index, "feature": self(batch.image), "probability": probability}
+    def _measure_student(self, split: str, accuracy: MulticlassAccuracy, feature: Tensor, label: Tensor) -> Tensor:
+        accuracy(self.logits(feature), label)
+        self.log(f"{split}/student_accuracy", accuracy)
+        return feature

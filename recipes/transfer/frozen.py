@@ -1,9 +1,6 @@
 """Frozen encoders: no gradient, no moving statistics, and every image passes once where that is enough."""
 
-from typing import Any
-
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -72,34 +69,6 @@ def stage_dim(encoder: Encoder, stage: int) -> int:
     ) from reason
 
 
-class StageReader(Recipe):
-    """Reads the features of all stages of a frozen encoder side by side, in one pass.
-
-    Args:
-        encoder: of whose stages; it is moved to the Trainer's device.
-        data: says how images are normalised, where the encoder does not know it; refuses one that does not suit them.
-        trainer: whose device is used.
-    """
-
-    def __init__(self, encoder: Encoder, data: ImageDataModule, trainer: Trainer) -> None:
-        super().__init__(encoder, torch.optim.SGD)  # which is never made
-        self.widths: list[int] = []
-        trainer.datamodule = data  # type: ignore[attr-defined]
-        self.trainer = trainer
-        self.setup("validate")
-        self.to(trainer.strategy.root_device)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features of all stages [B, sum of their F]."""
-        features = stage_features(self.encoder, self.normalize(image))
-        self.widths = [feature.shape[1] for feature in features]
-        return torch.cat(features, dim=1)
-
-    def split(self, feature: Tensor) -> tuple[Tensor, ...]:
-        """Takes what ``forward`` gave [N, sum of F] apart: [N, F] of each stage."""
-        return feature.split(self.widths, dim=1)
-
-
 class FrozenClassifier(Classifier):
     """A classifier whose encoder is frozen and whose head reads the features of one of its stages.
 
@@ -148,9 +117,3 @@ class FrozenClassifier(Classifier):
         super().setup(stage)
         if stage == "fit":
             warn_of_random_weights(self.encoder)
-
-
-def quiet_trainer(**options: Any) -> Trainer:
-    """A Trainer of one device that leaves nothing behind."""
-    quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return Trainer(**{"devices": 1, "logger": False, **dict.fromkeys(quiet, False), **options})

@@ -1,7 +1,4 @@
-"""Linear support vector machines on frozen features."""
-
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,98 +7,9 @@ from torch import Tensor
 
 from datamodules import Batch, ImageDataModule, ImageDataset
 from recipes.evaluation.features import Features, extract
+from recipes.evaluation.linear import GRID, SVMFit, fit_svm
 from recipes.nn import Encoder
 from recipes.transfer.frozen import FrozenClassifier
-
-GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # our choice, for standardised features
-_FOLDS = 5
-
-
-class SVMFit(NamedTuple):
-    """A solved support vector machine. ``feature @ weight.T + bias`` are the decision values of the classes.
-
-    Attributes:
-        weight: float64 [classes, F].
-        bias: float64 [classes]; -inf for a class without training images, which is never predicted.
-        C: the one that was chosen.
-        accuracies: in [0, 1], by C: on the validation images, or the mean over the folds of the training images.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    C: float
-    accuracies: dict[float, float]
-
-
-def fit_svm(
-    feature: Tensor,
-    label: Tensor,
-    val_feature: Tensor | None,
-    val_label: Tensor | None,
-    num_classes: int,
-    grid: Sequence[float] = GRID,
-) -> SVMFit:
-    """Solves linear support vector machines, one class against the rest, and chooses C by validation.
-
-    Each class has weights w and a bias b that minimise ½ (||w||² + b²) + C Σ max(0, 1 - y (w·x + b))² over all training
-    images, where x are features standardised over the training images and y is 1 for the images of the class and -1
-    for the others: scikit-learn's ``LinearSVC``, of LIBLINEAR (Fan et al., 2008). The standardisation is then folded
-    into w and b. Images without a label take no part.
-
-    The C that classifies most validation images right is chosen, of equal ones the smallest. Without validation images
-    it is the mean over five stratified folds of the training images, or as many as the smallest class has images; where
-    a class has a single image there is nothing to choose by, and C is the one in the middle of ``grid``.
-
-    Args:
-        feature: float [N, F], of the training images.
-        label: int64 [N], -1 where unlabelled.
-        val_feature: float [M, F], of the validation images, or None.
-        val_label: int64 [M], or None.
-        num_classes: how many classes there are, whether or not they occur.
-        grid: values of C to choose from, all positive.
-
-    Returns:
-        The solution, on the CPU.
-
-    Raises:
-        ValueError: if ``grid`` is empty or has a value that is not positive, features are not finite, or the labelled
-            training images are of fewer than two classes.
-    """
-    grid = sorted(set(grid))
-    if not grid or not 0 < grid[0] <= grid[-1] < float("inf"):
-        raise ValueError(f"grid is {list(grid)}: give at least one value of C, all positive")
-    x, y = _labelled(feature, label)
-    present = y.unique()
-    if len(present) < 2:
-        raise ValueError(
-            f"the labelled training images are of {len(present)} class{'es' * (len(present) != 1)}: a support vector "
-            "machine tells at least two apart"
-        )
-    if not x.isfinite().all():
-        raise ValueError("some features are not finite: look at the encoder's weights and at the images")
-    std, mean = torch.std_mean(x, dim=0, correction=0)
-    std = torch.where(std > 1e-6 * mean.abs(), std, 1)  # constant features stay constant
-    x = (x - mean) / std
-    folds: list[tuple[Tensor, Tensor]] = []
-    held_out = None
-    if val_feature is not None and val_label is not None and (val_label >= 0).any():
-        val_x, val_y = _labelled(val_feature, val_label)
-        held_out = (val_x - mean) / std, val_y
-    elif len(grid) > 1:
-        folds = _folds(y)
-
-    solutions, accuracies = {}, {}
-    for c in grid:
-        if held_out is not None:
-            solutions[c] = _solve(x, y, c, num_classes)
-            accuracies[c] = _accuracy(*solutions[c], *held_out)
-        elif folds:
-            each = [_accuracy(*_solve(x[fit], y[fit], c, num_classes), x[left], y[left]) for fit, left in folds]
-            accuracies[c] = sum(each) / len(each)
-    best = max(accuracies, key=lambda c: (accuracies[c], -c)) if accuracies else grid[len(grid) // 2]
-    weight, bias = solutions.get(best) or _solve(x, y, best, num_classes)
-    weight = weight / std
-    return SVMFit(weight, bias - weight @ mean, best, accuracies)
 
 
 class SVM(FrozenClassifier):
@@ -191,38 +99,3 @@ class SVM(FrozenClassifier):
 
     def _features(self, data: ImageDataModule, images: ImageDataset) -> Features:
         return extract({"svm": self}, data.in_order(images), self.trainer, self.head.weight.dtype)["svm"].to("cpu")
-
-
-def _labelled(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    rows = (label >= 0).nonzero().flatten()
-    return feature[rows].cpu().double(), label[rows].cpu()
-
-
-def _folds(y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Rows to fit on and rows left out, of each fold; none where a class has one image."""
-    from sklearn.model_selection import StratifiedKFold
-
-    folds = min(_FOLDS, int(y.unique(return_counts=True)[1].min()))
-    if folds < 2:
-        return []
-    split = StratifiedKFold(folds, shuffle=True, random_state=0).split(y.numpy(), y.numpy())
-    return [(torch.from_numpy(fit), torch.from_numpy(left)) for fit, left in split]
-
-
-def _solve(x: Tensor, y: Tensor, c: float, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weights [classes, F] and biases [classes] for standardised features."""
-    from sklearn.svm import LinearSVC
-
-    # Newton's method on the primal problem, for fewer images than features too: the coordinate descent on the dual
-    # that scikit-learn would choose there takes 10 to 100 times as long for C of 1 and more, and stops before the end
-    machine = LinearSVC(C=c, dual=False).fit(x.numpy(), y.numpy())
-    found, offset = torch.from_numpy(machine.coef_), torch.from_numpy(machine.intercept_)
-    if len(found) == 1:  # two classes: the second against the first
-        found, offset = torch.cat([-found, found]), torch.cat([-offset, offset])
-    present = torch.from_numpy(machine.classes_)
-    weight = x.new_zeros(num_classes, x.shape[1]).index_copy(0, present, found)
-    return weight, x.new_full((num_classes,), -torch.inf).index_copy(0, present, offset)
-
-
-def _accuracy(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> float:
-    return ((x @ weight.T + bias).argmax(1) == y).double().mean().item()

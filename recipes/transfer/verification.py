@@ -15,8 +15,8 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from recipes.augment import Views
+from recipes.evaluation import StageReader, accuracy, fit_svm, linear_probe, quiet_trainer
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.probes import accuracy, linear_probe
 from recipes.nn import Encoder
 from recipes.optim import WarmupCosine
 from recipes.transfer.advisor import (
@@ -27,8 +27,6 @@ from recipes.transfer.advisor import (
     training_labels,
 )
 from recipes.transfer.fine_tune import FineTune
-from recipes.transfer.frozen import StageReader, quiet_trainer
-from recipes.transfer.svm import fit_svm
 
 POINT = 0.01  # of accuracy: the advice held if no strategy is better by more on the validation images
 

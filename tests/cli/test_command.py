@@ -276,14 +276,6 @@ def test_help_of_a_recipe_shows_each_argument_with_its_docstring(args, capsys):
     assert "of the softmax over similarities" in printed
 
 
-def test_a_checkpoint_that_names_a_class_that_is_not_imported_is_refused(run, tmp_path):
-    held = checkpoint(run)
-    held["model"] = held["model"].replace("recipes.nn.ConvNet", "somewhere.else.ConvNet")
-    torch.save(held, tmp_path / "strange.ckpt")
-    with pytest.raises(ValueError, match="somewhere.else.ConvNet, which is not imported"):
-        recipes.load(tmp_path / "strange.ckpt")
-
-
 def test_a_checkpoint_of_another_recipe_ends_with_code_2_and_names_both(run, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["test", "--config", "supervised-digits", "--ckpt_path", str(run)])

@@ -1,6 +1,7 @@
 """What every recipe that learns a sequence of tasks does: when tasks begin and end, and what learns."""
 
 import copy
+import logging
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from recipes import ICaRL, LwF
 from recipes.continual import FeatureExtraction, FineTuning, Joint
 from recipes.nn import ConvNet, MultiHead, Snapshot, detached
 from recipes.optim import WarmupCosine
-from tests.continual.sequences import BATCH, STEPS, distance, end, fitted, made, sequence, trainer
+from tests.continual.sequences import BATCH, STEPS, distance, end, fitted, made, numbers, sequence, trainer
 from tests.helpers.processes import run
 
 SCENARIOS = ("task", "class", "domain")
@@ -289,5 +290,13 @@ def test_what_does_not_fit_is_refused_in_one_line():
         trainer().fit(recipe, Digits(size=8, batch_size=BATCH))
     with pytest.raises(ValueError, match="was made for .*class.* and the data has .*task"):
         trainer().fit(recipe, sequence("task"))
-    with pytest.raises(ValueError, match="warmup_epochs is 1, and a task has 1 epochs in all"):
-        trainer().fit(made(LwF, sequence("task"), warmup_epochs=1), sequence("task"))
+
+
+def test_a_warmup_as_long_as_a_task_is_cut_to_a_tenth_of_it(caplog):
+    with caplog.at_level(logging.INFO):
+        cut = fitted(LwF, "task", warmup_epochs=3)
+    assert "warmup_epochs is 3, and a task has 1 epochs in all: its warm-up is cut to 0 epochs" in caplog.text
+    assert (
+        distance(dict(numbers(cut.state_dict())), dict(numbers(fitted(LwF, "task", warmup_epochs=0).state_dict()))) == 0
+    )
+    assert [cut._warmup_of(epochs) for epochs in (2, 4, 10, 40)] == [0, 3, 3, 3]

@@ -19,9 +19,7 @@ from scipy.stats import multivariate_normal
 from sklearn.covariance import LedoitWolf
 from torch.nn import functional as F
 
-from recipes.evaluation.features import Features
-from recipes.evaluation.probes import knn
-from recipes.evaluation.transferability import h_score, leave_one_out, leep, log_me
+from recipes.evaluation.transferability import h_score, leep, log_me
 
 CLASSES = 4
 
@@ -203,26 +201,6 @@ def test_source_classes_without_any_probability_play_no_part():
     assert leep(with_empty, label, CLASSES) == pytest.approx(leep(probability, label, CLASSES))
 
 
-# Nearest neighbours
-
-
-@pytest.mark.parametrize("k", [1, 5, 100])
-def test_each_image_is_classified_by_the_others_alone(k):
-    feature, label = fixed_input(60, 8)
-    right = 0
-    for image in range(60):
-        others = torch.arange(60) != image
-        bank = Features(feature[others], label[others], torch.arange(59))
-        query = Features(feature[image : image + 1], label[image : image + 1], torch.arange(1))
-        right += int(knn(bank, query, CLASSES, k=k) == label[image])
-    assert leave_one_out(feature, label, CLASSES, k) == right / 60
-
-
-def test_an_image_that_is_alone_in_its_class_is_never_right():
-    feature = torch.eye(3)[[0, 0, 1]]
-    assert leave_one_out(feature, torch.tensor([0, 0, 1]), 2, k=1) == pytest.approx(2 / 3)
-
-
 # What cannot be measured
 
 
@@ -239,8 +217,3 @@ def test_features_and_labels_that_do_not_fit_are_refused(feature, label, words):
     for score in (log_me, leep):
         with pytest.raises(ValueError, match=words):
             score(feature, label, 2)
-
-
-def test_one_image_has_no_neighbours():
-    with pytest.raises(ValueError, match="two images"):
-        leave_one_out(torch.rand(1, 2), torch.tensor([0]), 1, k=1)

@@ -1,4 +1,5 @@
 import io
+import logging
 import math
 
 import pytest
@@ -156,10 +157,27 @@ def test_a_resumed_run_follows_the_length_and_the_lr_of_now(start_first):
     assert optimizer.param_groups[0]["initial_lr"] == 3.0
 
 
-def test_warmup_longer_than_the_run_names_both():
+def test_a_warmup_longer_than_the_run_is_cut_to_a_tenth_of_it(caplog):
     scheduler = WarmupCosine(make_optimizer(), warmup_epochs=10)
-    with pytest.raises(ValueError, match=r"warm-up of 10 epochs .* run of 5 epochs \(500 steps\)"):
+    with caplog.at_level(logging.INFO):
         scheduler.start(500, 100)
+        scheduler.start(500, 100)  # as for the next of several tasks
+    shorter = WarmupCosine(make_optimizer(), warmup_epochs=0.5)
+    shorter.start(500, 100)
+    assert lrs_of(scheduler, 500) == lrs_of(shorter, 500)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        "the warm-up of 10 epochs (1000 steps) is longer than the run of 500 steps: it is cut to 50 steps, a tenth of "
+        "the run"
+    )
+
+
+def test_a_warmup_as_long_as_the_run_is_left_as_it_is(caplog):
+    scheduler = WarmupCosine(make_optimizer(), warmup_epochs=5)
+    with caplog.at_level(logging.INFO):
+        scheduler.start(500, 100)
+    assert lrs_of(scheduler, 500) == pytest.approx([(t + 1) / 501 for t in range(500)])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("total", [0, -1, math.inf])

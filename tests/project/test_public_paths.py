@@ -77,6 +77,7 @@ MODULES = {  # no package exported these before
     "recipes.features": "Collector Features extract forward",
     "recipes.probes": "accuracy few_label_draws knn linear_probe",
     "recipes.recipe": "AnyRecipe Recipe",
+    "recipes.transfer.transferability": "h_score leave_one_out leep log_me",
 }
 
 CONFIGS = """

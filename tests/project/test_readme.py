@@ -1,4 +1,4 @@
-"""What README shows works as printed."""
+"""Commands, code, tables and links of README and docs work as printed."""
 
 import re
 import shlex
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-GUIDE = (ROOT / "docs" / "guide.md").read_text()
+GUIDE = [path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.md"))]
 BLOCKS = re.findall(r"(<!-- needs: a run -->\n)?```python\n(.*?)```", README, re.S)
-COMMANDS = re.findall(r"^    (recipes [^#\n]*)", README + GUIDE, re.M)
+COMMANDS = re.findall(r"^    (recipes [^#\n]*)", "\n".join([README, *GUIDE]), re.M)
 RUN = re.compile(r"runs/[a-z-]+/<time>")
 
 
@@ -73,13 +73,28 @@ def test_tables_are_those_of_the_results():
     assert done.returncode == 0, done.stderr.decode()
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKS = [
-    (path.relative_to(ROOT), link)
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for link in re.findall(r"\]\(((?!http)[^)#]+)", path.read_text())
+    (str(page.relative_to(ROOT)), link)
+    for page in PAGES
+    for link in re.findall(r"\]\(((?!http)[^)\s]+)", page.read_text())
 ]
 
 
+def anchors(page):
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize(("page", "link"), LINKS)
-def test_a_link_leads_to_a_file(page, link):
-    assert ((ROOT / page).parent / link).exists()
+def test_a_link_leads_to_a_file_and_a_heading(page, link):
+    file, _, anchor = link.partition("#")
+    target = ((ROOT / page).parent / file) if file else ROOT / page
+    assert target.exists()
+    assert not anchor or anchor in anchors(target)
+
+
+def test_the_guide_lists_each_of_its_pages():
+    index = (ROOT / "docs" / "guide.md").read_text()
+    assert all(f"(guide/{page.name})" in index for page in (ROOT / "docs" / "guide").glob("*.md"))

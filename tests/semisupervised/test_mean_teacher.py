@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import json
 import math
 from types import SimpleNamespace
 
@@ -6,8 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from datamodules import Digits, SemiSupervised
+from datamodules import Batch, Digits, SemiSupervised
 from recipes import MeanTeacher
+from recipes.callbacks import ClassReport
+from recipes.cli.commands import export
+from recipes.distillation import Teacher
+from recipes.distillation.layers import outputs
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm
 from tests.helpers.processes import run
 
@@ -282,7 +288,9 @@ def test_accuracies_are_those_of_teacher_and_student_and_probabilities_the_teach
     data.setup()
     for split, measure in (("test", trainer.test), ("val", trainer.validate)):
         label = getattr(data.splits, split).label
-        assert measure(recipe, data, verbose=False)[0] == {
+        measured = measure(recipe, data, verbose=False)[0]
+        assert measured.pop("val/loss", 100) > 50  # the teacher's: nine of ten images are not of its class
+        assert measured == {
             f"{split}/accuracy": pytest.approx((label == 1).double().mean().item()),
             f"{split}/student_accuracy": pytest.approx((label == 8).double().mean().item()),
         }
@@ -301,8 +309,71 @@ def test_data_without_labels_is_refused_when_training_starts(tmp_path):
             splits.train.label.fill_(-1)
             return splits
 
-    with pytest.raises(ValueError, match="no training image of Unlabelled is labelled"):
+    with pytest.raises(ValueError, match="Unlabelled has 0 labelled training images for 10 classes"):
         fit(tmp_path, data=Unlabelled(size=8), max_steps=1)
+
+
+class Renamed(Digits):
+    def load(self):
+        splits = super().load()
+        return dataclasses.replace(splits, class_names=("a", *splits.class_names[1:]))
+
+
+def test_its_checkpoint_knows_the_classes_and_refuses_others(tmp_path):
+    _, _, trainer = fit(tmp_path, data=Digits(size=8, batch_size=64), max_steps=2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    names = torch.load(tmp_path / "two.ckpt", weights_only=True)["class_names"]
+    assert names == list(Digits(size=8).load().class_names)
+    with pytest.raises(ValueError, match=r"the checkpoint knows 10 classes .* and the data has 10 classes \(a, "):
+        fit(tmp_path, data=Renamed(size=8, batch_size=64), max_steps=3, checkpoint=tmp_path / "two.ckpt")
+
+
+def apart():
+    """A recipe whose student and teacher classify an image differently."""
+    recipe = build(convolutional=True).eval()
+    with torch.no_grad():
+        recipe.teacher.copies[1].weight.neg_()
+    return recipe
+
+
+def test_the_class_report_is_of_the_teacher(tmp_path):
+    recipe, data = apart(), Digits(size=8, batch_size=64)
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = Trainer(default_root_dir=tmp_path, callbacks=[ClassReport(mistakes=0)], **options)
+    measured = trainer.test(recipe, data, verbose=False)[0]
+    test = data.splits.test
+    image = torch.cat([batch.image for batch in data.in_order(test)])
+    with torch.no_grad():
+        predicted = recipe.classify(image).argmax(1)
+    expected = torch.zeros(10, 10, dtype=torch.int64)
+    for true, found in zip(test.label.tolist(), predicted.tolist()):
+        expected[true, found] += 1
+    report = json.loads((tmp_path / "classes.json").read_text())
+    assert report["confusion"] == expected.tolist()
+    assert report["accuracy"] == pytest.approx(measured["test/accuracy"])
+    assert measured["test/accuracy"] != measured["test/student_accuracy"]
+
+
+def test_its_export_gives_the_logits_of_the_teacher(tmp_path, monkeypatch):
+    recipe = apart()
+    recipe.image_shape = (1, 8, 8)
+    monkeypatch.setattr(export, "load", lambda path: recipe)
+    (tmp_path / "some.ckpt").touch()
+    export.export(tmp_path / "some.ckpt", tmp_path, ["torch"])
+    image = torch.rand(3, 1, 8, 8)
+    given = torch.export.load(tmp_path / "model.pt2").module()(image)
+    encoder, head = recipe.teacher.copies
+    torch.testing.assert_close(given, head(encoder(recipe.normalize(image))))
+    assert not torch.allclose(given, recipe.logits(recipe(image)))
+    assert json.loads((tmp_path / "export.json").read_text())["output"] == "logits [B, classes]"
+
+
+def test_as_a_teacher_it_gives_its_teachers_logits_also_where_layers_are_read():
+    recipe = apart()
+    batch = Batch(torch.rand(3, 1, 8, 8), torch.arange(3), torch.arange(3))
+    given = outputs(Teacher([recipe], ["mean teacher"]).member, batch, ["feature"])
+    torch.testing.assert_close(given["logits"], recipe.classify(batch.image))
+    torch.testing.assert_close(given["feature"], recipe(batch.image))
 
 
 def test_data_whose_labels_are_all_shown_will_do(tmp_path):

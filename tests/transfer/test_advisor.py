@@ -16,12 +16,11 @@ import recipes
 from datamodules import Digits, ImagesInMemory, Splits
 from datamodules.wrappers.subset import Subset
 from recipes.augment import HandwritingViews
-from recipes.evaluation.transferability import h_score, leave_one_out, leep, log_me
+from recipes.evaluation import h_score, leave_one_out, leep, log_me, quiet_trainer
 from recipes.nn import ConvNet, Encoder, stages
 from recipes.nn.encoders.weights import normalization
 from recipes.transfer import advisor
 from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, measurement, plan, rule
-from recipes.transfer.frozen import quiet_trainer
 from recipes.transfer.verification import held, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -352,7 +351,7 @@ def test_a_linear_layer_on_frozen_features_is_logistic_regression(source, verifi
 
 
 def test_an_svm_is_fitted_on_the_features_of_the_stage_that_is_asked_for(source):
-    from recipes.transfer.svm import fit_svm
+    from recipes.evaluation import fit_svm
 
     data = target(20)
     data.setup()

@@ -1,31 +1,24 @@
-"""Pictures of a run, drawn on figures of their own: nothing of pyplot's global state is used."""
+"""Draws pictures of a run."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.nn import functional as F
 
 from datamodules import Batch
-from recipes.callbacks.reporting.representation_probe import PIXELS, TRAINED, RepresentationProbe
+from recipes.callbacks.reporting.files import images_of, picture_directory, save
+from recipes.callbacks.reporting.references import PIXELS, TRAINED
+from recipes.callbacks.reporting.representation_probe import RepresentationProbe
 from recipes.evaluation.features import Features
-from recipes.plots.base import images_of, new_figure, picture_directory, save, shortened, show
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from recipes.plots.base import image_grid
+from recipes.plots.representation import neighbours, tsne
+from recipes.plots.training import loss_curve
 
 _VIEWED_IMAGES = 6
 _VIEWS = 7
-_QUERIES = 8
-_NEIGHBOURS = 8
-_BINS = 200  # points of the curve of the loss
 _FLUSH = 1000  # losses that wait on the device
-_RIGHT, _WRONG = "#1a9850", "#d73027"
 
 
 class Pictures(Callback):
@@ -133,156 +126,6 @@ class Pictures(Callback):
             save(figure, directory / "neighbours.png", trainer)
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float], knn: Sequence[tuple[int, float]] = ()) -> Figure:
-    """Draws the loss, as mean and range of bins of steps, and the kNN accuracy.
-
-    Args:
-        steps: of the optimiser, [N], N > 0.
-        losses: [N].
-        knn: pairs of a step and an accuracy in [0, 1].
-    """
-    figure = new_figure(7.0, 4.2)
-    axes = figure.add_subplot()
-    size = max(1, len(steps) // _BINS)
-    step = torch.tensor(steps, dtype=torch.float64).split(size)
-    loss = torch.tensor(losses, dtype=torch.float64).split(size)
-    x = [part.mean().item() for part in step]
-    label = "training loss" if size == 1 else f"training loss, mean and range of {size} steps"
-    if size > 1:
-        low, high = [part.min().item() for part in loss], [part.max().item() for part in loss]
-        axes.fill_between(x, low, high, color="C0", alpha=0.2, linewidth=0)
-    lines = axes.plot(x, [part.mean().item() for part in loss], color="C0", label=label, marker=_marker(x))
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    title = "Training loss"
-    if knn:
-        other = axes.twinx()
-        x = [float(step) for step, _ in knn]
-        values = [100 * value for _, value in knn]
-        lines += other.plot(x, values, color="C1", label="val/knn", marker="o", markersize=3)
-        other.set_ylabel("kNN accuracy on validation images (%)")
-        title = "Training loss and kNN accuracy"
-    axes.set_title(title)
-    figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
-    return figure
-
-
-def image_grid(
-    rows: Sequence[Sequence[Tensor]],
-    title: str,
-    heads: Sequence[str],
-    captions: Sequence[Sequence[str]] | None = None,
-    frames: Sequence[Sequence[str | None]] | None = None,
-) -> Figure:
-    """Draws images in rows and columns.
-
-    Args:
-        rows: images [C, H, W], uint8 or float in [0, 1]; sizes may differ.
-        title: above all.
-        heads: above each column.
-        captions: below each image.
-        frames: colours around the images, None for no frame.
-    """
-    width, height = len(rows[0]), len(rows)
-    figure = new_figure(0.4 + 1.05 * width, 0.8 + (1.25 if captions else 1.05) * height)
-    grid = figure.subplots(height, width, squeeze=False)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            axes = grid[i][j]
-            show(axes, image)
-            colour = frames[i][j] if frames else None
-            for spine in axes.spines.values():
-                spine.set_visible(colour is not None)
-                spine.set(color=colour, linewidth=3)
-            if i == 0:
-                axes.set_title(heads[j], fontsize=9)
-            if captions:
-                axes.set_xlabel(captions[i][j], fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def tsne(panels: dict[str, Features], names: Sequence[str]) -> Figure:
-    """Draws t-SNE maps of L2-normalised features, side by side.
-
-    Args:
-        panels: for each title the features of at least 4 labelled images.
-        names: of the classes.
-    """
-    from matplotlib import colormaps
-    from sklearn.manifold import TSNE  # takes a second to import
-
-    figure = new_figure(5.2 * len(panels) + 1.3, 5.2)
-    few = len(names) <= 20
-    cmap = colormaps["tab10" if len(names) <= 10 else "tab20"] if few else colormaps["turbo"]
-    colours = [cmap(i if few else i / (len(names) - 1)) for i in range(len(names))]
-    handles: list[Any] = []
-    for axes, (title, features) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        perplexity = min(30.0, (len(features.label) - 1) / 3)
-        place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(
-            F.normalize(features.feature).numpy()
-        )
-        dots = {
-            name: axes.scatter(*place[(features.label == label).numpy()].T, s=7, color=colours[label], label=name)
-            for label, name in enumerate(names)
-        }
-        handles = list(dots.values())
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("t-SNE dimension 1")
-        axes.set_ylabel("t-SNE dimension 2")
-        axes.set_xticks([])
-        axes.set_yticks([])
-    count = len(next(iter(panels.values())).label)
-    figure.suptitle(f"t-SNE of the features of {count:,} test images", fontsize=12)
-    if few:
-        short = [shortened(name) for name in names]
-        figure.legend(handles, short, loc="outside right center", frameon=False, markerscale=2.5, title="class")
-    return figure
-
-
-def neighbours(
-    bank: Features,
-    test: Features,
-    train_images: Callable[[Tensor], Tensor],
-    test_images: Callable[[Tensor], Tensor],
-    names: Sequence[str],
-) -> Figure:
-    """Draws test images, the first of each of some classes, and their most similar images of the bank.
-
-    Args:
-        bank: features of the labelled training images.
-        test: features of the labelled test images.
-        train_images: maps indices [B] of the bank to images [B, C, H, W].
-        test_images: the same for the test images.
-        names: of the classes.
-    """
-    classes = test.label.unique()
-    classes = classes[torch.linspace(0, len(classes) - 1, min(_QUERIES, len(classes))).long()]
-    query = torch.stack([(test.label == label).nonzero()[0, 0] for label in classes])  # [Q]
-    similarity = F.normalize(test.feature[query]) @ F.normalize(bank.feature).T
-    similarity, nearest = similarity.topk(min(_NEIGHBOURS, len(bank.label)), dim=1)  # [Q, k]
-    found = train_images(bank.index[nearest.flatten()]).unflatten(0, nearest.shape)
-    asked = test_images(test.index[query])
-    right = (bank.label[nearest] == test.label[query][:, None]).tolist()
-    rows, captions, frames = [], [], []
-    for i, label in enumerate(test.label[query].tolist()):
-        rows.append([asked[i], *found[i]])
-        neighbour_names = [shortened(names[other]) for other in bank.label[nearest[i]].tolist()]
-        scores = similarity[i].tolist()
-        captions.append([shortened(names[label]), *(f"{n}  {s:.2f}" for n, s in zip(neighbour_names, scores))])
-        frames.append([None, *(_RIGHT if hit else _WRONG for hit in right[i])])
-    share = 100 * sum(map(sum, right)) / sum(map(len, right))
-    title = f"Test images and their most similar training images ({share:.0f} % of the same class, framed green)"
-    return image_grid(
-        rows, title, ["test image", *(f"nearest {n + 1}" for n in range(nearest.shape[1]))], captions, frames
-    )
-
-
 def _probe(trainer: Trainer) -> RepresentationProbe | None:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, RepresentationProbe)), None)
-
-
-def _marker(x: Sequence[float]) -> str:
-    return "o" if len(x) == 1 else ""  # a line through one point cannot be seen

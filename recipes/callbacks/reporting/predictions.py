@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules import Batch
+from recipes.callbacks.reporting.files import file_names
 from recipes.evaluation.features import join
 
 
@@ -73,18 +74,6 @@ class PredictionFile(Callback):
             _write_table(path.with_suffix(".csv"), arrays["index"].tolist(), arrays[column], column, names, files)
             written += f" and {path.with_suffix('.csv').name}"
         rank_zero_info(f"{len(rows)} images: {written}")
-
-
-def file_names(data: Any, loader: Any) -> list[str] | None:
-    """The file of each image of a loader, by ``Batch.index`` and below the root of the data; None for other data.
-
-    Args:
-        data: the DataModule; one that has ``paths`` and ``root`` knows the files, as ``ImageFolder`` does.
-        loader: one of its loaders.
-    """
-    paths, dataset = getattr(data, "paths", {}), getattr(loader, "dataset", None)
-    split = next((name for name in paths if getattr(data.splits, name) is dataset), None)
-    return None if split is None else [str(path.relative_to(data.root)) for path in paths[split]]
 
 
 def _write_table(

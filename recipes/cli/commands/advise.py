@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -20,16 +19,15 @@ from datamodules import ImageDataModule
 from recipes.base.classifier import Classifier
 from recipes.cli.commands.arguments import parsed
 from recipes.cli.commands.encoders import NamedEncoder, named_encoder
-from recipes.evaluation.tables import versions
+from recipes.evaluation.stage_reader import quiet_trainer
+from recipes.evaluation.tables import WIDTH, new_table, per_cent, terminal, versions
 from recipes.nn import TimmEncoder, TorchvisionEncoder
 from recipes.nn.encoders.torchvision import source_head
 from recipes.nn.encoders.weights import checkpoint_file
 from recipes.transfer import advisor
 from recipes.transfer.advisor import STRATEGIES, Advice, Measurement
-from recipes.transfer.frozen import quiet_trainer
 from recipes.transfer.verification import check_validation, held, verify
 
-WIDTH = 80
 SMALL_PICTURES = 64  # pixels; the networks of torchvision and timm are mostly trained on 224
 
 
@@ -96,7 +94,7 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
     output.with_suffix(".json").write_text(
         json.dumps(_report(candidates, advice, results, data_config), indent=1) + "\n"
     )
-    console = Console(width=WIDTH, highlight=False, markup=False)
+    console = terminal()
     _print_data(console, data, best)
     console.print(_scores_table([candidate.measurement for candidate in candidates]))
     _print_advice(console, best.measurement, advice)
@@ -234,15 +232,15 @@ def _scores_table(measurements: list[Measurement]) -> Table:
             " Best first, by LogME: it needs no classifier of the encoder, and weighs how well the features explain "
             "the labels against how many features there are."
         )
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table = new_table(collapse_padding=False, caption=caption, caption_justify="left")
     table.add_column("encoder", overflow="fold")
     for name in ("kNN %", "random %", "similarity", "LogME", "H-score", "LEEP"):
         table.add_column(name, justify="right", no_wrap=True)
     for m in measurements:
-        random = "–" if m.random is None else f"{100 * m.random.knn:.1f}"
+        random = per_cent(None if m.random is None else m.random.knn)
         leep = "–" if m.leep is None else f"{m.leep:.3f}"
         scores = (f"{m.scores.log_me:.3f}", f"{m.scores.h_score:.2f}", leep)
-        table.add_row(m.encoder, f"{100 * m.scores.knn:.1f}", random, f"{m.similarity:.2f}", *scores)
+        table.add_row(m.encoder, per_cent(m.scores.knn), random, f"{m.similarity:.2f}", *scores)
     return table
 
 
@@ -257,21 +255,18 @@ def _print_advice(console: Console, m: Measurement, advice: Advice) -> None:
 def _results_table(results: dict[str, dict[str, Any]], advised: str, data: ImageDataModule) -> Table:
     val: Any = data.splits.val
     count = int((val.label >= 0).sum())
-    table = Table(
+    table = new_table(
+        collapse_padding=False,
         title="What the strategies give",
         caption=f"One of the {count} validation images is {100 / count:.1f} points.",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
     )
     table.add_column("strategy", no_wrap=True)
     for name in ("validation %", "test %", "steps", "minutes"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, result in results.items():
-        test = "–" if result["test"] is None else f"{100 * result['test']:.1f}"
+        test = per_cent(result["test"])
         mark = " (advised)" if name == advised else ""
-        table.add_row(
-            name + mark, f"{100 * result['val']:.1f}", test, f"{result['steps']:,}", f"{result['minutes']:.2f}"
-        )
+        table.add_row(name + mark, per_cent(result["val"]), test, f"{result['steps']:,}", f"{result['minutes']:.2f}")
     return table
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from recipes.base.imports import check_classes
+from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.messages import one_line
 
 
@@ -20,8 +22,10 @@ def parsed(parser: ArgumentParser, args: list[str]) -> Iterator[Namespace]:
     Raises:
         ValueError: if an argument is wrong, in one line.
     """
+    parser.add_argument("--import", help=IMPORT_HELP)  # taken out of the arguments before: here for the help
     try:
         options = parser.parse_args(args)
+        check_classes(options)
     except ArgumentError as error:
         raise ValueError(one_line(str(error), parser)) from None
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")

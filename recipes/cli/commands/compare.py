@@ -15,19 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from recipes.callbacks.reporting.continual_report import (
-    FILE,
-    VIEWS,
-    colour,
-    grouped_bars,
-    mean_over_tasks,
-    per_cent,
-    tasks_axis,
-)
+from recipes.callbacks.reporting.continual_report import FILE
 from recipes.cli.commands.arguments import parsed
-from recipes.evaluation.continual import MEASURES, forgetting_by_task
-from recipes.evaluation.tables import versions
-from recipes.plots.base import new_figure, shortened
+from recipes.evaluation.continual import MEASURES, forgetting_by_task, mean_over_tasks
+from recipes.evaluation.tables import per_cent, versions
+from recipes.plots.base import colour, new_figure, shortened
+from recipes.plots.continual import VIEWS, grouped_bars, tasks_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

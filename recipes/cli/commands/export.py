@@ -22,6 +22,7 @@ from torchvision import models
 from recipes.base.checkpoint import checkpoint_path, load
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
+from recipes.cli.arguments import IMPORT_HELP
 from recipes.evaluation.tables import versions
 from recipes.nn import TorchvisionEncoder
 
@@ -48,6 +49,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help=about)
     about = "height and width of the images in pixels; by default those of the images that the run was made with"
     parser.add_argument("--image_size", type=int, help=about)
+    parser.add_argument("--import", help=IMPORT_HELP)  # taken out of the arguments before: here for the help
     options = parser.parse_args(args)
     folder = export(options.ckpt_path, options.output, options.formats, options.image_size)
     for name, difference in json.loads((folder / "export.json").read_text())["largest_difference"].items():
@@ -148,8 +150,7 @@ class _Model(nn.Module):
         self.recipe = recipe
 
     def forward(self, image: Tensor) -> Tensor:
-        feature = self.recipe(image)
-        return self.recipe.logits(feature) if isinstance(self.recipe, Classifier) else feature
+        return self.recipe.classify(image) if isinstance(self.recipe, Classifier) else self.recipe(image)
 
 
 def _require(packages: Sequence[str]) -> None:

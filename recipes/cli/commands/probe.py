@@ -10,26 +10,22 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from datamodules import ImageDataModule
 from recipes.cli.commands.arguments import parsed
 from recipes.cli.commands.encoders import named_encoder
 from recipes.cli.run_directory import new_directory
+from recipes.evaluation import StageReader, accuracy, fit_svm, knn, linear_probe, quiet_trainer
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.probes import accuracy, knn, linear_probe
-from recipes.evaluation.tables import versions
+from recipes.evaluation.linear import GRID
+from recipes.evaluation.tables import new_table, per_cent, terminal, versions
 from recipes.nn import Encoder, stages
-from recipes.transfer.frozen import StageReader, quiet_trainer
 from recipes.transfer.linear_probe import LinearProbe
-from recipes.transfer.svm import GRID, fit_svm
 
 HEADS = {"knn": "kNN", "logistic": "logistic", "svm": "SVM", "sgd": "SGD"}
 TRAINED, RANDOM = "trained weights", "random weights"
 _EPOCHS = 90  # of SGD: that of SimCLR, Appendix B.6
-_WIDTH = 80
 
 Measured = dict[str, dict[str, Any]]  # by head: accuracies in [0, 1] by split, and C of an SVM
 
@@ -99,7 +95,7 @@ def _probe(parser: ArgumentParser, options: Namespace) -> None:
         "versions": versions(),
     }
     (directory / "probe.json").write_text(json.dumps(report, indent=1) + "\n")
-    console = Console(width=_WIDTH, highlight=False, markup=False)
+    console = terminal()
     console.print(_table(found, options, type(data).__name__))
     console.print(f"All numbers are in {directory / 'probe.json'}.", soft_wrap=True)
 
@@ -212,12 +208,9 @@ def _table(found: dict[str, dict[str, Measured]], options: Namespace, data: str)
     cells = [cell for block in found.values() for row in block.values() for cell in row.values()]
     shown = [split for split in ("test", "val") if split in cells[0]]
     both = " (in brackets: validation)" if len(shown) == 2 else ""
-    table = Table(
+    table = new_table(
         title=f"{'Test' if 'test' in shown else 'Validation'} accuracy of frozen features on {data} (%){both}",
         caption="By stage of the encoder; the features of the last are those of the encoder.",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
     )
     table.add_column("", overflow="ellipsis", no_wrap=True)
     for head in options.heads:
@@ -232,7 +225,7 @@ def _table(found: dict[str, dict[str, Measured]], options: Namespace, data: str)
 
 
 def _cell(values: Sequence[float]) -> str:
-    first, *second = (f"{100 * value:.1f}" for value in values)
+    first, *second = map(per_cent, values)
     return first + "".join(f" ({value:>5})" for value in second)
 
 

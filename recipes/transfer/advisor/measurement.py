@@ -13,9 +13,10 @@ from torch import Tensor
 from datamodules import ImageDataModule
 from datamodules.loading.split import per_class
 from recipes.evaluation.features import extract
-from recipes.evaluation.transferability import h_score, leave_one_out, leep, log_me
+from recipes.evaluation.neighbours import leave_one_out
+from recipes.evaluation.stage_reader import StageReader, quiet_trainer
+from recipes.evaluation.transferability import h_score, leep, log_me
 from recipes.nn import Encoder, stages
-from recipes.transfer.frozen import StageReader, quiet_trainer
 
 MOST_IMAGES = (
     5000  # that are measured: kNN's time grows with the square, and its accuracy is then known to about 1 point

@@ -14,14 +14,7 @@ from datamodules import ImageDataModule, ImageFolder, ImagesInMemory
 from datamodules.base import Splits
 from recipes import SVM, SimCLR, Supervised
 from recipes.callbacks.reporting import class_report
-from recipes.callbacks.reporting.class_report import (
-    ClassReport,
-    Mistake,
-    confusion,
-    confusion_matrix,
-    mistake_sheet,
-    scores,
-)
+from recipes.callbacks.reporting.class_report import ClassReport
 from recipes.nn import Encoder
 from tests.helpers.processes import run
 
@@ -204,56 +197,6 @@ def test_no_sheet_of_mistakes_is_made_where_none_is_wanted(tmp_path: Path) -> No
 def test_a_negative_number_of_mistakes_is_refused() -> None:
     with pytest.raises(ValueError, match="mistakes is -1: it must be at least 0"):
         ClassReport(mistakes=-1)
-
-
-def test_scores_are_those_of_their_definitions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    label = torch.randint(0, 4, (60,), generator=generator)  # no image of the last class
-    said = torch.randint(0, 4, (60,), generator=generator)
-    said[said == 1] = 4  # which is said, and the second is not
-    matrix = confusion(label, said, 5)
-    pairs = list(zip(label.tolist(), said.tolist()))
-    for i, found in enumerate(scores(matrix, list("abcde"))["classes"]):
-        hits = sum(true == answer == i for true, answer in pairs)
-        images, answers = sum(true == i for true, _ in pairs), sum(answer == i for _, answer in pairs)
-        assert found["support"] == images
-        assert found["recall"] == (pytest.approx(hits / images) if images else None)
-        assert found["precision"] == (pytest.approx(hits / answers) if answers else None)
-        assert found["f1"] == pytest.approx(2 * hits / (images + answers))
-    assert matrix.tolist() == [[pairs.count((i, j)) for j in range(5)] for i in range(5)]
-
-
-@pytest.mark.parametrize("classes", [2, 20, 21, 120])
-def test_the_matrix_names_its_classes_and_counts_images_where_there_is_room(classes: int) -> None:
-    matrix = np.diag(np.arange(classes) + 1001)
-    names = [f"class {i}" for i in range(classes)]
-    figure = confusion_matrix(matrix, names)
-    shown = names if classes <= 100 else names[::2]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == shown
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == shown
-    counted = [text for text in texts(figure) if text.isdigit() and int(text) > 1000]
-    assert counted == ([str(i + 1001) for i in range(classes)] if classes <= 20 else [])
-
-
-def test_the_colour_is_the_share_of_the_true_class_and_grey_where_that_has_no_images() -> None:
-    figure = confusion_matrix(np.array([[3, 1, 0], [0, 0, 0], [0, 10, 10]]), NAMES)
-    drawn = figure.axes[0].images[0].get_array()
-    assert drawn[[0, 2]].tolist() == [[75, 25, 0], [0, 50, 50]]
-    assert drawn.mask[1].all() or np.isnan(drawn.data[1]).all()
-    assert any("grey: no images" in text for text in texts(figure))
-
-
-def test_names_of_any_length_and_with_any_sign_are_drawn(tmp_path: Path) -> None:
-    names = ["a price of $_$ 5", "a very long name of a class that nobody wants to read", "ok"]
-    file = f"{'x' * 50}_7$_$\udcff.png"
-    figure = mistake_sheet(torch.rand(1, 3, 8, 8), [Mistake(0, f"a/{file}", names[0], names[1], 0.987)], "title")
-    figure.savefig(tmp_path / "mistakes.png")
-    confusion_matrix(np.eye(3, dtype=int), names).savefig(tmp_path / "confusion.png")
-    (caption,) = [text for text in texts(figure) if "→" in text and "\n" in text and "99 %" in text]
-    true, predicted, end = caption.split("\n")
-    assert true == names[0]
-    assert predicted == "→ a very long na…  99 %"
-    assert end == f"…{'x' * 11}_7$_$?.png"
 
 
 def test_a_classifier_whose_data_has_no_names_is_reported_by_number(tmp_path: Path) -> None:

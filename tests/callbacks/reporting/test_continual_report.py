@@ -1,19 +1,17 @@
 """The report of a continual run says what the matrices and the costs are."""
 
 import json
-import math
 import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from matplotlib.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from datamodules import ImageDataModule, ImagesInMemory, TaskBatch, Tasks, TaskSequence
@@ -21,16 +19,9 @@ from datamodules.base import Splits
 from recipes import FineTuning, LwF, Supervised
 from recipes.callbacks import CompileEncoder, ContinualReport
 from recipes.callbacks.reporting import continual_report
-from recipes.callbacks.reporting.continual_report import (
-    forgetting_bars,
-    heat_map,
-    memory,
-    over_tasks,
-    table,
-    task_names,
-)
 from recipes.evaluation.continual import MEASURES
 from recipes.nn import MLP
+from recipes.plots.continual import table
 from tests.helpers.processes import run
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
@@ -236,23 +227,6 @@ def test_a_run_that_goes_on_in_the_middle_of_a_task_reports_the_whole_cost(tmp_p
     assert found["cost"]["seconds"] == whole["cost"]["seconds"]
 
 
-def test_memory_counts_every_tensor_once_and_what_a_plain_network_has_not_by_its_name() -> None:
-    model = recipe(LWF)
-    network = 4 * (9 * HIDDEN + HIDDEN + HIDDEN * 6 + 6)  # float32
-    found = memory(model)
-    assert found["parameters"] == network // 4
-    assert found["bytes"]["parameters"] == 2 * network
-    assert found["bytes"]["on_top"]["old_network"] == network
-    assert found["bytes"]["on_top"]["own_labels"] == 3 * 6
-    model.again = nn.ModuleList([model.head])  # the same tensors under another name
-    model.store = nn.Module()
-    model.store.register_buffer("image", torch.zeros(7, 1, 3, 3, dtype=torch.uint8))
-    more = memory(model)
-    assert more["bytes"]["parameters"] == 2 * network
-    assert more["bytes"]["on_top"] == {**found["bytes"]["on_top"], "store": 63}
-    assert more["bytes"]["buffers"] == found["bytes"]["buffers"] + 63
-
-
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
@@ -338,57 +312,6 @@ def test_nothing_is_written(
     assert not [*tmp_path.rglob("continual.json")]
     assert not drawn
     assert "accuracy" not in capsys.readouterr().out
-
-
-def random_matrices(tasks: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    aware = torch.rand(tasks + 1, tasks, generator=generator, dtype=torch.float64)
-    return {"aware": aware, "agnostic": aware * torch.rand(aware.shape, generator=generator)}
-
-
-def test_cells_have_their_number_where_there_is_room() -> None:
-    matrices = random_matrices(12)
-    matrices["agnostic"][5, 3] = math.nan
-    names = task_names([[f"class {t}"] for t in range(12)])
-    expected = sorted(f"{100 * x:.0f}" for m in matrices.values() for x in m.flatten().tolist() if not math.isnan(x))
-    figure = heat_map(matrices, names)
-    cells = [text.get_text() for axes in figure.axes[:2] for text in axes.texts if text.get_text()]
-    assert sorted(cells) == expected
-    drawn = [axes.images[0].get_array() for axes in figure.axes[:2]]
-    for image, matrix in zip(drawn, matrices.values()):
-        assert np.allclose(np.ma.filled(image, np.nan), 100 * matrix.numpy(), equal_nan=True)
-    many = heat_map(random_matrices(13), task_names([[f"class {t}"] for t in range(13)]))
-    assert not [text for axes in many.axes[:2] for text in axes.texts]
-
-
-def test_lines_begin_with_their_task_and_the_mean_is_over_those_learned() -> None:
-    matrices = random_matrices(4)
-    for axes, matrix in zip(over_tasks(matrices, task_names([[str(t)] for t in range(4)])).axes, matrices.values()):
-        *tasks, mean = axes.lines
-        for task, line in enumerate(tasks):
-            assert line.get_xdata().tolist() == list(range(task + 1, 5))
-            assert line.get_ydata().tolist() == pytest.approx(
-                [100 * matrix[t, task].item() for t in range(task + 1, 5)]
-            )
-        by_hand = [100 * sum(matrix[t, :t].tolist()) / t for t in range(1, 5)]
-        assert list(mean.get_ydata()) == pytest.approx(by_hand)
-
-
-def test_bars_of_forgetting_are_from_the_best_accuracy() -> None:
-    matrices = random_matrices(4)
-    (axes,) = forgetting_bars(matrices, task_names([[str(t)] for t in range(4)])).axes
-    heights = [bar.get_height() for bar in axes.patches]
-    by_hand = [
-        100 * (max(m[t, j].item() for t in (1, 2, 3)) - m[4, j].item()) for m in matrices.values() for j in range(3)
-    ]
-    assert heights == pytest.approx(by_hand)
-
-
-def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
-    names = task_names([["$\\frac", "a$"], ["$y", "b"]])
-    for figure in (heat_map(random_matrices(2), names), over_tasks(random_matrices(2), names)):
-        figure.savefig(tmp_path / "picture.png")
-        assert {"1: $\\frac, a$", "2: $y, b"} <= set(texts(figure))
 
 
 def fit(path: Path, processes: int) -> dict[str, Any]:

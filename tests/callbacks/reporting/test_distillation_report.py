@@ -15,21 +15,8 @@ from datamodules.base import Splits
 from recipes import Supervised, TeacherStudent
 from recipes.callbacks import DistillationReport
 from recipes.callbacks.reporting import distillation_report
-from recipes.callbacks.reporting.distillation_report import (
-    BINS,
-    TEMPERATURES,
-    Answers,
-    agreement,
-    best_temperature,
-    calibration,
-    calibration_error,
-    comparison,
-    entropy,
-    reliability,
-    softened,
-    spread,
-)
 from recipes.distillation.teacher import Teacher
+from recipes.evaluation.calibration import TEMPERATURES
 from recipes.nn import Encoder
 from tests.helpers.processes import run
 
@@ -233,53 +220,6 @@ def test_a_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def drawn_from(logits: Tensor, seed: int) -> Tensor:
-    return torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(seed)).flatten()
-
-
-def test_temperature_scaling_finds_the_factor_that_true_logits_were_multiplied_by() -> None:
-    true = 2 * torch.randn(20_000, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    label = drawn_from(true, 1)
-    assert best_temperature(2.5 * true.log_softmax(1), label) == pytest.approx(2.5, rel=0.03)
-    assert calibration_error(2.5 * true, label) > 0.1
-    assert calibration_error(true, label) < 0.02
-
-
-def test_where_every_image_is_right_the_best_probabilities_are_one_and_where_none_is_they_are_even() -> None:
-    logits, label = torch.eye(4, dtype=torch.float64), torch.arange(4)
-    assert (logits / best_temperature(logits, label)).softmax(1).diagonal().tolist() == [1] * 4
-    assert best_temperature(-logits, label) == pytest.approx(100, rel=1e-3)
-
-
-def test_the_bins_that_are_drawn_are_those_of_the_error() -> None:
-    logits = 2 * torch.randn(500, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    label = drawn_from(logits / 2, 1)
-    bins = reliability(logits, label)
-    assert bins.count.sum() == 500
-    gaps = np.nan_to_num(np.abs(bins.accuracy - bins.confidence))
-    expected = error_by_hand(logits.numpy(), label.numpy())
-    assert (bins.count * gaps).sum() / 500 == pytest.approx(expected, rel=1e-9)
-    assert calibration_error(logits, label) == pytest.approx(expected, abs=1e-6)
-
-
-def test_an_image_that_is_certain_is_in_the_last_bin() -> None:
-    logits = torch.tensor([[100.0, 0.0]], dtype=torch.float64)
-    bins = reliability(logits, torch.tensor([0]))
-    assert bins.count.tolist() == [0] * (BINS - 1) + [1]
-    assert (bins.accuracy[-1], bins.confidence[-1]) == (1, 1)
-
-
-def test_the_entropy_is_that_of_equal_classes_at_a_high_temperature_and_none_of_a_certain_one() -> None:
-    logits = torch.tensor([[1000.0, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
-    assert entropy(logits).tolist() == [0, 2]
-    assert entropy(logits, 1e9)[0].item() == pytest.approx(2)
-
-
-def test_images_are_chosen_at_equal_distances_in_the_order_of_entropy() -> None:
-    assert spread(torch.tensor([0.3, 0.1, 0.2, 0.5, 0.4]), 3).tolist() == [1, 0, 3]
-    assert spread(torch.tensor([0.3, 0.1]), 6).tolist() == [1, 0]
-
-
 def test_the_bars_are_the_probabilities_and_green_is_the_right_class(tmp_path: Path, drawn: dict[str, Any]) -> None:
     evaluate(tmp_path)
     axes = drawn["temperature.png"].axes
@@ -300,58 +240,3 @@ def test_the_bars_are_the_probabilities_and_green_is_the_right_class(tmp_path: P
             green = [bar.get_facecolor()[1] > 1.2 * bar.get_facecolor()[2] for bar in panel.patches]
             assert green == [number == true for number in range(3)]
         assert panels[0].get_title().endswith(f"{bits[i]:.2f} bits")
-
-
-def answers(classes: int, images: int = 300) -> tuple[Answers, list[str]]:
-    generator = torch.Generator().manual_seed(0)
-    label = torch.randint(0, classes, (images,), generator=generator)
-    teacher = torch.randn(images, classes, generator=generator, dtype=torch.float64)
-    teacher[torch.arange(images), label] += 5
-    student = teacher + torch.randn(images, classes, generator=generator, dtype=torch.float64)
-    return Answers(teacher, student, label, torch.arange(images)), [f"a $name_ {i}" for i in range(classes)]
-
-
-@pytest.mark.parametrize("classes", [2, 10, 11, 1000])
-def test_of_many_classes_the_ten_most_probable_are_drawn(classes: int) -> None:
-    test, names = answers(classes)
-    figure = softened(torch.rand(2, 3, 8, 8), test.teacher[:2], test.label[:2], names, 300)
-    panel = figure.axes[1]
-    expected = list(range(classes))
-    if classes > 10:
-        expected = sorted(expected, key=lambda i: -test.teacher[0, i].item())[:10]
-    assert [label.get_text() for label in panel.get_yticklabels()] == [names[i] for i in expected]
-    heading = "of the 10 most probable of 1,000 classes" if classes == 1000 else "probabilities"
-    assert any(heading in text for text in texts(figure))
-
-
-def test_all_pictures_of_a_thousand_classes_are_drawn(tmp_path: Path) -> None:
-    test, names = answers(1000)
-    agreement(test, names).savefig(tmp_path / "agreement.png", dpi=30)
-    calibration(test, {"teacher": 2.0, "student": 0.5}).savefig(tmp_path / "calibration.png", dpi=30)
-    found = comparison(test, {}, 0)
-    assert found["teacher_entropy_bits"]["40"] == pytest.approx(math.log2(1000), abs=0.01)
-
-
-def test_rows_of_the_agreement_are_what_the_teacher_says() -> None:
-    logits = torch.eye(3, dtype=torch.float64)
-    test = Answers(logits[[0, 0, 1]], logits[[0, 2, 1]], torch.tensor([1, 1, 1]), torch.arange(3))
-    figure = agreement(test, NAMES)
-    matrix = figure.axes[0].images[0].get_array()
-    assert matrix[0].tolist() == [50, 0, 50]
-    assert matrix[1].tolist() == [0, 100, 0]
-    assert figure.axes[0].get_ylabel() == "class that the teacher says"
-    assert any("they agree on 66.7 %" in text and "grey" in text for text in texts(figure))
-
-
-def test_the_diagram_shows_accuracy_gap_and_share() -> None:
-    test, _ = answers(5)
-    figure = calibration(test, {"teacher": 2.0, "student": 0.5})
-    titles = [axes.get_title().split("\n")[0] for axes in figure.axes]
-    assert titles == ["teacher, as it is", "teacher, T = 2", "student, as it is", "student, T = 0.5"]
-    for axes, logits in zip(figure.axes, (test.teacher, test.teacher / 2, test.student, test.student * 2)):
-        bins = reliability(logits, test.label)
-        heights = [bar.get_height() for bar in axes.containers[0]]
-        np.testing.assert_allclose(heights, 100 * bins.accuracy)
-        gaps = [bar.get_height() for bar in axes.containers[1]]
-        np.testing.assert_allclose(gaps, 100 * np.abs(bins.accuracy - bins.confidence), atol=1e-9)
-        assert f"calibration error {100 * error_by_hand(logits.numpy(), test.label.numpy()):.1f} %" in axes.get_title()

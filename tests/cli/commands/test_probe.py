@@ -11,8 +11,8 @@ from sklearn.svm import LinearSVC
 from datamodules import Digits, Splits
 from recipes.cli.commands import probe
 from recipes.cli.commands.probe import main
+from recipes.evaluation import fit_svm
 from recipes.nn import ConvNet
-from recipes.transfer.svm import fit_svm
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

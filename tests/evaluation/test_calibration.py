@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recipes.evaluation.calibration import BINS, best_temperature, calibration_error, entropy, reliability
+from tests.plots.test_distillation import error_by_hand
+
+
+def drawn_from(logits: Tensor, seed: int) -> Tensor:
+    return torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(seed)).flatten()
+
+
+def test_temperature_scaling_finds_the_factor_that_true_logits_were_multiplied_by() -> None:
+    true = 2 * torch.randn(20_000, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = drawn_from(true, 1)
+    assert best_temperature(2.5 * true.log_softmax(1), label) == pytest.approx(2.5, rel=0.03)
+    assert calibration_error(2.5 * true, label) > 0.1
+    assert calibration_error(true, label) < 0.02
+
+
+def test_where_every_image_is_right_the_best_probabilities_are_one_and_where_none_is_they_are_even() -> None:
+    logits, label = torch.eye(4, dtype=torch.float64), torch.arange(4)
+    assert (logits / best_temperature(logits, label)).softmax(1).diagonal().tolist() == [1] * 4
+    assert best_temperature(-logits, label) == pytest.approx(100, rel=1e-3)
+
+
+def test_the_bins_that_are_drawn_are_those_of_the_error() -> None:
+    logits = 2 * torch.randn(500, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = drawn_from(logits / 2, 1)
+    bins = reliability(logits, label)
+    assert bins.count.sum() == 500
+    gaps = np.nan_to_num(np.abs(bins.accuracy - bins.confidence))
+    expected = error_by_hand(logits.numpy(), label.numpy())
+    assert (bins.count * gaps).sum() / 500 == pytest.approx(expected, rel=1e-9)
+    assert calibration_error(logits, label) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_image_that_is_certain_is_in_the_last_bin() -> None:
+    logits = torch.tensor([[100.0, 0.0]], dtype=torch.float64)
+    bins = reliability(logits, torch.tensor([0]))
+    assert bins.count.tolist() == [0] * (BINS - 1) + [1]
+    assert (bins.accuracy[-1], bins.confidence[-1]) == (1, 1)
+
+
+def test_the_entropy_is_that_of_equal_classes_at_a_high_temperature_and_none_of_a_certain_one() -> None:
+    logits = torch.tensor([[1000.0, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
+    assert entropy(logits).tolist() == [0, 2]
+    assert entropy(logits, 1e9)[0].item() == pytest.approx(2)
