@@ -141,7 +141,7 @@ def benchmarks() -> str:
 
 
 def exactness() -> str:
-    """How far runs on other devices, with workers or after a kill end from one process that is never stopped."""
+    """Differences from an uninterrupted run on one process: on other devices, with workers, after a kill."""
     result = _result("exactness")
     if not result:
         return ""
@@ -159,7 +159,8 @@ def exactness() -> str:
         for name, row in differences.items()
     ]
     return (
-        "**One run is one result**: how far a run ends from that of one process that is never stopped\n\n"
+        "**One run is one result**: difference between the final state of each run and that of an uninterrupted run on "
+        "one process\n\n"
         + _markdown(["", *columns.values()], rows)
         + f"\n{protocol['steps']} steps of the whole command in {protocol['precision']}, killed by SIGKILL within an "
         "epoch. Each number is the largest difference over all weights, buffers, optimiser states and logged metrics, "
@@ -202,11 +203,12 @@ def quadrants() -> str:
     head = ["from, to", "images per class", "similarity (%)", *titles.values(), "advice", "against the best"]
     others = ", ".join(f"{titles[choice]} {count}" for choice, count in near.items() if choice)
     return (
-        "**The four quadrants**: test accuracy (%) of five strategies, and what the advisor says beforehand\n\n"
+        "**The four quadrants**: test accuracy (%) of five strategies, and the advisor's choice\n\n"
         + _markdown(head, rows)
         + f"\nMean ± standard deviation over {len(result['seeds'])} seeds, of the source encoder too; bold: the best. "
-        f"The advice is within one point of the best strategy in {near[None]} of {len(cells)} cells. By what it might "
-        f"say of few and similar images instead, this would be {others}. `scripts/reproduce quadrants`.\n"
+        f"The advice is within one point of the best strategy in {near[None]} of {len(cells)} cells. Had the rule "
+        "recommended another strategy for few, similar images, it would have been within one point in this many "
+        f"cells: {others}. `scripts/reproduce quadrants`.\n"
     )
 
 

@@ -15,7 +15,7 @@ _TEST, _VAL = 360, 180  # 20 % and 10 % of 1,797; 1,257 are left to train on
 
 
 class Digits(ImageDataModule):
-    """The 1,797 handwritten digits of 8×8 pixels that come with scikit-learn: nothing is downloaded.
+    """1,797 handwritten digits of 8×8 grey pixels that come with scikit-learn, without a download.
 
     They are the test part of Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998, UCI). 1,257 are for
     training, 180 for validation and 360 for testing, with the classes in proportion; the split is always the same.

@@ -21,7 +21,7 @@ _CACHE_VERSION = 1  # of what ``decode`` does and of the cache file's content
 
 
 class ImageFolder(ImageDataModule):
-    """Your own pictures.
+    """Images from a folder, with or without class subfolders.
 
     Three layouts are understood: ``root/train/<class>/*``, with ``root/val`` and ``root/test`` where there are any;
     ``root/<class>/*`` alone, which is split here, with the classes in proportion and always in the same way; and

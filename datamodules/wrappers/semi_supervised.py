@@ -10,7 +10,7 @@ from datamodules.loading.split import per_class
 
 
 class SemiSupervised(ImageDataModule):
-    """Another DataModule with the labels of all but a few training images hidden (-1), for semi-supervised learning.
+    """Hides the labels (-1) of most training images of another DataModule, for semi-supervised learning.
 
     Which images keep their labels is always the same, whatever the seed of the run; those of a smaller
     ``labels_per_class`` are among those of a larger one. Validation and test images keep theirs. Every global batch

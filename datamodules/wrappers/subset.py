@@ -10,7 +10,7 @@ from datamodules.loading.split import per_class
 
 
 class Subset(ImageDataModule):
-    """Some of the classes of another DataModule, or some training images of each.
+    """Selects classes, or a few training images per class, of another DataModule.
 
     Which images stay is always the same, whatever the seed of the run; those of a smaller ``per_class`` are among those
     of a larger one. Validation and test keep all images of the classes. Images without a label are left out.

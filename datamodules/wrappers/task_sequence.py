@@ -26,7 +26,7 @@ _HALF_TURN = 180.0  # Lopez-Paz & Ranzato, 2017, arXiv:1706.08840: rotations bet
 
 
 class TaskSequence(ImageDataModule):
-    """Other DataModules as a sequence of tasks that are learned one after the other, within one ``Trainer.fit``.
+    """Splits DataModules into a sequence of tasks for continual learning.
 
     The tasks are made in one of four ways:
 

@@ -20,7 +20,7 @@ from recipes.optim import LARS, WarmupCosine
 
 
 class BYOL(Recipe):
-    """Bootstrap Your Own Latent (Grill et al., 2020, arXiv:2006.07733).
+    """Self-supervised learning without negatives: predicts a momentum target (Grill et al., 2020, arXiv:2006.07733).
 
     From one view of an image, an online network predicts what a target network, its slowly moving average, makes of
     another view. There are no negatives: that not all images get the same features rests on the predictor, on the

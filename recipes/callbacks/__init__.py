@@ -14,6 +14,7 @@ from recipes.callbacks.running.compile import CompileEncoder
 from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.callbacks.running.max_norm import MaxNorm
 from recipes.callbacks.running.run_directory import RunDirectory
+from recipes.callbacks.running.summary import Summary
 from recipes.evaluation.collapse import effective_rank
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "PredictionFile",
     "RepresentationProbe",
     "RunDirectory",
+    "Summary",
     "effective_rank",
 ]

@@ -13,7 +13,7 @@ _DRAW, _RECORDED = 3, 4  # as in replay.py
 
 
 class DERpp(ReplayRecipe):
-    """Dark Experience Replay++ (Buzzega et al., 2020, arXiv:2004.07211).
+    """Continual learning: replays stored images, labels and logits (Buzzega et al., 2020, arXiv:2004.07211).
 
     With every image that is kept goes what the network answered to it: its logits. To the cross-entropy of the new
     task come two terms, each on images of past tasks drawn for it: ``logit_weight`` × the mean squared difference from

@@ -10,7 +10,7 @@ from recipes.nn import Encoder, QuadraticPenalty, diagonal_fisher
 
 
 class EWC(ContinualRecipe):
-    """Elastic Weight Consolidation (Kirkpatrick et al., 2017, arXiv:1612.00796): weights that matter stay in place.
+    """Continual learning: penalises changes of important weights (Kirkpatrick et al., 2017, arXiv:1612.00796).
 
     After each task A, the Fisher information F of its images says how much each weight θᵢ matters for what the network
     answers. From then on, an elastic spring of that strength holds the weight to the value that it had (Equation 3):

@@ -8,7 +8,7 @@ from recipes.nn import Encoder
 
 
 class FeatureExtraction(FineTuning):
-    """Learns the encoder on the first task, and after that only the head of each new task.
+    """Continual learning: trains the encoder on the first task, and then only the head of each new task.
 
     What old tasks are classified by, θ_s and θ_o, never changes, so that in the scenario ``task`` nothing is forgotten
     (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(c)); the price is paid by the new tasks.

@@ -13,7 +13,7 @@ from recipes.nn import Encoder
 
 
 class FineTuning(ContinualRecipe):
-    """Goes on training on each new task, with nothing against forgetting: the lower bound of continual learning.
+    """Continual learning: sequential fine-tuning, the lower bound.
 
     In the scenario ``task``, the heads of old tasks stay as they are (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(b)).
     In ``class``, where all classes share one softmax, their rows go on learning, as the old logits are in the loss.

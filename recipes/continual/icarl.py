@@ -15,7 +15,7 @@ _FARTHEST = 5.0  # farther than any mean can be: unit vectors have a squared dis
 
 
 class ICaRL(ReplayRecipe):
-    """iCaRL: Incremental Classifier and Representation Learning (Rebuffi et al., 2017, arXiv:1611.07725).
+    """Continual learning: classifies by the nearest mean of exemplars (Rebuffi et al., 2017, arXiv:1611.07725).
 
     For each class it keeps exemplars, whose mean is near that of the class (herding, Algorithm 4), and divides the room
     for them among the classes so far (Algorithm 5). The network learns with a sigmoid for each class, from the images

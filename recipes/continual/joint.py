@@ -10,7 +10,7 @@ from recipes.nn import Encoder, MultiHead
 
 
 class Joint(ContinualRecipe):
-    """Trains on the images of all tasks seen so far, as if nothing had to be left behind: the upper bound.
+    """Continual learning: trains on the images of all tasks so far, the upper bound.
 
     An epoch of a task is one pass over the images of this task and of all before it, so that each epoch is longer than
     those of the task before.

@@ -11,7 +11,7 @@ from recipes.nn import Encoder, Snapshot
 
 
 class LwF(ContinualRecipe):
-    """Learning without Forgetting (Li & Hoiem, 2016, arXiv:1606.09282): the old network teaches its own successor.
+    """Continual learning: keeps the old network's predictions for new images (Li & Hoiem, 2016, arXiv:1606.09282).
 
     No image of an old task is kept. When a task begins, the network is copied. What the copy, in eval mode, answers for
     old tasks on the views of the new images is what the network shall go on answering (Figure 3):

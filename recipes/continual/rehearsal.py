@@ -9,7 +9,7 @@ from recipes.nn import Encoder, Policy, ReplayBuffer
 
 
 class Rehearsal(ReplayRecipe):
-    """Experience replay: batches of the new task, each together with as many images of the tasks before.
+    """Continual learning: experience replay, which adds stored images to every batch.
 
     As in "On Tiny Episodic Memories in Continual Learning" (Chaudhry et al., 2019, arXiv:1902.10486), each step is
     taken on the batch and on images of the memory together, and batch norm sees the mix. There every image comes once,

@@ -13,7 +13,7 @@ from recipes.nn import Encoder, QuadraticPenalty, TensorList
 
 
 class SI(ContinualRecipe):
-    """Synaptic Intelligence (Zenke et al., 2017, arXiv:1703.04200): weights are held by what they did for the loss.
+    """Continual learning: penalises changes of weights that reduced the loss (Zenke et al., 2017, arXiv:1703.04200).
 
     While a task is learned, each step of the optimiser adds to ω of a weight by how much the weight lowered the loss:
     minus its gradient times its change, whose sum over weights and steps is the loss that the task has lost. When the

@@ -12,7 +12,7 @@ from recipes.nn import Encoder, MemoryBank
 
 
 class InstanceDiscrimination(Recipe):
-    """Non-parametric instance discrimination (Wu et al., 2018, arXiv:1805.01978).
+    """Contrastive learning of one view against a memory bank of all images (Wu et al., 2018, arXiv:1805.01978).
 
     Every image is a class of its own. A memory bank holds the last feature of each, and a view of an image has to find
     it among those of all images. With ``negatives`` the softmax over all of them is replaced by noise-contrastive

@@ -21,7 +21,7 @@ from recipes.optim import WarmupCosine
 
 
 class MoCo(Recipe):
-    """Momentum Contrast, version 1 (He et al., 2020, arXiv:1911.05722) and 2 (Chen et al., 2020, arXiv:2003.04297).
+    """Contrastive learning against a queue of momentum features (He et al., 2020, arXiv:1911.05722; v2: 2003.04297).
 
     A query, one view of an image, has to find the key of another view of the image among a queue of keys of earlier
     images. Keys come from a slowly moving average of the query's network, and therefore stay comparable in the queue

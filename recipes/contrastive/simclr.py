@@ -11,7 +11,7 @@ from recipes.optim import LARS, WarmupCosine
 
 
 class SimCLR(Recipe):
-    """A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020, arXiv:2002.05709).
+    """Contrastive learning of two views against the batch (Chen et al., 2020, arXiv:2002.05709).
 
     Two random views of every image attract each other and repel the views of all other images in the global batch
     (Algorithm 1). The projection head serves the loss alone: features are taken before it (Section 4.2).

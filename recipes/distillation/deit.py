@@ -17,7 +17,7 @@ from recipes.optim import WarmupCosine
 
 
 class DeiT(Student):
-    """Data-efficient image transformers (Touvron et al., 2021, arXiv:2012.12877): distillation through attention.
+    """Distillation: trains a vision transformer with a distillation token (Touvron et al., 2021, arXiv:2012.12877).
 
     A class token learns the labels, and a distillation token what a teacher, best a convolutional one, says of the same
     augmented and mixed images. Each has a linear layer on top, and the loss is

@@ -22,7 +22,7 @@ from recipes.optim import WarmupCosine
 
 
 class TeacherStudent(Student):
-    """Knowledge distillation (Hinton et al., 2015, arXiv:1503.02531): a student learns what its teacher says.
+    """Distillation: trains a student to match a teacher's predictions (Hinton et al., 2015, arXiv:1503.02531).
 
     With L_soft, the cross-entropy between teacher and student at the temperature T, and L_hard, that between labels
     and student at temperature 1, both the sum over classes and the mean over images, the loss is

@@ -17,7 +17,7 @@ from recipes.optim import WarmupCosine
 
 
 class MeanTeacher(Classifier):
-    """Mean teachers are better role models (Tarvainen & Valpola, 2017, arXiv:1703.01780).
+    """Semi-supervised learning: matches a moving-average teacher (Tarvainen & Valpola, 2017, arXiv:1703.01780).
 
     A student learns from the few labelled images, and to say of every image what its teacher says of another view of
     it. The teacher is the moving average of the student's weights, and the better classifier of the two: accuracies and

@@ -11,7 +11,7 @@ from recipes.optim import WarmupCosine
 
 
 class Supervised(Classifier):
-    """Classification with cross-entropy on labelled images: the baseline of every other recipe.
+    """Supervised learning: cross-entropy on labelled images, the baseline of the other recipes.
 
     Images without a label (-1) take no part in the loss.
 

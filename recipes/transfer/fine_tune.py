@@ -19,7 +19,7 @@ from recipes.transfer.modes import lr_factors, modes, waiting_stages, with_new_s
 
 
 class FineTune(Classifier):
-    """Trains a classifier from an encoder that was trained before, and says what becomes of each of its stages.
+    """Transfer learning: fine-tunes a pretrained encoder, stage by stage.
 
     A stage (``recipes.nn.stages``) is
 

@@ -12,7 +12,7 @@ from recipes.transfer.frozen import FrozenClassifier, cache_features
 
 
 class LinearProbe(FrozenClassifier):
-    """Linear evaluation: a linear classifier on the features of a frozen encoder, trained by SGD.
+    """Transfer learning: trains a linear classifier by SGD on the features of a frozen encoder.
 
     The encoder is in eval mode, has no gradient and is not in the optimiser. Without ``views`` the features of an image
     never change: they are computed once, and training costs no more than that of a linear layer. Published protocols,

@@ -13,7 +13,7 @@ from recipes.transfer.frozen import FrozenClassifier
 
 
 class SVM(FrozenClassifier):
-    """Linear support vector machines on the features of a frozen encoder (``fit_svm``).
+    """Transfer learning: linear support vector machines on the features of a frozen encoder.
 
     They are solved once, before training begins, from the features of all training images; C is chosen on the
     validation images. No step changes anything: there has to be one, after which the checkpoint is saved

@@ -101,7 +101,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     withs = {
         BOTH: "step on labels alone + the teacher's forward",
         "labels alone": "step on labels alone",
-        "distillation": "asking the teacher at every step",
+        "distillation": "running the teacher at every step",
         "torchdistill": "torchdistill's",
     }
     return [

@@ -23,7 +23,7 @@ from torch import Tensor
 from recipes.callbacks import Pictures
 from recipes.cli import main
 from recipes.cli.catalogue import config_file, config_names
-from tests.helpers.processes import run
+from tests.helpers.processes import draw_nothing, run
 
 
 def packaged(config: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Death:
 
 
 class Interference(Callback):
-    """Kills the process before it trains on a batch or while it saves, and leaves out pictures, which take too long.
+    """Kills the process before it trains on a batch or while it saves, and draws no pictures, which take too long.
 
     Args:
         epoch: of the batch.
@@ -113,6 +113,7 @@ class Interference(Callback):
         self.saves = save
 
     def setup(self, trainer, pl_module, stage):
+        draw_nothing()
         for callback in trainer.callbacks:
             if isinstance(callback, Pictures):
                 callback.on_fit_end = lambda *_: None
