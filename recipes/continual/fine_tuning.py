@@ -7,7 +7,8 @@ from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
-from recipes.continual.base import ContinualRecipe, check_start
+from recipes.continual.base import ContinualRecipe
+from recipes.continual.task_start import TaskStart
 from recipes.nn import Encoder
 
 
@@ -48,7 +49,7 @@ class FineTuning(ContinualRecipe):
         lr_batch_size: int | None = None,
     ) -> None:
         super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
-        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        self.task_start = TaskStart(warmup_epochs, later_lr_factor)
         names = [stage.name for stage in self.frozen.stages]
         self.from_stage = len(names) if from_stage == "head" else from_stage
         if not 0 <= self.from_stage <= len(names):

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
-from recipes.continual.base import ContinualRecipe, check_start
+from recipes.continual.base import ContinualRecipe
+from recipes.continual.task_start import TaskStart
 from recipes.nn import Encoder, MultiHead
 
 
@@ -48,7 +49,7 @@ class Joint(ContinualRecipe):
     ) -> None:
         super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
         self.fresh = fresh
-        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        self.task_start = TaskStart(warmup_epochs, later_lr_factor)
         if fresh and warmup_epochs:
             raise ValueError(
                 f"warmup_epochs is {warmup_epochs}, and a fresh encoder has nothing to keep: leave one of them out"

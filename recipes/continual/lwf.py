@@ -5,7 +5,8 @@ from torch import Tensor
 from datamodules import TaskBatch, Tasks
 from losses import SoftTarget
 from recipes.augment import Views
-from recipes.continual.base import ContinualRecipe, check_start
+from recipes.continual.base import ContinualRecipe
+from recipes.continual.task_start import TaskStart
 from recipes.nn import Encoder, Snapshot
 
 
@@ -65,7 +66,7 @@ class LwF(ContinualRecipe):
         if not old_weight >= 0:
             raise ValueError(f"old_weight is {old_weight}: it must be at least 0")
         self.old_weight = old_weight
-        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        self.task_start = TaskStart(warmup_epochs, later_lr_factor)
         self.soft_target = SoftTarget(temperature, scale_t2=False)
         self.old_network = Snapshot(self.encoder, self.head)
 

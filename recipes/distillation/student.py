@@ -41,9 +41,8 @@ class Student(Classifier):
         FileNotFoundError: at the start of training, if there is no such teacher.
     """
 
-    only_with_teacher: ClassVar[
-        tuple[str, ...]
-    ] = ()  # what the names of parameters that go with the teacher begin with
+    # With these the names of parameters begin that belong to training: without a teacher, they are not loaded.
+    only_with_teacher: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -299,4 +299,4 @@ def test_a_warmup_as_long_as_a_task_is_cut_to_a_tenth_of_it(caplog):
     assert (
         distance(dict(numbers(cut.state_dict())), dict(numbers(fitted(LwF, "task", warmup_epochs=0).state_dict()))) == 0
     )
-    assert [cut._warmup_of(epochs) for epochs in (2, 4, 10, 40)] == [0, 3, 3, 3]
+    assert [cut.task_start.warmup_of(epochs) for epochs in (2, 4, 10, 40)] == [0, 3, 3, 3]

@@ -323,10 +323,10 @@ def test_the_dataset_can_be_sent_to_workers():
 
 def test_epochs_belong_to_tasks_one_after_the_other():
     data = Sequence(Letters(), num_tasks=3, epochs_per_task=[1, 3, 2])
-    assert data.total_epochs == 6
-    assert [data.task_of_epoch(epoch) for epoch in range(8)] == [0, 1, 1, 1, 2, 2, 2, 2]
-    assert [data.epoch_in_task(epoch) for epoch in range(8)] == [0, 0, 1, 2, 0, 1, 2, 3]
-    assert [epoch for epoch in range(8) if data.is_last_epoch(epoch)] == [0, 3, 5]
+    assert data.epochs.total == 6
+    assert [data.epochs.task_of(epoch) for epoch in range(8)] == [0, 1, 1, 1, 2, 2, 2, 2]
+    assert [data.epochs.epoch_in_task(epoch) for epoch in range(8)] == [0, 0, 1, 2, 0, 1, 2, 3]
+    assert [epoch for epoch in range(8) if data.epochs.is_last_of_task(epoch)] == [0, 3, 5]
     assert Sequence(Letters(), num_tasks=3, epochs_per_task=4).epochs_per_task == (4, 4, 4)
 
 
