@@ -39,6 +39,7 @@ _OF_RECIPES = {
     for name in config_names()
     if name.endswith("-digits") and not name.startswith("teacher-")  # with dropout, runs differ
 }
+RECIPES = sorted(_OF_RECIPES.values())  # a config of each recipe
 CASES = [name for recipe, name in _OF_RECIPES.items() if recipe.rpartition(".")[2] not in NOT_COVERED]
 
 IN_TASKS = {case for case in CASES if packaged(case)["data"]["class_path"] == "datamodules.TaskSequence"}
