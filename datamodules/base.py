@@ -47,9 +47,9 @@ class ImageDataModule(LightningDataModule):
     share of the global batches.
 
     Args:
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
-            usable CPUs divided by the devices of the machine, at most 16.
+        batch_size: images per step over all devices together, >= 1; a multiple of the number of devices.
+        num_workers: number of processes per device that load images, >= 0. If null, uses 0 for images in memory;
+            otherwise the usable CPUs divided by the devices of the machine, at most 16.
 
     Raises:
         ValueError: if ``batch_size`` is not positive or ``num_workers`` is negative.

@@ -21,10 +21,10 @@ class Digits(ImageDataModule):
     training, 180 for validation and 360 for testing, with the classes in proportion; the split is always the same.
 
     Args:
-        size: height and width of the images, at least 8.
-        mode: ``resize`` enlarges the digits to ``size`` (bilinear), ``pad`` puts black around their 8×8 pixels.
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+        size: height and width of the images in pixels, >= 8.
+        mode: way to reach ``size``: ``resize`` enlarges the digits (bilinear), ``pad`` puts black around their 8×8
+            pixels.
+        Other arguments: see ``ImageDataModule``.
 
     Raises:
         ValueError: if ``size`` is below 8.

@@ -49,21 +49,19 @@ class TaskSequence(ImageDataModule):
     the run ends there.
 
     Args:
-        base: where the images are from; its own batch_size and num_workers are not used.
+        base: source of the images. Its own batch_size and num_workers are not used.
         then: further DataModules, for tasks by ``datasets``.
-        by: what makes the tasks: ``classes``, ``permutation``, ``rotation`` or ``datasets``.
-        scenario: ``task``, ``class`` or ``domain``: what the labels are, and whether a network is told the task; see
-            ``Tasks``.
-        num_tasks: how many tasks there are; none is 5, or as many as there are class_groups or datasets.
-        class_groups: names of the classes of each task, for tasks by ``classes``; those that are named nowhere are left
-            out. None gives each task as many.
-        order_seed: of the order of the classes, or of the pixels, at least 0. None keeps the order of the classes, and
-            is 0 for pixels. 1993 is the order of CIFAR-100's classes in FACIL and PyCIL.
-        angle: in degrees, between one task and the next, for tasks by ``rotation``; none is 180 / num_tasks.
-        epochs_per_task: how often each task's images are gone through, at least 1: one number, or one for each task.
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
-            usable CPUs divided by the devices of the machine, at most 16.
+        by: way to make tasks: ``classes``, ``permutation``, ``rotation`` or ``datasets``.
+        scenario: meaning of the labels, and whether the network is given the task: ``task``, ``class`` or ``domain``;
+            see ``Tasks``.
+        num_tasks: number of tasks. If null, uses the number of class_groups or datasets, otherwise 5.
+        class_groups: names of the classes of each task, for tasks by ``classes``. Classes that are not named are left
+            out. If null, each task gets equally many classes.
+        order_seed: seed for the order of the classes, or of the pixels, >= 0. If null, keeps the order of the classes
+            and uses 0 for pixels. 1993 is the order of CIFAR-100's classes in FACIL and PyCIL.
+        angle: degrees between consecutive tasks, for tasks by ``rotation``. If null, uses 180 / num_tasks.
+        epochs_per_task: number of epochs of each task, >= 1: one number, or one for each task.
+        Other arguments: see ``ImageDataModule``.
 
     Attributes:
         epochs_per_task: one number for each task.

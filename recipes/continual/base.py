@@ -48,12 +48,10 @@ class ContinualRecipe(Classifier):
     none, the validation images.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        tasks: number of classes of each task, and the scenario. The ``recipes`` command takes them from the data.
+        views: augmentation that draws one random view of every image. If null, uses the images as they are.
+        scheduler: learning-rate schedule of each task, as for ``Recipe``; its length is that of the task.
+        Other arguments: see ``Classifier``.
 
     Attributes:
         scenarios: those that the method is for.

@@ -16,18 +16,13 @@ class Joint(ContinualRecipe):
     those of the task before.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        fresh: begins every task with random weights; otherwise with those of the task before (warm start, as in Li &
-            Hoiem, 2016, arXiv:1606.09282, where joint training starts from the old network).
-        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0. A task that is
-            not longer has a warm-up of a tenth of its epochs. Cannot be combined with ``fresh``.
-        later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
-            Section 3: 0.1 to 0.02).
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        fresh: whether each task starts from random weights. If false, it starts from the weights of the previous task
+            (warm start, as in Li & Hoiem, 2016, arXiv:1606.09282, where joint training starts from the old network).
+        warmup_epochs: number of first epochs of each later task in which only the new head learns, >= 0 (Li & Hoiem,
+            2016, Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs. Cannot be combined with ``fresh``.
+        later_lr_factor: factor on the learning rate in all tasks after the first, > 0 (Li & Hoiem, 2016, Section 3: 0.1
+            to 0.02).
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if ``warmup_epochs`` or ``later_lr_factor`` is out of its range, or ``fresh`` given with a warm-up.

@@ -34,19 +34,18 @@ class MoCo(Recipe):
     3.3). The paper has one part on each of 8 GPUs; here the parts are the same on any number of devices.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; features are the query network's.
-        projection_dim: width of queries and keys.
-        projection_hidden_dim: width of the projection head's hidden layer; null is that of the features.
-        projection_layers: of the projection head, at least 1.
-        queue_size: how many keys the queue holds, at least 1; it need not be a multiple of the batch.
-        momentum: m of the key network, in [0, 1].
-        temperature: of the softmax over similarities, > 0.
-        batch_norm_splits: into how many parts of the global batch batch norm is split, at least 1: a multiple of the
-            number of devices, and a divisor of the batch size.
-        views: draws one random view; applied twice to every image. Null takes version 2's.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        encoder: network that maps images [B, C, H, W] to features [B, F]; it is the query network's encoder.
+        projection_dim: width of queries and keys, > 0.
+        projection_hidden_dim: width of the projection head's hidden layer, > 0. If null, uses the number of features.
+        projection_layers: number of layers of the projection head, >= 1.
+        queue_size: number of keys in the queue, >= 1. It need not be a multiple of the batch size.
+        momentum: momentum m of the key network, in [0, 1].
+        temperature: softmax temperature for the similarities, > 0.
+        batch_norm_splits: number of equal parts of the global batch that batch norm sees one at a time, >= 1: a
+            multiple of the number of devices and a divisor of the batch size.
+        views: augmentation that draws a random view, twice for every image. If null, uses that of version 2
+            (``MoCoV2Views``).
+        Other arguments: see ``Recipe``.
 
     Raises:
         ValueError: if a number is out of its range; at the start of training, if ``batch_norm_splits`` does not fit the

@@ -26,14 +26,11 @@ class Student(Classifier):
     checkpoints, and ``train()`` does not reach it. It works on the Trainer's device and in its precision.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        teacher: where to load it from, or several to be averaged (``teacher_from``); or a ``Teacher``. Null has none.
-        keep_teacher: whether checkpoints hold the teacher too, so that a run can go on where its file is gone. They
-            always hold the file's path and a hash of the weights.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        teacher: source of the teacher (see ``teacher_from``), several sources, or a ``Teacher``. The logits of several
+            teachers are averaged. If null, there is no teacher.
+        keep_teacher: whether checkpoints contain the teacher, so that a run can resume without the teacher's file. They
+            always contain the file's path and a hash of the weights.
+        Other arguments: see ``Classifier``.
 
     Raises:
         ValueError: if ``num_classes`` is out of range; at the start of training, if the teacher has other classes or

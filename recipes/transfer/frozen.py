@@ -73,13 +73,9 @@ class FrozenClassifier(Classifier):
     """A classifier whose encoder is frozen and whose head reads the features of one of its stages.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; its weights stay as they are.
-        num_classes: how many classes there are, > 1.
-        stage: of the encoder (``recipes.nn.stages``), from 0; the mean of its output over all places is what the head
-            reads. None takes the features of the encoder.
-        optimizer: makes the optimiser from parameter groups.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        stage: number of the stage of the encoder (``recipes.nn.stages``) whose output, averaged over all places, the
+            head reads; >= 0. If null, the head reads the features of the encoder.
+        Other arguments: see ``Classifier``.
 
     Raises:
         ValueError: if ``num_classes`` is out of range or the encoder has no such stage.
