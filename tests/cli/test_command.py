@@ -208,7 +208,7 @@ def test_processes_that_torchrun_starts_share_a_directory_and_their_batch_norm(t
     assert not [message for message in sum(messages, []) if "batch norm" in message]
 
 
-def test_the_first_process_that_torchrun_starts_makes_a_directory_for_each_of_its_runs(tmp_path, monkeypatch):
+def test_the_first_process_of_torchrun_makes_a_directory_for_each_of_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv(RUN_DIRECTORY, str(tmp_path / "of-an-earlier-run"))
     first, second = new_directory(tmp_path), new_directory(tmp_path)

@@ -220,7 +220,7 @@ def test_two_devices_end_as_one(recipe):
         assert distance(other, one) < 1e-10
 
 
-def test_a_run_that_was_saved_after_the_last_step_of_a_task_ends_the_task_when_it_goes_on(tmp_path):
+def test_a_run_saved_after_the_last_step_of_a_task_ends_the_task_when_resumed(tmp_path):
     class SaveLast(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if trainer.global_step == 2 * STEPS:

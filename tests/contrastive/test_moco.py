@@ -53,7 +53,7 @@ def view_of(recipe, batch, view):
     return recipe.normalize(recipe.views(batch.image, Key(0, 0, batch.index, view))).double()
 
 
-def test_a_key_is_compared_with_the_queue_of_before_the_step_and_enters_it_afterwards(tmp_path):
+def test_a_key_is_compared_with_the_queue_before_the_step_and_enters_it_afterwards(tmp_path):
     recipe = fit(watched(temperature=0.3), tmp_path)
     rows, position = torch.empty(0), 0
     for batch, (queue, position), networks, keys, loss in recipe.steps:

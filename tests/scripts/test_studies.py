@@ -75,7 +75,7 @@ def test_the_table_has_a_row_for_each_variant_and_a_dash_for_what_it_did_not_mea
     )
 
 
-def test_a_table_of_groups_has_their_columns_side_by_side_and_a_dash_where_a_row_is_not_in_a_group(
+def test_a_table_of_groups_has_columns_side_by_side_and_a_dash_for_a_missing_row(
     measured,
 ):
     grouped = studies.Study(

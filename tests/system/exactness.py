@@ -101,7 +101,7 @@ class Death:
 
 
 class Interference(Callback):
-    """Kills the process before it trains on a batch or while it saves, and draws no pictures, which take too long.
+    """Kills the process before it trains on a batch or while it saves, and leaves out pictures, which take too long.
 
     Args:
         epoch: of the batch.
@@ -114,7 +114,6 @@ class Interference(Callback):
         self.saves = save
 
     def setup(self, trainer, pl_module, stage):
-        draw_nothing()
         for callback in trainer.callbacks:
             if isinstance(callback, Pictures):
                 callback.on_fit_end = lambda *_: None
@@ -204,11 +203,18 @@ class Runs:
             options |= {"ckpt_path": after.path} if after else {}
             options |= {"trainer.callbacks": f"{__name__}.Interference"}
             options |= {f"trainer.callbacks.{name}": value for name, value in (killed or {}).items()}
-            ended = run(main, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes)
+            ended = run(
+                _undrawn, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes
+            )
             assert ended == [signal.SIGKILL if killed else None] * processes
             (metrics,) = runs.glob("*/*/metrics.csv")
             self.done[key] = Run(metrics.parent)
         return self.done[key]
+
+
+def _undrawn(args: list[str]) -> None:
+    draw_nothing()
+    main(args)
 
 
 def difference(run: Run, reference: Run) -> float:

@@ -104,7 +104,7 @@ def test_the_scores_are_those_of_the_features_of_the_labelled_training_images(so
     assert found.stages == tuple(stage.name for stage in stages(source.encoder))
 
 
-def test_the_reference_is_the_same_network_with_random_weights_on_the_normalisation_of_the_data(source):
+def test_the_reference_is_the_network_with_random_weights_on_normalised_data(source):
     data = target(20)
     found = measure("mine", source.encoder, data)
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ class Own(Encoder):
     """Around a network that somebody else has made."""
 
 
-def test_a_network_that_cannot_be_made_anew_is_compared_with_the_shares_of_the_classes(source):
+def test_a_network_that_cannot_be_reinitialised_is_compared_with_class_frequencies(source):
     encoder = Own(copy.deepcopy(source.encoder.network), 32, in_channels=1)
     found = measure("mine", encoder, target(10))
     assert found.random is None

@@ -126,7 +126,7 @@ def test_verifying_trains_all_strategies_and_says_whether_the_advice_held(run, c
     assert "One of the 180 validation images is 0.6 points" in text
 
 
-def test_weights_of_torchvision_bring_their_classifier_and_small_grey_pictures_are_told_of(monkeypatch, capsys):
+def test_torchvision_weights_bring_their_classifier_and_small_images_get_a_warning(monkeypatch, capsys):
     state = models.mobilenet_v3_small().state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, **options: dict(state))
     advise("--encoder", "mobilenet_v3_small", "--weights", "DEFAULT")
