@@ -19,7 +19,8 @@ class Joint(ContinualRecipe):
         fresh: whether each task starts from random weights. If false, it starts from the weights of the previous task
             (warm start, as in Li & Hoiem, 2016, arXiv:1606.09282, where joint training starts from the old network).
         warmup_epochs: number of first epochs of each later task in which only the new head learns, >= 0 (Li & Hoiem,
-            2016, Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs. Cannot be combined with ``fresh``.
+            2016, Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs.
+            Cannot be combined with ``fresh``.
         later_lr_factor: factor on the learning rate in all tasks after the first, > 0 (Li & Hoiem, 2016, Section 3: 0.1
             to 0.02).
         Other arguments: see ``ContinualRecipe``.
