@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import PARTS
-from studies import STUDIES, Study
-from studies.runs import RESULTS, ROOT, summary
+from studies import RESULTS, ROOT, STUDIES, Study
+
+from recipes.launch.results import summary
 
 FILES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 

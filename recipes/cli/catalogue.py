@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from recipes.errors import nearest
+from recipes.launch.configs import CONFIGS, config_file, config_names
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+__all__ = ["CONFIGS", "OVERVIEW", "config_file", "config_names", "data_names", "recipe_names", "table"]
 
 OVERVIEW = """\
 usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [options]
@@ -32,25 +32,6 @@ usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [opt
   recipes fit --model.help SimCLR       those of a recipe
   recipes fit --data.help Digits        those of a DataModule
 """
-
-
-def config_names() -> list[str]:
-    """The names of the packaged configs."""
-    return sorted(path.stem for path in CONFIGS.glob("*/*.yaml"))
-
-
-def config_file(name: str) -> Path:
-    """The file of a packaged config.
-
-    Raises:
-        FileNotFoundError: if there is no such config.
-    """
-    for path in CONFIGS.glob("*/*.yaml"):
-        if path.stem == name:
-            return path
-    raise FileNotFoundError(
-        f"no config {name!r}{nearest(name, config_names())}: give a name from 'recipes list' or a path to a YAML file"
-    )
 
 
 def recipe_names() -> list[str]:
