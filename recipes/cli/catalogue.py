@@ -15,7 +15,7 @@ usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [opt
   predict    write features, and the classes of unlabelled pictures, to files
   advise     say which strategy of transfer learning suits an encoder and your pictures, and write its config
   probe      compare classifiers on the frozen features of every stage of an encoder
-  compare    draw several continual runs together, and print a table of them
+  compare    compare finished runs in one table and figures, averaged over their seeds
   export     write a trained classifier for torch.export, ONNX and safetensors
   list       show the recipes, DataModules and configs there are
 
