@@ -10,7 +10,8 @@ from datamodules.sources.folder import ImageFolder
 from datamodules.sources.standard import CIFAR10, CIFAR100, KMNIST, MNIST, STL10, SVHN, FashionMNIST
 from datamodules.wrappers.semi_supervised import SemiSupervised
 from datamodules.wrappers.subset import Subset
-from datamodules.wrappers.task_sequence import TaskImages, TaskSequence, TaskSplits
+from datamodules.wrappers.task_images import TaskImages, TaskSplits
+from datamodules.wrappers.task_sequence import TaskSequence
 from datamodules.wrappers.tasks import (
     Scenario as Scenario,  # no class, and so not below, where the command looks for data
 )

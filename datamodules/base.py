@@ -47,9 +47,9 @@ class ImageDataModule(LightningDataModule):
     share of the global batches.
 
     Args:
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
-            usable CPUs divided by the devices of the machine, at most 16.
+        batch_size: images per step over all devices together, >= 1; a multiple of the number of devices.
+        num_workers: number of processes per device that load images, >= 0. If null, uses 0 for images in memory;
+            otherwise the usable CPUs divided by the devices of the machine, at most 16.
 
     Raises:
         ValueError: if ``batch_size`` is not positive or ``num_workers`` is negative.
@@ -184,8 +184,11 @@ class ImageDataModule(LightningDataModule):
         """The test images in order, or the training images where there is no test split."""
         return self.in_order(self.splits.test or self.splits.train)
 
-    def bank_dataloader(self) -> DataLoader[Batch]:
+    def bank_dataloader(self, every: int = 1) -> DataLoader[Batch]:
         """The labelled training images in order, none left out: for nearest neighbours and probes.
+
+        Args:
+            every: takes one of so many labelled images, > 0, where all do not fit in memory.
 
         Raises:
             ValueError: if none is labelled.
@@ -194,7 +197,7 @@ class ImageDataModule(LightningDataModule):
         labelled = (train.label >= 0).nonzero().flatten()
         if not len(labelled):
             raise ValueError(f"{type(self).__name__} has no labelled training images here")
-        return self.in_order(train, labelled)
+        return self.in_order(train, labelled[::every])
 
     def in_order(
         self, dataset: ImageDataset, positions: Tensor | None = None, shared: bool = True

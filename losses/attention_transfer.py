@@ -17,7 +17,7 @@ class AttentionTransfer(FeatureLoss):
     Computed in float32, or float64 for float64 input.
 
     Args:
-        p: exponent of the activations, at least 1; the larger, the more the strongest count.
+        p: exponent of the activations, >= 1. A larger exponent gives more weight to the strongest activations.
 
     Raises:
         ValueError: if the exponent is below 1.

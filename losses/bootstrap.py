@@ -17,8 +17,8 @@ class BootstrapLoss(nn.Module):
     with the temperature α and j over all images. Computed in float32, or float64 for float64 input.
 
     Args:
-        negatives_weight: β, at least 0.
-        temperature: α, > 0; without negatives it plays no part.
+        negatives_weight: weight β of the negatives, >= 0.
+        temperature: softmax temperature α for the negatives, > 0. Unused if negatives_weight is 0.
 
     Raises:
         ValueError: if ``negatives_weight`` is negative or the temperature not positive.

@@ -20,10 +20,10 @@ class DecoupledSoftTarget(FeatureLoss):
     Published code lets the weight of this loss rise from 0 over the first 20 epochs; that is not done here.
 
     Args:
-        temperature: T, by which all logits are divided, > 0.
-        target_weight: of the target class against the others, at least 0.
-        non_target_weight: of the probabilities among the other classes, at least 0.
-        scale_t2: multiplies by T², so that the gradient keeps its size when T changes.
+        temperature: temperature T by which all logits are divided, > 0.
+        target_weight: weight of the target class against all other classes, >= 0.
+        non_target_weight: weight of the probabilities among the other classes, >= 0.
+        scale_t2: whether to multiply the loss by T², so that the gradient keeps its size when T changes.
 
     Raises:
         ValueError: if the temperature is not a positive number or a weight is negative.

@@ -14,7 +14,7 @@ class InfoNCE(nn.Module):
     of vectors: the matrix of logits is never stored.
 
     Args:
-        temperature: of the softmax over similarities, > 0.
+        temperature: softmax temperature for the similarities, > 0.
 
     Raises:
         ValueError: if the temperature is not a positive number.

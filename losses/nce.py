@@ -17,7 +17,7 @@ class NCE(nn.Module):
     Computed in float32, or float64 for float64 input.
 
     Args:
-        temperature: τ, > 0.
+        temperature: softmax temperature τ for the similarities, > 0.
 
     Raises:
         ValueError: if the temperature is not a positive number.

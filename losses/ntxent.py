@@ -14,8 +14,8 @@ class NTXent(nn.Module):
     in memory that grows with the batch and not with its square.
 
     Args:
-        temperature: of the softmax over similarities, > 0 (Table 5: 0.1 for long training of large batches, 0.5 for
-            short training of small ones).
+        temperature: softmax temperature for the similarities, > 0 (Table 5: 0.1 for long training of large batches, 0.5
+            for short training of small ones).
 
     Raises:
         ValueError: if the temperature is not a positive number.

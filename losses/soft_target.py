@@ -19,9 +19,9 @@ class SoftTarget(nn.Module):
     times classes, but both logits and the gradient, each in its own precision.
 
     Args:
-        temperature: T, > 0 (4: published code of Tian et al., 2020, arXiv:1910.10699). It may be set anew between
-            calls, as by a schedule.
-        scale_t2: multiplies by T², so that the gradient keeps its size when T changes (Section 2).
+        temperature: temperature T, > 0 (4: published code of Tian et al., 2020, arXiv:1910.10699). A schedule may set
+            the attribute between calls.
+        scale_t2: whether to multiply the loss by T², so that the gradient keeps its size when T changes (Section 2).
 
     Raises:
         ValueError: if the temperature is not a positive number.

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from recipes.evaluation.tables import versions
-from tests.system.exactness import BATCHES, STEPS, Runs
+from tests.system.exactness import BATCHES, CASES, STEPS, Runs
+
+SLOW = 4  # seconds
+WHOLE_RUNS = Path(__file__).parent / "system"
 
 
 def pytest_addoption(parser):
@@ -16,6 +19,34 @@ def pytest_addoption(parser):
         metavar="PATH",
         help="write how far apart the runs of one result are, as JSON",
     )
+
+    parser.addoption("--quick", action="store_true", help="leave out the tests that are marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Divides the tests among processes: by file, but by case those that share whole runs of a case."""
+    for item in items:
+        group = item.nodeid.partition("::")[0]
+        if item.path.is_relative_to(WHOLE_RUNS):
+            group = item.callspec.params.get("case", CASES[0]) if hasattr(item, "callspec") else CASES[0]
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+    if config.getoption("--quick"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Names the tests that take long and are not marked slow, which would make ``scripts/test --quick`` slow."""
+    seconds = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and "slow" not in report.keywords:
+                seconds[report.nodeid.partition("@")[0]] += report.duration
+    if long := {name: time for name, time in seconds.items() if time > SLOW}:
+        terminalreporter.section(f"took more than {SLOW} s and are not marked slow")
+        for name in sorted(long, key=long.get, reverse=True):
+            terminalreporter.line(f"{long[name]:6.1f} s  {name}")
 
 
 @pytest.fixture(scope="session")

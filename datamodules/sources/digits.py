@@ -15,16 +15,16 @@ _TEST, _VAL = 360, 180  # 20 % and 10 % of 1,797; 1,257 are left to train on
 
 
 class Digits(ImageDataModule):
-    """The 1,797 handwritten digits of 8×8 pixels that come with scikit-learn: nothing is downloaded.
+    """1,797 handwritten digits of 8×8 grey pixels that come with scikit-learn, without a download.
 
     They are the test part of Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998, UCI). 1,257 are for
     training, 180 for validation and 360 for testing, with the classes in proportion; the split is always the same.
 
     Args:
-        size: height and width of the images, at least 8.
-        mode: ``resize`` enlarges the digits to ``size`` (bilinear), ``pad`` puts black around their 8×8 pixels.
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+        size: height and width of the images in pixels, >= 8.
+        mode: way to reach ``size``: ``resize`` enlarges the digits (bilinear), ``pad`` puts black around their 8×8
+            pixels.
+        Other arguments: see ``ImageDataModule``.
 
     Raises:
         ValueError: if ``size`` is below 8.

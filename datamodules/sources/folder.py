@@ -21,7 +21,7 @@ _CACHE_VERSION = 1  # of what ``decode`` does and of the cache file's content
 
 
 class ImageFolder(ImageDataModule):
-    """Your own pictures.
+    """Images from a folder, with or without class subfolders.
 
     Three layouts are understood: ``root/train/<class>/*``, with ``root/val`` and ``root/test`` where there are any;
     ``root/<class>/*`` alone, which is split here, with the classes in proportion and always in the same way; and
@@ -31,20 +31,19 @@ class ImageFolder(ImageDataModule):
     become white.
 
     Args:
-        root: the folder that holds the pictures.
-        image_size: height and width that pictures are brought to.
-        channels: 3 (RGB) or 1 (grey).
-        val_fraction: share of the training pictures that is for validation where there is no ``root/val``; in [0, 1).
-        test_fraction: share that is for testing where ``root`` holds class folders alone; in [0, 1).
-        memory_limit: in bytes. Pictures that take no more when decoded (count × channels × image_size²) are decoded
-            once, into memory; else workers decode them when they are needed.
-        cache: keeps what was decoded in a file for the next run, which a change of a picture or of a setting makes
-            void: true is a hidden file in ``root``, a path is a file of your choice.
-        on_error: what to do about a file that cannot be read: ``raise`` an error that names it, or ``skip`` it with a
-            warning. To know what to skip, all files are decoded at the start, also above ``memory_limit``.
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
-            usable CPUs divided by the devices of the machine, at most 16.
+        root: folder that holds the images.
+        image_size: height and width in pixels to which images are scaled and cropped, >= 1.
+        channels: number of channels: 3 (RGB) or 1 (grey).
+        val_fraction: share of the training images that is used for validation if ``root/val`` does not exist, in [0,
+            1).
+        test_fraction: share of the images that is used for testing if ``root`` holds only class folders, in [0, 1).
+        memory_limit: number of bytes up to which all images are decoded once and kept in memory (count × channels ×
+            image_size²). Above it, workers decode images when they are needed.
+        cache: file that keeps the decoded images for the next run. True uses a hidden file in ``root``, false none. A
+            change of an image or of a setting makes the file invalid.
+        on_error: reaction to a file that cannot be read: ``raise`` an error that names it, or ``skip`` it with a
+            warning. ``skip`` decodes all files at the start, also above ``memory_limit``.
+        Other arguments: see ``ImageDataModule``.
 
     Attributes:
         paths: for each of the splits train, val and test, the file at each ``Batch.index``; after ``setup``.

@@ -19,11 +19,10 @@ class StandardImages(ImageDataModule):
     """A dataset that torchvision downloads and reads. Subclasses fill in the table below and nothing else.
 
     Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        val_fraction: share of the labelled training images that is for validation instead, with the classes in
-            proportion and always the same images; in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+        root: folder that holds the datasets. Missing files are downloaded into it.
+        val_fraction: share of the labelled training images that is used for validation instead, in [0, 1). The classes
+            are in proportion, and the selection is the same in every run.
+        Other arguments: see ``ImageDataModule``.
 
     Raises:
         FileNotFoundError: if files are missing and cannot be downloaded.
@@ -104,11 +103,7 @@ _IDX = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte
 class MNIST(StandardImages):
     """70,000 handwritten digits of 28×28 grey pixels (LeCun et al., 1998); 10,000 are for testing.
 
-    Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        val_fraction: share of the training images that is for validation instead, always the same images; in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+    Arguments: see ``StandardImages``.
     """
 
     reader = datasets.MNIST
@@ -122,11 +117,7 @@ class FashionMNIST(StandardImages):
 
     10,000 are for testing.
 
-    Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        val_fraction: share of the training images that is for validation instead, always the same images; in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+    Arguments: see ``StandardImages``.
     """
 
     reader = datasets.FashionMNIST
@@ -143,11 +134,7 @@ class KMNIST(StandardImages):
 
     10,000 are for testing.
 
-    Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        val_fraction: share of the training images that is for validation instead, always the same images; in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+    Arguments: see ``StandardImages``.
     """
 
     reader = datasets.KMNIST
@@ -158,11 +145,7 @@ class KMNIST(StandardImages):
 class CIFAR10(StandardImages):
     """60,000 photographs in ten classes, 32×32 RGB pixels (Krizhevsky, 2009); 10,000 are for testing.
 
-    Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        val_fraction: share of the training images that is for validation instead, always the same images; in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+    Arguments: see ``StandardImages``.
     """
 
     reader = datasets.CIFAR10
@@ -173,11 +156,7 @@ class CIFAR10(StandardImages):
 class CIFAR100(StandardImages):
     """60,000 photographs in a hundred classes, 32×32 RGB pixels (Krizhevsky, 2009); 10,000 are for testing.
 
-    Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        val_fraction: share of the training images that is for validation instead, always the same images; in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+    Arguments: see ``StandardImages``.
     """
 
     reader = datasets.CIFAR100
@@ -189,11 +168,7 @@ class CIFAR100(StandardImages):
 class SVHN(StandardImages):
     """99,289 house number digits from photographs, 32×32 RGB pixels (Netzer et al., 2011); 26,032 are for testing.
 
-    Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        val_fraction: share of the training images that is for validation instead, always the same images; in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+    Arguments: see ``StandardImages``.
     """
 
     reader = datasets.SVHN
@@ -211,12 +186,9 @@ class STL10(StandardImages):
     5,000 are for training and 8,000 for testing. The unlabelled ones come from a broader distribution.
 
     Args:
-        root: the folder that holds the datasets; files that are missing are downloaded into it.
-        unlabelled: adds the 100,000 unlabelled images to the training images, with label -1 (2.8 GB of memory).
-        val_fraction: share of the labelled training images that is for validation instead, always the same images;
-            in [0, 1).
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device; none takes 0, as the images are in memory.
+        unlabelled: whether to add the 100,000 unlabelled images to the training images, with label -1 (2.8 GB of
+            memory).
+        Other arguments: see ``StandardImages``.
     """
 
     reader = datasets.STL10

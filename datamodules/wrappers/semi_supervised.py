@@ -10,7 +10,7 @@ from datamodules.loading.split import per_class
 
 
 class SemiSupervised(ImageDataModule):
-    """Another DataModule with the labels of all but a few training images hidden (-1), for semi-supervised learning.
+    """Hides the labels (-1) of most training images of another DataModule, for semi-supervised learning.
 
     Which images keep their labels is always the same, whatever the seed of the run; those of a smaller
     ``labels_per_class`` are among those of a larger one. Validation and test images keep theirs. Every global batch
@@ -19,14 +19,12 @@ class SemiSupervised(ImageDataModule):
     labelled ones and no other is used.
 
     Args:
-        base: where the images are from; its own batch_size and num_workers are not used.
-        labelled_per_batch: how many images of each global batch are labelled, from 1 to ``batch_size``.
-        labels_per_class: how many images of each class keep their label, at least 1. Give this or ``fraction``.
-        fraction: share of the labelled images of each class that keep their label, but at least one image, in (0, 1].
+        base: source of the images. Its own batch_size and num_workers are not used.
+        labelled_per_batch: number of labelled images in each global batch, from 1 to ``batch_size``.
+        labels_per_class: number of images of each class that keep their label, >= 1. Give this or ``fraction``.
+        fraction: share of the labelled images of each class that keep their label, in (0, 1]; at least one image does.
             Give this or ``labels_per_class``.
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
-            usable CPUs divided by the devices of the machine, at most 16.
+        Other arguments: see ``ImageDataModule``.
 
     Raises:
         ValueError: if an argument is out of its range, if not exactly one of ``labels_per_class`` and ``fraction`` is

@@ -10,20 +10,17 @@ from datamodules.loading.split import per_class
 
 
 class Subset(ImageDataModule):
-    """Some of the classes of another DataModule, or some training images of each.
+    """Selects classes, or a few training images per class, of another DataModule.
 
     Which images stay is always the same, whatever the seed of the run; those of a smaller ``per_class`` are among those
     of a larger one. Validation and test keep all images of the classes. Images without a label are left out.
 
     Args:
-        base: where the images are from; its own batch_size and num_workers are not used.
-        classes: names of the classes that stay, in the order of their new labels 0, 1, ...; none keeps all.
-        per_class: at most so many training images of each class stay, at least 1; none keeps all.
-        leave_out: names of classes that have no training images; they keep their labels, and all validation and test
-            images.
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
-            usable CPUs divided by the devices of the machine, at most 16.
+        base: source of the images. Its own batch_size and num_workers are not used.
+        classes: names of the classes to keep, in the order of their new labels 0, 1, .... If null, keeps all.
+        per_class: largest number of training images of each class, >= 1. If null, keeps all.
+        leave_out: names of classes without training images. They keep their labels, and all validation and test images.
+        Other arguments: see ``ImageDataModule``.
 
     Raises:
         ValueError: if ``per_class`` is not positive, a class is named twice or is not there, or a split has none of the

@@ -1,13 +1,9 @@
 """Task after task: any DataModule as a sequence to learn from without a look back."""
 
-import hashlib
 import math
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import accumulate
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,82 +11,22 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import InterpolationMode, rotate
 
 from datamodules.base import ImageDataModule, Splits
 from datamodules.batch import Batch
-from datamodules.loading.dataset import ImageDataset, ImageSelection
 from datamodules.loading.sampler import GlobalBatchSampler
-from datamodules.wrappers.tasks import Scenario, TaskBatch, Tasks
+from datamodules.wrappers.task_epochs import TaskEpochs, end_epoch_of_killed_run, follow_tasks
+from datamodules.wrappers.task_images import Change, TaskImages, TaskSplits, permutations, relabelled, rotations
+from datamodules.wrappers.tasks import Scenario, Tasks
 
 By = Literal["classes", "permutation", "rotation", "datasets"]
-Change = Callable[[Tensor, int], Tensor]
 
 _NUM_TASKS = 5  # van de Ven & Tolias, 2019: five tasks of two classes
 _HALF_TURN = 180.0  # Lopez-Paz & Ranzato, 2017, arXiv:1706.08840: rotations between 0 and 180 degrees
 
 
-class TaskImages(ImageDataset):
-    """The images of all tasks in one dataset, task after task.
-
-    Args:
-        parts: the images of each task, with the labels that they have in the sequence.
-        change: makes of images uint8 [B, C, H, W] and the number of their task the images of that task, uint8 of the
-            same shape; none leaves them as they are.
-
-    Attributes:
-        task: int64 [N], the number of the task that each image is of.
-    """
-
-    def __init__(self, parts: Sequence[ImageDataset], change: Change | None = None) -> None:
-        sizes = torch.tensor([len(part) for part in parts])
-        self.parts = parts
-        self.change = change
-        self.label = torch.cat([part.label for part in parts])
-        self.task = torch.arange(len(parts)).repeat_interleave(sizes)
-        self.first = sizes.cumsum(0) - sizes  # [tasks], where each begins
-        self.in_memory = all(part.in_memory for part in parts)
-
-    def images(self, index: Tensor) -> Tensor:
-        """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
-        task = self.task[index]
-        if not len(task) or bool((task == task[0]).all()):  # as in training, and faster than to ask which there are
-            return self._of_task(int(task[0]) if len(task) else 0, index)
-        present = task.unique().tolist()
-        places = [(task == number).nonzero().flatten() for number in present]
-        parts = [self._of_task(number, index[place]) for number, place in zip(present, places, strict=True)]
-        return torch.cat(parts)[torch.cat(places).argsort()]
-
-    def digest(self) -> str:
-        """SHA-256 of those of the tasks, and of what each does to a picture."""
-        whole = hashlib.sha256()
-        shape = self.images(torch.tensor([0])).shape
-        picture = torch.arange(shape.numel()).remainder(256).to(torch.uint8).view(shape)
-        for number, part in enumerate(self.parts):
-            changed = picture if self.change is None else self.change(picture, number)
-            whole.update(part.digest().encode() + changed.numpy().tobytes())
-        return whole.hexdigest()
-
-    def __getitems__(self, indices: list[int]) -> TaskBatch:  # type: ignore[override]  # a batch with a field more
-        index = torch.tensor(indices, dtype=torch.int64)
-        return TaskBatch(self.images(index), self.label[index], index, self.task[index])
-
-    def _of_task(self, number: int, index: Tensor) -> Tensor:
-        image = self.parts[number].images(index - self.first[number])
-        return image if self.change is None else self.change(image, number)
-
-
-@dataclass(frozen=True)
-class TaskSplits(Splits):
-    """The images of a ``TaskSequence``; see ``Splits``."""
-
-    train: TaskImages
-    val: TaskImages | None = None
-    test: TaskImages | None = None
-
-
 class TaskSequence(ImageDataModule):
-    """Other DataModules as a sequence of tasks that are learned one after the other, within one ``Trainer.fit``.
+    """Splits DataModules into a sequence of tasks for continual learning.
 
     The tasks are made in one of four ways:
 
@@ -113,24 +49,23 @@ class TaskSequence(ImageDataModule):
     the run ends there.
 
     Args:
-        base: where the images are from; its own batch_size and num_workers are not used.
+        base: source of the images. Its own batch_size and num_workers are not used.
         then: further DataModules, for tasks by ``datasets``.
-        by: what makes the tasks: ``classes``, ``permutation``, ``rotation`` or ``datasets``.
-        scenario: ``task``, ``class`` or ``domain``: what the labels are, and whether a network is told the task; see
-            ``Tasks``.
-        num_tasks: how many tasks there are; none is 5, or as many as there are class_groups or datasets.
-        class_groups: names of the classes of each task, for tasks by ``classes``; those that are named nowhere are left
-            out. None gives each task as many.
-        order_seed: of the order of the classes, or of the pixels, at least 0. None keeps the order of the classes, and
-            is 0 for pixels. 1993 is the order of CIFAR-100's classes in FACIL and PyCIL.
-        angle: in degrees, between one task and the next, for tasks by ``rotation``; none is 180 / num_tasks.
-        epochs_per_task: how often each task's images are gone through, at least 1: one number, or one for each task.
-        batch_size: images per step over all devices together; must divide by their number.
-        num_workers: processes that load images, per device. None takes 0 where the images are in memory, else the
-            usable CPUs divided by the devices of the machine, at most 16.
+        by: way to make tasks: ``classes``, ``permutation``, ``rotation`` or ``datasets``.
+        scenario: meaning of the labels, and whether the network is given the task: ``task``, ``class`` or ``domain``;
+            see ``Tasks``.
+        num_tasks: number of tasks. If null, uses the number of class_groups or datasets, otherwise 5.
+        class_groups: names of the classes of each task, for tasks by ``classes``. Classes that are not named are left
+            out. If null, each task gets equally many classes.
+        order_seed: seed for the order of the classes, or of the pixels, >= 0. If null, keeps the order of the classes
+            and uses 0 for pixels. 1993 is the order of CIFAR-100's classes in FACIL and PyCIL.
+        angle: degrees between consecutive tasks, for tasks by ``rotation``. If null, uses 180 / num_tasks.
+        epochs_per_task: number of epochs of each task, >= 1: one number, or one for each task.
+        Other arguments: see ``ImageDataModule``.
 
     Attributes:
         epochs_per_task: one number for each task.
+        epochs: to which task each epoch of the run belongs.
         cumulative: whether an epoch deals the images of all tasks up to its own. A recipe sets it, in ``setup``.
 
     Raises:
@@ -200,7 +135,7 @@ class TaskSequence(ImageDataModule):
         named = [name for group in self.class_groups or () for name in group]
         if twice := [name for name, count in Counter(named).items() if count > 1]:
             raise ValueError(f"class_groups names {twice[0]!r} twice: a class is in one task")
-        self._ends = list(accumulate(self.epochs_per_task))  # the epochs in which each task is over
+        self.epochs = TaskEpochs(self.epochs_per_task)
         self._dealt = range(0)  # the tasks that the training loader deals
         self._val_loader: DataLoader[Batch] | None = None
 
@@ -237,26 +172,6 @@ class TaskSequence(ImageDataModule):
         """Where the images of some tasks stand in one of the datasets, int64 [N] and ascending."""
         return torch.isin(dataset.task, torch.tensor(tasks)).nonzero().flatten()
 
-    # The epochs
-
-    @property
-    def total_epochs(self) -> int:
-        """How many epochs all tasks have together."""
-        return self._ends[-1]
-
-    def task_of_epoch(self, epoch: int) -> int:
-        """The number of the task that an epoch of the run belongs to; after the end, that of the last."""
-        return min(bisect_right(self._ends, epoch), self.num_tasks - 1)
-
-    def epoch_in_task(self, epoch: int) -> int:
-        """How many epochs of its task come before an epoch of the run."""
-        task = self.task_of_epoch(epoch)
-        return epoch - self._ends[task] + self.epochs_per_task[task]
-
-    def is_last_epoch(self, epoch: int) -> bool:
-        """Whether an epoch of the run is the last of its task."""
-        return epoch + 1 in self._ends
-
     # The images
 
     def prepare_data(self) -> None:
@@ -280,7 +195,7 @@ class TaskSequence(ImageDataModule):
             images = [getattr(data.splits, which) for data, _ in sources]
             if all(part is not None for part in images):
                 parts = zip(images, news, strict=True)
-                split[which] = TaskImages([_labelled(part, new) for part, new in parts], change)
+                split[which] = TaskImages([relabelled(part, new) for part, new in parts], change)
             elif any(part is not None for part in images):
                 missing = [type(data).__name__ for data, _ in sources if getattr(data.splits, which) is None]
                 rank_zero_warn(f"{missing[0]} has no {which} images: those of the other tasks are left out")
@@ -334,12 +249,9 @@ class TaskSequence(ImageDataModule):
 
     def _change(self) -> Change | None:
         if self.by == "rotation":
-            return partial(_rotated, self.angle)
+            return rotations(self.angle)
         if self.by == "permutation":
-            pixels = math.prod(self.base.image_shape[1:])
-            seeds = [(self.order_seed or 0, task) for task in range(self.num_tasks)]
-            orders = [np.random.RandomState(seed).permutation(pixels) for seed in seeds]
-            return partial(_permuted, [torch.from_numpy(order) for order in orders])
+            return permutations(math.prod(self.base.image_shape[1:]), self.num_tasks, self.order_seed or 0)
         return None
 
     # The loaders
@@ -354,12 +266,7 @@ class TaskSequence(ImageDataModule):
         self._dealt, self._val_loader = range(0), None
         if stage != "fit" or self.trainer is None:
             return
-        # Lightning counts a loader's batches when it is handed over, and tasks differ in length.
-        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-        given = self.trainer.max_epochs
-        # With max_steps, Lightning counts an epoch twice that a run was killed at the end of.
-        if self.trainer.max_steps == -1 and (given is None or not 0 <= given <= self.total_epochs):
-            self.trainer.fit_loop.max_epochs = self.total_epochs
+        follow_tasks(self.trainer, self.epochs.total)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training images of the task of this epoch, in batches, in a new order every epoch.
@@ -372,26 +279,16 @@ class TaskSequence(ImageDataModule):
         """
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         epoch = max(epoch, self._position.get("epoch", 0))  # a resumed Trainer may not know its epoch yet
-        task = self.task_of_epoch(epoch)
+        task = self.epochs.task_of(epoch)
         dealt = range(0 if self.cumulative else task, task + 1)
         images = self._given.train
         if self._train_loader is None or self._dealt != dealt or self._train_loader.dataset is not images:
             self._dealt = dealt
             loader = super().train_dataloader()
-            self._end_epoch(len(loader))
+            if self.trainer is not None:
+                end_epoch_of_killed_run(self.trainer, len(loader))
             return loader
         return self._train_loader
-
-    def _end_epoch(self, batches: int) -> None:
-        """Has Lightning see that an epoch was over, after whose last batch a run was killed.
-
-        It compares the batches that were trained on with those of the next epoch, which may be more.
-        """
-        if self.trainer is not None and self.trainer.fit_loop.restarting:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress
-            batch = progress.state_dict()["current"]
-            if progress.is_last_batch and batch["processed"] == batch["ready"]:
-                progress.current.completed = max(progress.current.completed, batches)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The validation images of all tasks, in order; no loader where there are none."""
@@ -412,18 +309,3 @@ class TaskSequence(ImageDataModule):
                     f"batch_size of at most {size}"
                 )
         return GlobalBatchSampler(self.positions(train, *dealt), self.batch_size, devices, rank, training=True)
-
-
-def _labelled(images: ImageDataset, new: Tensor) -> ImageSelection:
-    """The images of the classes that have a new label; the last of ``new`` stands for unlabelled images."""
-    label = new[images.label]
-    rows = (label >= 0).nonzero().flatten()
-    return ImageSelection(images, rows, label[rows])
-
-
-def _permuted(orders: Sequence[Tensor], image: Tensor, task: int) -> Tensor:
-    return image.flatten(2).index_select(2, orders[task]).view_as(image) if task else image
-
-
-def _rotated(angle: float, image: Tensor, task: int) -> Tensor:
-    return rotate(image, task * angle, InterpolationMode.BILINEAR) if task else image

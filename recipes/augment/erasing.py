@@ -20,8 +20,9 @@ class RandomErasing(Views):
         p: the share of images that are erased (DeiT, Touvron et al., 2021, arXiv:2012.12877, Table 9: 0.25).
         scale: range of the rectangle's area, as a share of the image's.
         ratio: range of the rectangle's height / width, drawn log-uniformly.
-        mean: of the noise, between 0 and 1.
-        std: of the noise, at least 0; with 0 the rectangle has one colour, and is black with ``mean`` 0 too.
+        mean: mean of the noise, in [0, 1].
+        std: standard deviation of the noise, >= 0. With 0 the rectangle has one colour; with ``mean`` 0 too it is
+            black.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -193,7 +193,7 @@ class DeiTViews(Compose):
         size: height and width of a view in pixels; None is the size of the image.
         scale: range of the crop's area, as a share of the image's.
         flip: the share of views that are flipped; 0 where left and right differ in meaning.
-        magnitude: of RandAugment, between 0 and 10.
+        magnitude: mean magnitude of RandAugment, in [0, 10].
         erasing: the share of views of which a rectangle is erased.
 
     Raises:

@@ -17,11 +17,8 @@ class Classifier(Recipe):
     """An encoder with a linear layer on top that gives the logits of the classes. A subclass writes ``training_step``.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        num_classes: number of classes, > 1. The ``recipes`` command takes it from the DataModule.
+        Other arguments: see ``Recipe``.
 
     Attributes:
         class_names: of the labels 0, 1, ..., once the data is known; they are kept in checkpoints.

@@ -30,13 +30,13 @@ class Recipe(AnyRecipe):
     """A way to train an encoder. A subclass adds what its method needs and writes ``training_step``.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-            A schedule of ``recipes.optim`` moves every step and knows the length of the run; torch's move every epoch.
-        lr_batch_size: the global batch size that the learning rate is stated for: the one in use is
-            lr × batch size / lr_batch_size (linear scaling rule, Goyal et al., 2017, arXiv:1706.02677).
-            Null uses it as it stands.
+        encoder: network that maps images [B, C, H, W] to features [B, F].
+        optimizer: optimiser of the trainable parameters. Norm layers and biases get no weight decay.
+        scheduler: learning-rate schedule. Schedules of ``recipes.optim`` change the learning rate every step and know
+            the length of the run; torch's schedules change it every epoch. If null, the learning rate is constant.
+        lr_batch_size: global batch size for which the learning rate is stated, > 0. The run multiplies the learning
+            rate by (its batch size / lr_batch_size) (linear scaling rule, Goyal et al., 2017, arXiv:1706.02677). If
+            null, uses the learning rate as it is.
 
     Attributes:
         views: draws one random view of every image, see ``view``. Null, unless the method sets it.

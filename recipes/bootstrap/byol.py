@@ -20,7 +20,7 @@ from recipes.optim import LARS, WarmupCosine
 
 
 class BYOL(Recipe):
-    """Bootstrap Your Own Latent (Grill et al., 2020, arXiv:2006.07733).
+    """Self-supervised learning without negatives: predicts a momentum target (Grill et al., 2020, arXiv:2006.07733).
 
     From one view of an image, an online network predicts what a target network, its slowly moving average, makes of
     another view. There are no negatives: that not all images get the same features rests on the predictor, on the
@@ -29,22 +29,21 @@ class BYOL(Recipe):
     sphere, 0 where all are the same; ``val/effective_rank`` and ``val/feature_std`` say the same of features.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; f(·) in the paper.
-        projection_dim: width of the projections and predictions.
-        projection_hidden_dim: width of the hidden layer of projector and predictor.
-        momentum: τ of the target at the first step, in [0, 1]; it rises to 1 by half a cosine.
-        constant_momentum: whether τ stays as it is. With 0 the target then is the online network of the step before,
-            with 1 the network as it was made (Table 5a).
-        predictor: whether there is one; without, projections are predictions (Table 5b).
-        target: whether targets come from the momentum copy, without gradient; if not, they are the online network's
-            projections, and the gradient flows through them too (Table 5b).
-        negatives_weight: β of the loss that also drives predictions away from targets of other images, at least 0
+        encoder: network f(·) that maps images [B, C, H, W] to features [B, F].
+        projection_dim: width of the projections and predictions, > 0.
+        projection_hidden_dim: width of the hidden layer of projector and predictor, > 0.
+        momentum: momentum τ of the target network at the first step, in [0, 1]. It rises to 1 by half a cosine.
+        constant_momentum: whether τ is constant. With τ = 0 the target is the online network of the previous step, with
+            τ = 1 the network at initialisation (Table 5a).
+        predictor: whether the online network has a predictor. Without one, projections are predictions (Table 5b).
+        target: whether the targets are projections of the momentum copy, without gradient. If false, they are
+            projections of the online network, which get a gradient too (Table 5b).
+        negatives_weight: weight β of the loss term that pushes predictions away from the targets of other images, >= 0
             (Equation 6, Table 5b).
-        temperature: of the negatives, > 0.
-        views: draws one random view; applied twice to every image. Null takes the paper's two distributions.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        temperature: softmax temperature for the negatives, > 0. Unused if negatives_weight is 0.
+        views: augmentation that draws a random view, twice for every image. If null, uses the paper's two distributions
+            (``BYOLViews``).
+        Other arguments: see ``Recipe``.
 
     Raises:
         ValueError: if a number is out of its range.

@@ -11,8 +11,10 @@ from recipes.callbacks.reporting.representation_probe import RepresentationProbe
 from recipes.callbacks.running.checkpoint import Checkpoint
 from recipes.callbacks.running.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.running.compile import CompileEncoder
+from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.callbacks.running.max_norm import MaxNorm
 from recipes.callbacks.running.run_directory import RunDirectory
+from recipes.callbacks.running.summary import Summary
 from recipes.evaluation.collapse import effective_rank
 
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "CompileEncoder",
     "ContinualReport",
     "DistillationReport",
+    "FeatureCollector",
     "Health",
     "MaxNorm",
     "Pictures",
     "PredictionFile",
     "RepresentationProbe",
     "RunDirectory",
+    "Summary",
     "effective_rank",
 ]

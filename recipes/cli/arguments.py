@@ -40,7 +40,7 @@ def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
     parts = iter(args)
     for arg in parts:
         option, equals, name = arg.partition("=")
-        if option != "--import":
+        if option not in ("--import", "--import+"):
             others.append(arg)
             continue
         name = name if equals else next(parts, "")

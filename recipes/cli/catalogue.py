@@ -1,56 +1,45 @@
-"""What there is: recipes, DataModules and configs, by name."""
+"""The names of all recipes, DataModules and configs, and what ``recipes list`` prints of them."""
 
+import textwrap
 from pathlib import Path
 
-from recipes.errors import nearest
+import yaml
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+from recipes.errors import nearest
+from recipes.launch.configs import CONFIGS, config_file, config_names
+
+__all__ = ["CONFIGS", "OVERVIEW", "config_file", "config_names", "data_names", "recipe_names", "table"]
+
+_NARROWEST = 30  # characters of a column of descriptions
 
 OVERVIEW = """\
 usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [options]
 
-  fit        train, then measure the trained encoder on the test images
-  validate   measure a checkpoint on the validation images
-  test       measure a checkpoint on the test images
-  predict    write features, and the classes of unlabelled pictures, to files
-  advise     say which strategy of transfer learning suits an encoder and your pictures, and write its config
-  probe      compare classifiers on the frozen features of every stage of an encoder
-  compare    draw several continual runs together, and print a table of them
-  export     write a trained classifier for torch.export, ONNX and safetensors
-  list       show the recipes, DataModules and configs there are
+  fit        train a recipe, then evaluate its encoder on the test images
+  validate   evaluate a checkpoint on the validation images
+  test       evaluate a checkpoint on the test images
+  predict    write features, and for classifiers the predicted classes, to a file
+  advise     recommend a transfer-learning strategy for an encoder and your images, and write its config
+  probe      evaluate classifiers on the frozen features of every stage of an encoder
+  compare    compare several runs in one table, with plots
+  export     write a trained model for torch.export, ONNX and safetensors
+  list       list the recipes with their configs, and the DataModules
 
-  recipes fit --config simclr-digits                       a packaged config by name, or any YAML by path
+  recipes fit --config simclr-digits                       a packaged config by name, or a YAML file by path
   recipes fit --config simclr-digits --model.temperature 0.2 --trainer.max_epochs 50
-  recipes fit --config simclr-folder --data.root pictures  your own pictures
+  recipes fit --config simclr-folder --data.root pictures  your own images
   recipes fit --model SimCLR --data Digits --model.encoder ConvNet
-  recipes fit --ckpt_path runs/simclr-digits/<time>        go on with a run
-  recipes test --ckpt_path runs/simclr-digits/<time>       a run's directory, or a checkpoint file
+  recipes fit --config simsiam.yaml --import simsiam.py    a recipe of your own
+  recipes fit --ckpt_path runs/simclr-digits/<time>        resume a run
+  recipes test --ckpt_path runs/simclr-digits/<time>       a run directory, or a checkpoint file
   recipes fit --config simclr-digits --trainer.logger WandbLogger
   recipes advise --data ImageFolder --data.root pictures --encoder resnet18 --weights DEFAULT
 
-  recipes fit --help                    all options
-  recipes fit --model.help SimCLR       those of a recipe
-  recipes fit --data.help Digits        those of a DataModule
+  recipes COMMAND --help                all options of a command
+  recipes fit --model.help SimCLR       the options of a recipe
+  recipes fit --data.help Digits        the options of a DataModule
+  recipes list --family contrastive     the recipes of one family
 """
-
-
-def config_names() -> list[str]:
-    """The names of the packaged configs."""
-    return sorted(path.stem for path in CONFIGS.glob("*/*.yaml"))
-
-
-def config_file(name: str) -> Path:
-    """The file of a packaged config.
-
-    Raises:
-        FileNotFoundError: if there is no such config.
-    """
-    for path in CONFIGS.glob("*/*.yaml"):
-        if path.stem == name:
-            return path
-    raise FileNotFoundError(
-        f"no config {name!r}{nearest(name, config_names())}: give a name from 'recipes list' or a path to a YAML file"
-    )
 
 
 def recipe_names() -> list[str]:
@@ -71,20 +60,58 @@ def data_names() -> list[str]:
     ]
 
 
-def table() -> str:
-    """All recipes, DataModules and configs with one line each."""
+def families() -> dict[str, list[str]]:
+    """The names of the recipes in each family, which is the package that the recipe is in."""
+    import recipes
+
+    found: dict[str, list[str]] = {}
+    for name in sorted(recipe_names(), key=str.lower):
+        family = getattr(recipes, name).__module__.split(".")[1]
+        found.setdefault(family, []).append(name)
+    return dict(sorted(found.items()))
+
+
+def table(family: str | None = None, width: int | None = None) -> str:
+    """All recipes by family with their configs, and all DataModules, with one line of description each.
+
+    Args:
+        family: the only family to show, without DataModules; None shows everything.
+        width: of the terminal in characters, > 0: longer descriptions are wrapped. None does not wrap.
+
+    Raises:
+        ValueError: if there is no such family.
+    """
     import datamodules
     import recipes
 
-    parts = {
-        "Recipes (--model)": [(name, _first_line(getattr(recipes, name).__doc__)) for name in recipe_names()],
-        "DataModules (--data)": [(name, _first_line(getattr(datamodules, name).__doc__)) for name in data_names()],
-        "Configs (--config)": [(name, _first_comment(config_file(name))) for name in config_names()],
-    }
-    width = max(len(name) for rows in parts.values() for name, _ in rows)
+    known = families()
+    if family is not None and family not in known:
+        raise ValueError(f"family is {family}: it must be one of {', '.join(known)}{nearest(family, known)}")
+    configs: dict[str, list[_Row]] = {}
+    for path in sorted(CONFIGS.glob("*/*.yaml"), key=lambda path: path.stem):
+        recipe = yaml.safe_load(path.read_text())["model"]["class_path"].rpartition(".")[2]
+        configs.setdefault(recipe, []).append((4, path.stem, _first_comment(path)))
+    parts: dict[str, list[_Row]] = {}
+    for each in known if family is None else [family]:
+        rows = parts[f"{each} (--model, with its configs: --config)"] = []
+        for name in known[each]:
+            rows += [(2, name, _first_line(getattr(recipes, name).__doc__)), *configs.get(name, [])]
+    if family is None:
+        about = [(2, name, _first_line(getattr(datamodules, name).__doc__)) for name in data_names()]
+        parts["DataModules (--data)"] = about
+    column = max(indent + len(name) for rows in parts.values() for indent, name, _ in rows) + 2
     return "\n".join(
-        f"{title}\n" + "".join(f"  {name:{width}}  {line}\n" for name, line in rows) for title, rows in parts.items()
+        f"{title}\n" + "".join(_line(*row, column, width) for row in rows) for title, rows in parts.items()
     )
+
+
+_Row = tuple[int, str, str]  # indent, name and description
+
+
+def _line(indent: int, name: str, about: str, column: int, width: int | None) -> str:
+    start = f"{' ' * indent}{name}".ljust(column)
+    space = max(width - column, _NARROWEST) if width else len(about) + 1
+    return start + ("\n" + " " * column).join(textwrap.wrap(about, space)) + "\n"
 
 
 def _first_line(doc: str | None) -> str:

@@ -1,10 +1,12 @@
-"""``recipes``: chooses the command, and says in one line what a user can mend."""
+"""``recipes``: runs a command, and reports a user's mistake in one line."""
 
 import gc
 import importlib
 import logging
+import shutil
 import sys
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +19,7 @@ import losses
 import recipes
 from recipes.base.imports import import_named, search_also, trusted_only
 from recipes.cli.arguments import prepared, taken_imports
-from recipes.cli.catalogue import OVERVIEW, table
+from recipes.cli.catalogue import OVERVIEW, families, table
 from recipes.cli.messages import fail
 from recipes.cli.training import Command
 from recipes.errors import nearest
@@ -31,19 +33,21 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        args: of the command, such as ["fit", "--config", "simclr-digits"]; None takes those of the process.
+        args: words of the command line, such as ["fit", "--config", "simclr-digits"]; None takes those of the process.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(OVERVIEW)
         return
-    if args[0] == "list":
-        sys.stdout.write(table())
-        return
     _be_quiet()
     try:
+        if args[0] == "list":
+            _list(args[1:])
+            return
         if args[0] not in COMMANDS:
-            raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+            raise ValueError(
+                f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
+            )
         args, imports = taken_imports(args)
         search_also(".")
         for name in imports:
@@ -61,6 +65,13 @@ def main(args: Sequence[str] | None = None) -> None:
         fail(message)
 
 
+def _list(args: list[str]) -> None:
+    parser = ArgumentParser(prog="recipes list", description="Lists the recipes with their configs, and DataModules.")
+    parser.add_argument("--family", help=f"show one family only: {', '.join(families())}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # no wrapping for grep
+    sys.stdout.write(table(parser.parse_args(args).family, width))
+
+
 def _leave_process_group() -> None:
     """Ends the threads of gloo: one that still holds a Python object when the interpreter ends aborts the process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -69,7 +80,7 @@ def _leave_process_group() -> None:
 
 
 def _be_quiet() -> None:
-    """Leaves out what says nothing to the reader: advertisements, and warnings about what was chosen on purpose."""
+    """Hides advertisements, and warnings about what this project does on purpose."""
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",
         ".*does not have many workers",
@@ -87,7 +98,7 @@ def _be_quiet() -> None:
 
 
 def _meant_for_the_user(error: BaseException) -> str | None:
-    """What our own code raised to say what to change, for which a traceback would only be in the way."""
+    """The message of an error that this project's code raised for the user; None for other errors, which are bugs."""
     if isinstance(error, MisconfigurationException):
         return str(error)
     trace = error.__traceback__

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import LayerSync
@@ -29,6 +30,7 @@ from recipes.callbacks import (
     PredictionFile,
     RepresentationProbe,
     RunDirectory,
+    Summary,
 )
 from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.messages import fail, one_line
@@ -66,6 +68,7 @@ class Command(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
+        self.asked = args[0]
         super().__init__(
             AnyRecipe,
             ImageDataModule,
@@ -79,13 +82,19 @@ class Command(LightningCLI):
             args=args,
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Returns only the subcommand that runs: building the parsers of all four takes most of a second."""
+        return {self.asked: LightningCLI.subcommands()[self.asked]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run directory and the callbacks that every run has."""
-        parser.add_argument("--name", type=str | None, help="of the run; by default that of the config")
-        parser.add_argument("--runs", type=str, default="runs", help="folder in which every run makes its directory")
-        parser.add_argument("--import", type=str | list[str] | None, help=IMPORT_HELP)
+        run = parser.add_argument_group("Options of the run")
+        about = "name of the run, the folder of its directory in --runs; by default the name of the config"
+        run.add_argument("--name", type=str | None, help=about)
+        run.add_argument("--runs", type=str, default="runs", help="folder for the directories of all runs")
         about = "backend of torch.compile for the encoder, such as inductor; null does not compile"
-        parser.add_argument("--compile", type=str | None, help=about)
+        run.add_argument("--compile", type=str | None, help=about)
+        run.add_argument("--import", type=str | list[str] | None, help=IMPORT_HELP)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
@@ -132,12 +141,20 @@ class Command(LightningCLI):
         directory = RunDirectory(self.directory, text, self._model_config(text))
         compile_with = self._get(self.config_init, "compile")
         compiled = [CompileEncoder(compile_with)] if compile_with else []
-        kwargs["callbacks"] = [*_listed(trainer["callbacks"]), *compiled, directory]
+        summary = []
+        if self._has_summary(trainer):
+            summary, kwargs["enable_model_summary"] = [Summary()], False  # Lightning would add its own
+        kwargs["callbacks"] = [*_listed(trainer["callbacks"]), *compiled, *summary, directory]
         plugins = _listed(trainer["plugins"])
         if not trainer["sync_batchnorm"] and not any(isinstance(plugin, LayerSync) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CrossDeviceBatchNorm()]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
         return super().instantiate_trainer(**kwargs)
+
+    def _has_summary(self, trainer: Any) -> bool:
+        """Whether to print our summary: not if the user switched it off, or chose a summary callback."""
+        wanted = trainer["enable_model_summary"] is not False and not trainer["barebones"]
+        return wanted and not any(isinstance(callback, ModelSummary) for callback in _listed(trainer["callbacks"]))
 
     def _model_config(self, text: str) -> str:
         model = yaml.safe_load(text)["model"]

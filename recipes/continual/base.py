@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -16,6 +15,7 @@ from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.base.classifier import Classifier
 from recipes.continual.evaluation import fill_row, masked
+from recipes.continual.task_start import TaskStart
 from recipes.evaluation.continual import AccuracyMatrix, summary
 from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
 from recipes.nn.frozen_stages import drop_gradients, zero_of
@@ -48,12 +48,10 @@ class ContinualRecipe(Classifier):
     none, the validation images.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        tasks: number of classes of each task, and the scenario. The ``recipes`` command takes them from the data.
+        views: augmentation that draws one random view of every image. If null, uses the images as they are.
+        scheduler: learning-rate schedule of each task, as for ``Recipe``; its length is that of the task.
+        Other arguments: see ``Classifier``.
 
     Attributes:
         scenarios: those that the method is for.
@@ -70,8 +68,6 @@ class ContinualRecipe(Classifier):
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
     stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
-    warmup_epochs = 0
-    later_lr_factor = 1.0
 
     def __init__(
         self,
@@ -94,6 +90,7 @@ class ContinualRecipe(Classifier):
         self.tasks = tasks
         self.head: MultiHead = MultiHead(self.feature_dim, tasks.head_sizes)  # type: ignore[assignment]
         self.views = views
+        self.task_start = TaskStart()  # a method with other starts sets its own
         self.begun = self.ended = 0
         self.measuring_seconds = 0.0
         own = torch.zeros(len(tasks), tasks.num_classes, dtype=torch.bool)
@@ -139,9 +136,10 @@ class ContinualRecipe(Classifier):
     @property
     def warming_up(self) -> bool:
         """Whether only the head of a new task learns, in its first epochs (Li & Hoiem, 2016, Section 3)."""
-        if self.warmup_epochs == 0 or self.task == 0 or self._trainer is None:
+        if self.task_start.warmup_epochs == 0 or self.task == 0 or self._trainer is None:
             return False
-        return self.data.epoch_in_task(self.current_epoch) < self._warmup_of(self.data.epochs_per_task[self.task])
+        epoch = self.data.epochs.epoch_in_task(self.current_epoch)
+        return epoch < self.task_start.warmup_of(self.data.epochs_per_task[self.task])
 
     @property
     def data(self) -> TaskSequence:
@@ -203,15 +201,7 @@ class ContinualRecipe(Classifier):
         if data.tasks != self.tasks:
             raise ValueError(f"the recipe was made for {self.tasks}, and the data has {data.tasks}")
         if stage == "fit":
-            for epochs in sorted({epochs for epochs in data.epochs_per_task[1:] if epochs <= self.warmup_epochs}):
-                rank_zero_info(
-                    f"warmup_epochs is {self.warmup_epochs}, and a task has {epochs} epochs in all: its warm-up is "
-                    f"cut to {self._warmup_of(epochs)} epochs, a tenth of the task"
-                )
-
-    def _warmup_of(self, epochs: int) -> int:
-        """Epochs of the warm-up of a task of so many epochs: a tenth of them if ``warmup_epochs`` would be all."""
-        return self.warmup_epochs if self.warmup_epochs < epochs else epochs // 10
+            self.task_start.tell_cuts(data.epochs_per_task[1:])
 
     def on_train_start(self) -> None:
         """Measures before training; ends a task whose run was killed between its last step and its end."""
@@ -223,7 +213,7 @@ class ContinualRecipe(Classifier):
 
     def on_train_epoch_start(self) -> None:
         """Begins the task of this epoch, where it is a new one."""
-        if self.begun <= self.data.task_of_epoch(self.current_epoch) and self.current_epoch < self.data.total_epochs:
+        if self.begun <= self.data.epochs.task_of(self.current_epoch) and self.current_epoch < self.data.epochs.total:
             self.begun += 1
             with torch.no_grad():
                 self.begin_task()
@@ -233,7 +223,7 @@ class ContinualRecipe(Classifier):
 
     def on_train_epoch_end(self) -> None:
         """Ends the task whose last epoch this was."""
-        if self.data.is_last_epoch(self.current_epoch) and self.ended < self.begun:
+        if self.data.epochs.is_last_of_task(self.current_epoch) and self.ended < self.begun:
             self._end()
             for name, value in self._measures().items():
                 self.log(f"test/{name}", value)
@@ -257,7 +247,7 @@ class ContinualRecipe(Classifier):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All trainable parameters, which from the second task on may learn more slowly."""
-        factor = self.later_lr_factor if self.task > 0 else 1.0
+        factor = self.task_start.later_lr_factor if self.task > 0 else 1.0
         return [{**group, "lr_factor": factor} for group in super().parameter_groups()]
 
     # Which parts learn
@@ -343,16 +333,3 @@ class ContinualRecipe(Classifier):
         """Takes up where the checkpoint stopped."""
         super().on_load_checkpoint(checkpoint)
         self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]
-
-
-def check_start(warmup_epochs: int, later_lr_factor: float) -> tuple[int, float]:
-    """Gives back how new tasks start.
-
-    Raises:
-        ValueError: if the warm-up is negative or the factor not positive.
-    """
-    if warmup_epochs < 0:
-        raise ValueError(f"warmup_epochs is {warmup_epochs}: it must be at least 0, which leaves the warm-up out")
-    if not 0 < later_lr_factor < math.inf:
-        raise ValueError(f"later_lr_factor is {later_lr_factor}: it must be positive; 1 changes nothing")
-    return warmup_epochs, later_lr_factor

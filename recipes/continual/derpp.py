@@ -13,7 +13,7 @@ _DRAW, _RECORDED = 3, 4  # as in replay.py
 
 
 class DERpp(ReplayRecipe):
-    """Dark Experience Replay++ (Buzzega et al., 2020, arXiv:2004.07211).
+    """Continual learning: replays stored images, labels and logits (Buzzega et al., 2020, arXiv:2004.07211).
 
     With every image that is kept goes what the network answered to it: its logits. To the cross-entropy of the new
     task come two terms, each on images of past tasks drawn for it: ``logit_weight`` × the mean squared difference from
@@ -25,19 +25,15 @@ class DERpp(ReplayRecipe):
     through the network together, so that batch norm sees the mix, where the published code has three passes.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        logit_weight: the paper's α, >= 0; 0 leaves the logits out.
-        replay_weight: the paper's β, >= 0; 0 leaves the labels out, which is DER.
-        buffer_size: how many images of past tasks are kept, >= 1.
-        policy: which: a uniform sample of all (``reservoir``), a uniform sample of as many of each class
-            (``class-balanced``), or as many of each class that are near its mean (``herding``).
-        replay_batch_size: how many images of past tasks each of the two terms gets, over all devices together; fewer
-            where the buffer has fewer. Null takes as many as the batch has.
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        logit_weight: weight α of the stored logits, >= 0. With 0, the logits have no influence.
+        replay_weight: weight β of the stored labels, >= 0. With 0, the method is DER, which uses the logits only.
+        buffer_size: number of images of past tasks that the buffer stores, >= 1.
+        policy: rule that chooses the stored images: ``reservoir``, a uniform sample of all images; ``class-balanced``,
+            a uniform sample of equally many images of each class; ``herding``, equally many images of each class near
+            the mean of the class.
+        replay_batch_size: number of images of past tasks for each of the two terms, over all devices together, >= 1;
+            fewer if the buffer has fewer. If null, uses the batch size.
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if an argument is out of its range.

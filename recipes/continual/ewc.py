@@ -10,7 +10,7 @@ from recipes.nn import Encoder, QuadraticPenalty, diagonal_fisher
 
 
 class EWC(ContinualRecipe):
-    """Elastic Weight Consolidation (Kirkpatrick et al., 2017, arXiv:1612.00796): weights that matter stay in place.
+    """Continual learning: penalises changes of important weights (Kirkpatrick et al., 2017, arXiv:1612.00796).
 
     After each task A, the Fisher information F of its images says how much each weight θᵢ matters for what the network
     answers. From then on, an elastic spring of that strength holds the weight to the value that it had (Equation 3):
@@ -29,16 +29,12 @@ class EWC(ContinualRecipe):
     Ven & Tolias, 2019, arXiv:1904.07734, Table 4): no penalty on weights teaches a network to tell the tasks apart.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        ewc_weight: λ, >= 0; 0 is fine-tuning.
-        online: whether it is online EWC.
-        gamma: γ of online EWC, the share of F that is kept when a task ends, in [0, 1].
-        fisher_images: how many images of a task F is computed from, > 0, drawn by the seed; all where there are fewer.
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        ewc_weight: weight λ of the penalty, >= 0. With 0, the method is fine-tuning.
+        online: whether to use online EWC, which keeps one Fisher information for all past tasks.
+        gamma: share γ of the past Fisher information that online EWC keeps when a task ends, in [0, 1].
+        fisher_images: number of images of a task that the Fisher information F is computed from, > 0. The seed chooses
+            them; smaller tasks use all their images.
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if a number is out of its range, or there is a ``gamma`` without ``online``.

@@ -7,29 +7,26 @@ from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
-from recipes.continual.base import ContinualRecipe, check_start
+from recipes.continual.base import ContinualRecipe
+from recipes.continual.task_start import TaskStart
 from recipes.nn import Encoder
 
 
 class FineTuning(ContinualRecipe):
-    """Goes on training on each new task, with nothing against forgetting: the lower bound of continual learning.
+    """Continual learning: sequential fine-tuning, the lower bound.
 
     In the scenario ``task``, the heads of old tasks stay as they are (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(b)).
     In ``class``, where all classes share one softmax, their rows go on learning, as the old logits are in the loss.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        from_stage: from the second task on, the stages of the encoder before this one stay as they are; 0 trains all,
-            and ``head`` (or the number of stages) none, which is ``FeatureExtraction``. The first task trains all.
-        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0 (Li & Hoiem,
-            Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs.
-        later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
-            Section 3: 0.1 to 0.02).
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        from_stage: first stage of the encoder that learns from the second task on, >= 0; the stages before it are
+            frozen. With 0 all stages learn; with ``head`` (or the number of stages) none does, which is
+            ``FeatureExtraction``. All stages learn in the first task.
+        warmup_epochs: number of first epochs of each later task in which only the new head learns, >= 0 (Li & Hoiem,
+            2016, Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs.
+        later_lr_factor: factor on the learning rate in all tasks after the first, > 0 (Li & Hoiem, 2016, Section 3: 0.1
+            to 0.02).
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if ``from_stage``, ``warmup_epochs`` or ``later_lr_factor`` is out of its range.
@@ -48,7 +45,7 @@ class FineTuning(ContinualRecipe):
         lr_batch_size: int | None = None,
     ) -> None:
         super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
-        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        self.task_start = TaskStart(warmup_epochs, later_lr_factor)
         names = [stage.name for stage in self.frozen.stages]
         self.from_stage = len(names) if from_stage == "head" else from_stage
         if not 0 <= self.from_stage <= len(names):

@@ -15,7 +15,7 @@ _FARTHEST = 5.0  # farther than any mean can be: unit vectors have a squared dis
 
 
 class ICaRL(ReplayRecipe):
-    """iCaRL: Incremental Classifier and Representation Learning (Rebuffi et al., 2017, arXiv:1611.07725).
+    """Continual learning: classifies by the nearest mean of exemplars (Rebuffi et al., 2017, arXiv:1611.07725).
 
     For each class it keeps exemplars, whose mean is near that of the class (herding, Algorithm 4), and divides the room
     for them among the classes so far (Algorithm 5). The network learns with a sigmoid for each class, from the images
@@ -28,15 +28,10 @@ class ICaRL(ReplayRecipe):
     too, and counts those to come as well, as new classes that no image is of.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        buffer_size: K, how many exemplars are kept of all classes together, >= 1.
-        replay_batch_size: how many exemplars go with a batch, over all devices together. Null takes so many that each
-            comes about once in an epoch, as in Algorithm 3.
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        buffer_size: number K of exemplars of all classes together, >= 1.
+        replay_batch_size: number of exemplars in a step over all devices together, >= 1. If null, uses a number with
+            which each exemplar appears about once in an epoch, as in Algorithm 3.
+        Other arguments: see ``ContinualRecipe``.
 
     Attributes:
         nearest_mean: the means of the exemplars' features, as they were when the last task ended.
@@ -122,8 +117,8 @@ class NearestMean(Replicated):
     """Compares features with the mean feature of each class; all of them are scaled to length one (Algorithm 1).
 
     Args:
-        dim: F, the length of a feature.
-        classes: how many there are.
+        dim: number F of features of an image.
+        classes: number of classes.
 
     Attributes:
         mean: [classes, F], of length one; 0 for classes without images.

@@ -4,29 +4,26 @@ from torch import Tensor
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
-from recipes.continual.base import ContinualRecipe, check_start
+from recipes.continual.base import ContinualRecipe
+from recipes.continual.task_start import TaskStart
 from recipes.nn import Encoder, MultiHead
 
 
 class Joint(ContinualRecipe):
-    """Trains on the images of all tasks seen so far, as if nothing had to be left behind: the upper bound.
+    """Continual learning: trains on the images of all tasks so far, the upper bound.
 
     An epoch of a task is one pass over the images of this task and of all before it, so that each epoch is longer than
     those of the task before.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        fresh: begins every task with random weights; otherwise with those of the task before (warm start, as in Li &
-            Hoiem, 2016, arXiv:1606.09282, where joint training starts from the old network).
-        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0. A task that is
-            not longer has a warm-up of a tenth of its epochs. Cannot be combined with ``fresh``.
-        later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
-            Section 3: 0.1 to 0.02).
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        fresh: whether each task starts from random weights. If false, it starts from the weights of the previous task
+            (warm start, as in Li & Hoiem, 2016, arXiv:1606.09282, where joint training starts from the old network).
+        warmup_epochs: number of first epochs of each later task in which only the new head learns, >= 0 (Li & Hoiem,
+            2016, Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs.
+            Cannot be combined with ``fresh``.
+        later_lr_factor: factor on the learning rate in all tasks after the first, > 0 (Li & Hoiem, 2016, Section 3: 0.1
+            to 0.02).
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if ``warmup_epochs`` or ``later_lr_factor`` is out of its range, or ``fresh`` given with a warm-up.
@@ -48,7 +45,7 @@ class Joint(ContinualRecipe):
     ) -> None:
         super().__init__(encoder, tasks, optimizer, views, scheduler, lr_batch_size)
         self.fresh = fresh
-        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        self.task_start = TaskStart(warmup_epochs, later_lr_factor)
         if fresh and warmup_epochs:
             raise ValueError(
                 f"warmup_epochs is {warmup_epochs}, and a fresh encoder has nothing to keep: leave one of them out"

@@ -5,12 +5,13 @@ from torch import Tensor
 from datamodules import TaskBatch, Tasks
 from losses import SoftTarget
 from recipes.augment import Views
-from recipes.continual.base import ContinualRecipe, check_start
+from recipes.continual.base import ContinualRecipe
+from recipes.continual.task_start import TaskStart
 from recipes.nn import Encoder, Snapshot
 
 
 class LwF(ContinualRecipe):
-    """Learning without Forgetting (Li & Hoiem, 2016, arXiv:1606.09282): the old network teaches its own successor.
+    """Continual learning: keeps the old network's predictions for new images (Li & Hoiem, 2016, arXiv:1606.09282).
 
     No image of an old task is kept. When a task begins, the network is copied. What the copy, in eval mode, answers for
     old tasks on the views of the new images is what the network shall go on answering (Figure 3):
@@ -26,18 +27,14 @@ class LwF(ContinualRecipe):
     MNIST, where fine-tuning has 20 %).
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        old_weight: λ_o, >= 0 (Section 3: 1 for most experiments); 0 is fine-tuning.
-        temperature: T, > 0 (Section 3: 2).
-        warmup_epochs: epochs at the start of every later task in which only the new head learns, >= 0 (Section 3: until
-            convergence). A task that is not longer has a warm-up of a tenth of its epochs.
-        later_lr_factor: what the learning rate is multiplied by in every task but the first, > 0 (Li & Hoiem,
-            Section 3: 0.1 to 0.02).
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        old_weight: weight λ_o of the old tasks' loss, >= 0 (Section 3: 1 for most experiments). With 0, the method is
+            fine-tuning.
+        temperature: softmax temperature T, > 0 (Section 3: 2).
+        warmup_epochs: number of first epochs of each later task in which only the new head learns, >= 0 (Li & Hoiem,
+            2016, Section 3: until convergence). A task that is not longer has a warm-up of a tenth of its epochs.
+        later_lr_factor: factor on the learning rate in all tasks after the first, > 0 (Li & Hoiem, 2016, Section 3: 0.1
+            to 0.02).
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -65,7 +62,7 @@ class LwF(ContinualRecipe):
         if not old_weight >= 0:
             raise ValueError(f"old_weight is {old_weight}: it must be at least 0")
         self.old_weight = old_weight
-        self.warmup_epochs, self.later_lr_factor = check_start(warmup_epochs, later_lr_factor)
+        self.task_start = TaskStart(warmup_epochs, later_lr_factor)
         self.soft_target = SoftTarget(temperature, scale_t2=False)
         self.old_network = Snapshot(self.encoder, self.head)
 

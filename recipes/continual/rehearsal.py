@@ -9,24 +9,18 @@ from recipes.nn import Encoder, Policy, ReplayBuffer
 
 
 class Rehearsal(ReplayRecipe):
-    """Experience replay: batches of the new task, each together with as many images of the tasks before.
+    """Continual learning: experience replay, which adds stored images to every batch.
 
     As in "On Tiny Episodic Memories in Continual Learning" (Chaudhry et al., 2019, arXiv:1902.10486), each step is
     taken on the batch and on images of the memory together, and batch norm sees the mix. There every image comes once,
     and the memory changes with every batch; here the buffer takes in a task at its end.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        buffer_size: how many images of past tasks are kept, >= 1.
-        policy: which: a uniform sample of all (``reservoir``), a uniform sample of as many of each class
-            (``class-balanced``), or as many of each class that are near its mean (``herding``).
-        replay_batch_size: how many images of past tasks go with a batch, over all devices together; fewer where the
-            buffer has fewer. Null takes as many as the batch has.
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        buffer_size: number of images of past tasks that the buffer stores, >= 1.
+        policy: rule that chooses the stored images: ``reservoir``, a uniform sample of all images; ``class-balanced``,
+            a uniform sample of equally many images of each class; ``herding``, equally many images of each class near
+            the mean of the class.
+        Other arguments: see ``ReplayRecipe``.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -20,15 +20,10 @@ class ReplayRecipe(ContinualRecipe):
     The buffer takes in the images of a task at its end. Images that are shown again get a new view each time.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        buffer: where images of past tasks are kept.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        replay_batch_size: how many images of past tasks go with a batch, over all devices together; fewer where the
-            buffer has fewer. Null takes as many as the batch has.
-        views: draws one random view of every image; null takes the images as they are.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        buffer: storage for images of past tasks.
+        replay_batch_size: number of images of past tasks in a step over all devices together, >= 1; fewer if the buffer
+            has fewer. If null, uses the batch size.
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if ``replay_batch_size`` is not positive.

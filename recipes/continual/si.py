@@ -13,7 +13,7 @@ from recipes.nn import Encoder, QuadraticPenalty, TensorList
 
 
 class SI(ContinualRecipe):
-    """Synaptic Intelligence (Zenke et al., 2017, arXiv:1703.04200): weights are held by what they did for the loss.
+    """Continual learning: penalises changes of weights that reduced the loss (Zenke et al., 2017, arXiv:1703.04200).
 
     While a task is learned, each step of the optimiser adds to ω of a weight by how much the weight lowered the loss:
     minus its gradient times its change, whose sum over weights and steps is the loss that the task has lost. When the
@@ -31,14 +31,9 @@ class SI(ContinualRecipe):
     Ven & Tolias, 2019, arXiv:1904.07734, Table 4): no penalty on weights teaches a network to tell the tasks apart.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        tasks: how many classes each task has, and the scenario. The ``recipes`` command takes them from the data.
-        si_weight: c, >= 0; 0 is fine-tuning.
-        damping: ξ, > 0: bounds Ω of weights that have hardly moved.
-        views: draws one random view of every image; null takes the images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule of a task from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        si_weight: weight c of the penalty, >= 0. With 0, the method is fine-tuning.
+        damping: damping ξ, > 0. It bounds the importance Ω of weights that have hardly changed.
+        Other arguments: see ``ContinualRecipe``.
 
     Raises:
         ValueError: if ``si_weight`` or ``damping`` is out of its range.

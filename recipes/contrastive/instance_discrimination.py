@@ -12,25 +12,26 @@ from recipes.nn import Encoder, MemoryBank
 
 
 class InstanceDiscrimination(Recipe):
-    """Non-parametric instance discrimination (Wu et al., 2018, arXiv:1805.01978).
+    """Contrastive learning of one view against a memory bank of all images (Wu et al., 2018, arXiv:1805.01978).
 
     Every image is a class of its own. A memory bank holds the last feature of each, and a view of an image has to find
     it among those of all images. With ``negatives`` the softmax over all of them is replaced by noise-contrastive
     estimation (Section 3.2), and features are held back to that of the last epoch (Section 3.3).
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F], which are taken before the projection.
-        num_images: how many training images there are; null takes it from the DataModule when training starts.
-        projection_dim: width of the vectors in the bank.
-        negatives: m, how many images are drawn as noise for each batch, at least 1; null takes the softmax over all
-            images, exactly. The published code draws anew for each image of the batch, which has the same expectation.
-        proximal_weight: λ of the squared distance to the last feature, at least 0; part of the estimation.
+        encoder: network that maps images [B, C, H, W] to features [B, F], which are taken before the projection.
+        num_images: number of training images. If null, uses that of the DataModule when training starts.
+        projection_dim: width of the vectors in the memory bank, > 0.
+        negatives: number m of images that are drawn as noise for each batch, >= 1. The published code draws m images
+            for each image of the batch, which has the same expectation. If null, uses the exact softmax over all
+            images.
+        proximal_weight: weight λ of the squared distance to the image's last feature, >= 0. Used only with
+            ``negatives``.
         bank_momentum: share of the last feature that is kept in the bank, in [0, 1].
-        temperature: τ of the softmax over similarities, > 0.
-        views: draws one random view of every image. Null takes the paper's.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        temperature: softmax temperature τ for the similarities, > 0.
+        views: augmentation that draws one random view of every image. If null, uses that of the paper
+            (``InstanceDiscriminationViews``).
+        Other arguments: see ``Recipe``.
 
     Raises:
         ValueError: if a number is out of its range; when a run starts, if ``num_images`` is not that of the data.

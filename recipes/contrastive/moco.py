@@ -2,6 +2,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules import Batch
@@ -21,7 +22,7 @@ from recipes.optim import WarmupCosine
 
 
 class MoCo(Recipe):
-    """Momentum Contrast, version 1 (He et al., 2020, arXiv:1911.05722) and 2 (Chen et al., 2020, arXiv:2003.04297).
+    """Contrastive learning against a queue of momentum features (He et al., 2020, arXiv:1911.05722; v2: 2003.04297).
 
     A query, one view of an image, has to find the key of another view of the image among a queue of keys of earlier
     images. Keys come from a slowly moving average of the query's network, and therefore stay comparable in the queue
@@ -33,19 +34,18 @@ class MoCo(Recipe):
     3.3). The paper has one part on each of 8 GPUs; here the parts are the same on any number of devices.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; features are the query network's.
-        projection_dim: width of queries and keys.
-        projection_hidden_dim: width of the projection head's hidden layer; null is that of the features.
-        projection_layers: of the projection head, at least 1.
-        queue_size: how many keys the queue holds, at least 1; it need not be a multiple of the batch.
-        momentum: m of the key network, in [0, 1].
-        temperature: of the softmax over similarities, > 0.
-        batch_norm_splits: into how many parts of the global batch batch norm is split, at least 1: a multiple of the
-            number of devices, and a divisor of the batch size.
-        views: draws one random view; applied twice to every image. Null takes version 2's.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        encoder: network that maps images [B, C, H, W] to features [B, F]; it is the query network's encoder.
+        projection_dim: width of queries and keys, > 0.
+        projection_hidden_dim: width of the projection head's hidden layer, > 0. If null, uses the number of features.
+        projection_layers: number of layers of the projection head, >= 1.
+        queue_size: number of keys in the queue, >= 1. It need not be a multiple of the batch size.
+        momentum: momentum m of the key network, in [0, 1].
+        temperature: softmax temperature for the similarities, > 0.
+        batch_norm_splits: number of equal parts of the global batch that batch norm sees one at a time, >= 1: a
+            multiple of the number of devices and a divisor of the batch size.
+        views: augmentation that draws a random view, twice for every image. If null, uses that of version 2
+            (``MoCoV2Views``).
+        Other arguments: see ``Recipe``.
 
     Raises:
         ValueError: if a number is out of its range; at the start of training, if ``batch_norm_splits`` does not fit the
@@ -102,6 +102,12 @@ class MoCo(Recipe):
                 "least 2 images: change batch_norm_splits or the batch_size of the data"
             )
         split_batch_norm(self, splits // devices)
+        images, keys = getattr(getattr(self.datamodule, "splits", None), "train", ()), len(self.queue.features)
+        if 0 < len(images) <= keys:
+            rank_zero_warn(
+                f"queue_size is {keys:,}, and there are {len(images):,} training images: a query often finds a key of "
+                "its own image among its negatives. Set queue_size well below the number of images"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Algorithm 1 of version 1."""

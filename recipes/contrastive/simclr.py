@@ -11,23 +11,23 @@ from recipes.optim import LARS, WarmupCosine
 
 
 class SimCLR(Recipe):
-    """A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020, arXiv:2002.05709).
+    """Contrastive learning of two views against the batch (Chen et al., 2020, arXiv:2002.05709).
 
     Two random views of every image attract each other and repel the views of all other images in the global batch
     (Algorithm 1). The projection head serves the loss alone: features are taken before it (Section 4.2).
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; f(·) in the paper.
-        projection_dim: width of z, where the loss is taken (Section 4.2).
-        projection_hidden_dim: width of the projection head's hidden layer; null is that of the features (Section 4.2).
-        temperature: of the softmax over similarities, > 0.
-        views: draws one random view; applied twice to every image. Null takes the paper's (Section 3, Appendix A).
-        micro_batch_size: how many images a device encodes at a time, > 0: a batch that would not fit into memory gets
-            its exact gradient, for a second forward pass (see ``recipes.nn.in_micro_batches``). Not with batch norm in
-            the encoder. Null encodes the batch at once.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        encoder: network f(·) that maps images [B, C, H, W] to features [B, F].
+        projection_dim: width of the projections z, > 0. The loss compares the projections (Section 4.2).
+        projection_hidden_dim: width of the projection head's hidden layer, > 0. If null, uses the number of features
+            (Section 4.2).
+        temperature: softmax temperature for the similarities, > 0.
+        views: augmentation that draws a random view, twice for every image. If null, uses that of the paper (Section 3,
+            Appendix A: ``SimCLRViews``).
+        micro_batch_size: number of images that a device encodes at a time, > 0. A batch that does not fit into memory
+            gets its exact gradient for the price of a second forward pass (see ``recipes.nn.in_micro_batches``). Not
+            possible with batch norm in the encoder. If null, encodes the batch at once.
+        Other arguments: see ``Recipe``.
 
     Raises:
         ValueError: if the temperature or a size is not positive; at the start of training, if ``micro_batch_size`` is

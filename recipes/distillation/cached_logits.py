@@ -44,12 +44,12 @@ class CachedLogits:
     under its name when it is whole. When it is opened, the logits of the first images are computed again and compared.
 
     Args:
-        folder: of the file; processes on other machines have to see it too.
-        teacher: maps float images in [0, 1] to logits, in eval mode.
-        digest: of the teacher's weights.
-        view: makes the float view of a batch that the teacher sees, the same at every epoch.
-        data: whose training images are meant.
-        trainer: whose device and precision are used.
+        folder: folder of the file; processes on other machines must see it too.
+        teacher: network that maps float images in [0, 1] to logits, in eval mode.
+        digest: hash of the teacher's weights.
+        view: function that makes the float view of a batch, the same in every epoch.
+        data: DataModule with the training images.
+        trainer: Trainer whose device and precision are used.
 
     Raises:
         ValueError: if the file does not have what the teacher says.

@@ -36,11 +36,11 @@ class ContrastiveDistillation(FeatureLoss):
     Maps [C, H, W] are averaged over their places, and tokens [N, F] over their number.
 
     Args:
-        negatives: how many images are drawn for a batch, at least 1; perhaps some twice.
-        negatives_of: which of those drawn count for an image: ``other-classes``, or ``all`` but itself. An image
-            without a label takes all.
-        embedding_dim: length of the embeddings, at least 1.
-        temperature: τ, > 0.
+        negatives: number of images that are drawn as negatives for a batch, >= 1. An image may be drawn twice.
+        negatives_of: drawn images that count as negatives for an image: those of ``other-classes``, or ``all`` except
+            the image itself. Images without a label use all.
+        embedding_dim: length of the embeddings, >= 1.
+        temperature: softmax temperature τ for the similarities, > 0.
         bank_momentum: share of the last embedding that is kept in a bank, in [0, 1].
 
     Attributes:

@@ -17,7 +17,7 @@ from recipes.optim import WarmupCosine
 
 
 class DeiT(Student):
-    """Data-efficient image transformers (Touvron et al., 2021, arXiv:2012.12877): distillation through attention.
+    """Distillation: trains a vision transformer with a distillation token (Touvron et al., 2021, arXiv:2012.12877).
 
     A class token learns the labels, and a distillation token what a teacher, best a convolutional one, says of the same
     augmented and mixed images. Each has a linear layer on top, and the loss is
@@ -32,24 +32,22 @@ class DeiT(Student):
     Without a teacher it is the training of Table 9 alone, of any encoder: a ``ViT`` with the class token, say.
 
     Args:
-        encoder: with a teacher, a ``ViT`` with ``pool: tokens``, such as ``DistilledViT``, whose features [B, 2 D] are
-            the class token and the distillation token; without, any that maps images [B, C, H, W] to features [B, F].
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        teacher: the directory of a run, or of runs, of which the newest is taken; a checkpoint; or
-            ``torchvision:regnet_y_16gf``, with its default weights or those named after another colon. Several are
-            averaged. Null trains on labels alone.
-        distillation: ``hard`` or ``soft``.
-        distillation_weight: share of the teacher's part of the loss, in [0, 1]; null is 0.5 for ``hard``, 0.1 for
-            ``soft``.
-        temperature: T of ``soft``, > 0.
+        encoder: network that maps images [B, C, H, W] to features [B, F]. With a teacher it must be a ``ViT`` with
+            ``pool: tokens``, such as ``DistilledViT``, whose features [B, 2 D] are the class token and the distillation
+            token.
+        teacher: source of the teacher: a run directory, a folder of runs (the newest is used), a checkpoint, or
+            ``torchvision:regnet_y_16gf`` with its default weights or those named after another colon. The logits of
+            several teachers are averaged. If null, trains on labels only.
+        distillation: kind of L: ``hard`` or ``soft``.
+        distillation_weight: share of the teacher's part of the loss, in [0, 1]. If null, uses 0.5 for ``hard`` and 0.1
+            for ``soft``.
+        temperature: softmax temperature T of ``soft``, > 0.
         label_smoothing: share of the labels' target that is spread evenly over all classes, in [0, 1).
-        mixup: α of mixup, >= 0; 0 leaves it out. See ``recipes.augment.Mix``.
-        cutmix: α of CutMix, >= 0; 0 leaves it out.
-        keep_teacher: whether checkpoints hold the teacher too; they always hold its path and a hash of its weights.
-        views: draws one random view of every image. Null takes ``DeiTViews``.
-        optimizer: makes the optimiser from parameter groups; norm layers, biases and embeddings take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        mixup: α of mixup, >= 0 (see ``recipes.augment.Mix``). With 0, images are not mixed.
+        cutmix: α of CutMix, >= 0. With 0, no box is pasted.
+        views: augmentation that draws one random view of every image. If null, uses ``DeiTViews``.
+        optimizer: optimiser of the trainable parameters. Norm layers, biases and embeddings get no weight decay.
+        Other arguments: see ``Student``.
 
     Raises:
         ValueError: if an argument is out of its range, or the encoder's tokens do not suit; at the start of training,

@@ -26,10 +26,10 @@ class LayerLoss:
     (``stage:2``, see ``recipes.nn.stages``), the encoder's ``feature``, or the ``logits``.
 
     Args:
-        loss: that compares the two.
-        weight: that the loss is multiplied by, > 0.
-        student_layer: of the student.
-        teacher_layer: of the teacher; null is that of the same name.
+        loss: loss that compares the two layers.
+        weight: weight of the loss, > 0.
+        student_layer: name of the student's layer.
+        teacher_layer: name of the teacher's layer. If null, uses the name of the student's layer.
     """
 
     loss: FeatureLoss
@@ -42,8 +42,8 @@ class LayerLosses(nn.Module):
     """All losses between layers of a student and of its teacher.
 
     Args:
-        given: the losses, with their layers and weights.
-        encoder: of the student.
+        given: losses with their layers and weights.
+        encoder: encoder of the student.
 
     Attributes:
         student_layers: what each loss reads of the student, by name.

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from datamodules import Batch
 from recipes.base.classifier import Classifier
 from recipes.distillation.teacher import Teacher, teacher_from, unpacked
-from recipes.nn import Encoder
+from recipes.nn import Encoder, LastResult
 
 _BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
 
@@ -26,14 +26,11 @@ class Student(Classifier):
     checkpoints, and ``train()`` does not reach it. It works on the Trainer's device and in its precision.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F].
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        teacher: where to load it from, or several to be averaged (``teacher_from``); or a ``Teacher``. Null has none.
-        keep_teacher: whether checkpoints hold the teacher too, so that a run can go on where its file is gone. They
-            always hold the file's path and a hash of the weights.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        teacher: source of the teacher (see ``teacher_from``), several sources, or a ``Teacher``. The logits of several
+            teachers are averaged. If null, there is no teacher.
+        keep_teacher: whether checkpoints contain the teacher, so that a run can resume without the teacher's file. They
+            always contain the file's path and a hash of the weights.
+        Other arguments: see ``Classifier``.
 
     Raises:
         ValueError: if ``num_classes`` is out of range; at the start of training, if the teacher has other classes or
@@ -41,9 +38,8 @@ class Student(Classifier):
         FileNotFoundError: at the start of training, if there is no such teacher.
     """
 
-    only_with_teacher: ClassVar[
-        tuple[str, ...]
-    ] = ()  # what the names of parameters that go with the teacher begin with
+    # With these the names of parameters begin that belong to training: without a teacher, they are not loaded.
+    only_with_teacher: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -59,6 +55,7 @@ class Student(Classifier):
         self.teacher_from = None if isinstance(teacher, Teacher) else teacher
         self.keep_teacher = keep_teacher
         self._teacher = [teacher] if isinstance(teacher, Teacher) else []  # a list, so that it is no submodule
+        self._last_logits = LastResult()
         self.val_agreement, self.test_agreement = MeanMetric(), MeanMetric()
         self.val_teacher_accuracy, self.test_teacher_accuracy = (
             MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
@@ -82,8 +79,11 @@ class Student(Classifier):
         return self._teacher[0]
 
     def teacher_logits(self, image: Tensor) -> Tensor:
-        """What the teacher says of images [B, C, H, W], uint8 or float in [0, 1]: logits [B, classes], no gradient."""
-        return self.teacher(image)
+        """Returns the teacher's logits [B, classes] for images [B, C, H, W], uint8 or float in [0, 1], no gradient.
+
+        The teacher encodes a tensor of images once, also where a step and a report ask one after the other.
+        """
+        return self._last_logits.of(image, self.teacher)
 
     # The teacher's life: ``setup`` loads it before training or, if its file is gone, ``on_load_checkpoint`` takes it
     # from the checkpoint that the run resumes from (``keep_teacher``). If neither has found it, ``on_fit_start`` raises

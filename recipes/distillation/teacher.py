@@ -24,8 +24,8 @@ class Teacher(nn.Module):
     temperature (Hinton et al., 2015, arXiv:1503.02531, Section 1: "the arithmetic or geometric mean").
 
     Args:
-        members: trained recipes that tell classes apart, all with the same number of classes.
-        sources: where each is from, for messages and checkpoints.
+        members: trained recipes that classify images, all with the same number of classes.
+        sources: source of each member, for messages and checkpoints.
 
     Attributes:
         num_classes: how many classes the teacher tells apart; None where it has features alone.

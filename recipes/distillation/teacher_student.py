@@ -22,7 +22,7 @@ from recipes.optim import WarmupCosine
 
 
 class TeacherStudent(Student):
-    """Knowledge distillation (Hinton et al., 2015, arXiv:1503.02531): a student learns what its teacher says.
+    """Distillation: trains a student to match a teacher's predictions (Hinton et al., 2015, arXiv:1503.02531).
 
     With L_soft, the cross-entropy between teacher and student at the temperature T, and L_hard, that between labels
     and student at temperature 1, both the sum over classes and the mean over images, the loss is
@@ -34,26 +34,24 @@ class TeacherStudent(Student):
     same encoder. For FitNets (Romero et al., 2015, arXiv:1412.6550) give the loss ``losses.Hint`` and ``hint_epochs``.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]: the student.
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        teacher: the directory of a run, or of runs, of which the newest is taken; a checkpoint; or
-            ``torchvision:resnet34``, with its default weights or those named after another colon. Several are averaged.
-        temperature: T, > 0.
-        final_temperature: T at the end of the run, which it moves to in equal steps; null keeps T.
-        soft_weight: share of L_soft, in [0, 1]; 0 trains on labels alone, 1 needs none.
-        scale_t2: multiplies L_soft by T², so that the shares mean the same at any temperature (Section 2).
-        layer_losses: between layers of the two, each with a weight of its own.
-        hint_epochs: for so many epochs the losses between layers alone are trained, and after them they take no part
-            (FitNets, Section 2.2: two stages); 0 trains all together.
-        teacher_logits: ``online`` asks the teacher at every step. ``cached`` asks it once for every image and keeps the
-            answers in a file: every image then has one view, the same at every epoch.
-        logits_folder: of these files, which runs with the same teacher, images and views share.
-        keep_teacher: whether checkpoints hold the teacher too; they always hold its path and a hash of its weights.
-        views: draws one random view of every image. Null takes a random crop and a flip, or with cached logits the
-            images as they are.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        encoder: network of the student, which maps images [B, C, H, W] to features [B, F].
+        teacher: source of the teacher: a run directory, a folder of runs (the newest is used), a checkpoint, or
+            ``torchvision:resnet34`` with its default weights or those named after another colon. The logits of several
+            teachers are averaged.
+        temperature: softmax temperature T, > 0.
+        final_temperature: temperature at the end of the run, > 0; it is reached in equal steps. If null, T is constant.
+        soft_weight: share of L_soft, in [0, 1]. With 0, trains on labels only; with 1, on the teacher's logits only.
+        scale_t2: whether to multiply L_soft by T², so that the shares mean the same at any temperature (Section 2).
+        layer_losses: losses between layers of teacher and student, each with a weight of its own.
+        hint_epochs: number of first epochs in which only the losses between layers are trained, >= 0; they are unused
+            afterwards (FitNets, Section 2.2: two stages). With 0, all losses are trained together.
+        teacher_logits: source of the teacher's logits: ``online`` computes them at every step, ``cached`` computes them
+            once for every image and stores them in a file. Cached logits give every image a single view, the same in
+            all epochs.
+        logits_folder: folder for the cached logits. Runs with the same teacher, images and views share a file.
+        views: augmentation that draws one random view of every image. If null, uses random crops and flips
+            (``SupervisedViews``), or with cached logits the images as they are.
+        Other arguments: see ``Student``.
 
     Raises:
         ValueError: if an argument is out of its range; at the start of training, if the teacher has other classes or

@@ -6,12 +6,12 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from datamodules import Batch, ImageDataModule, ImagesInMemory
+from datamodules import Batch
 from recipes.nn import evaluating
 
 _INDEX_BITS = 40  # of a number that orders images: the index below, the number of the loader above
@@ -31,8 +31,9 @@ class Features(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
 
     def labelled(self) -> "Features":
-        """Those of the images that have a label."""
-        return Features(*(x[self.label >= 0] for x in self))
+        """Those of the images that have a label; the same object if all have one."""
+        known = self.label >= 0
+        return self if known.all() else Features(*(x[known] for x in self))
 
     def to(self, device: torch.device | str) -> "Features":
         """The same on another device."""
@@ -40,15 +41,25 @@ class Features(NamedTuple):
 
 
 class Collector:
-    """Collects features batch by batch, and joins those of all devices at the end.
+    """Collects features, and more if wanted, batch by batch, and joins those of all devices at the end.
 
     Args:
-        device: where the features are.
-        dtype: that they are kept in.
+        device: device of the features.
+        dtype: floating-point type in which they are kept.
+        names: names of the columns that ``add`` gets for every batch, beside labels and indices.
+        every: keeps the images whose index is a multiple of it, > 0; 1 keeps all.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self._features = [torch.empty(0, 0, device=device, dtype=dtype)]
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        names: Iterable[str] = ("feature",),
+        every: int = 1,
+    ) -> None:
+        self.every = every
+        # devices without an image take part in gathering
+        self._columns = {name: [torch.empty(0, 0, device=device, dtype=dtype)] for name in names}
         self._labels = [torch.empty(0, dtype=torch.int64, device=device)]
         self._orders = [torch.empty(0, dtype=torch.int64, device=device)]
 
@@ -60,28 +71,60 @@ class Collector:
         Raises:
             ValueError: if ``feature`` is not one row for each image of the batch.
         """
-        if not isinstance(feature, Tensor) or feature.ndim != 2 or len(feature) != len(batch.index):
-            given = list(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-            raise ValueError(
-                f"callbacks measure what validation_step and test_step return: it has to be the features of the batch, "
-                f"[{len(batch.index)}, F], and is {given}"
-            )
+        self.add_columns(dict.fromkeys(self._columns, feature), batch, dataloader)
+
+    def add_columns(self, columns: Mapping[str, Tensor], batch: Batch, dataloader: int = 0) -> None:
+        """Takes every column of a batch by its name, each [B, F] with an F of its own."""
+        kept = slice(None) if self.every == 1 else batch.index % self.every == 0
+        for name, parts in self._columns.items():
+            parts.append(check_rows(columns[name], batch).detach().to(parts[0].dtype)[kept])
         label = batch.label if batch.label.ndim == 1 else torch.full_like(batch.index, -1)
-        self._features.append(feature.detach().to(self._features[0].dtype))
-        self._labels.append(label)
-        self._orders.append(batch.index + (dataloader << _INDEX_BITS))
+        self._labels.append(label[kept])
+        self._orders.append((batch.index + (dataloader << _INDEX_BITS))[kept])
 
     def gather(self) -> Features:
-        """The features of all devices, ordered by loader and index, each image once.
+        """The features of all devices, ordered by loader and index, each image once; the collector is empty then.
 
         Devices may have different numbers of images, or none. Every device has to call this.
         """
-        feature, label, order = (join(x) for x in (self._features, self._labels, self._orders))
+        (features,) = self.gather_columns().values()
+        return features
+
+    def gather_columns(self) -> dict[str, Features]:
+        """The same for each column, by its name; all have the same labels and indices.
+
+        One column at a time is held twice, once more where devices share or repeat images.
+        """
+        label, order = join(self._labels), join(self._orders)
         order, row = torch.sort(order, stable=True)
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = order[1:] != order[:-1]  # a sampler may repeat images so that all devices get the same number
         row = row[new]
-        return Features(feature[row], label[row], order[new] & ((1 << _INDEX_BITS) - 1))
+        index = order[new] & ((1 << _INDEX_BITS) - 1)
+        in_order = row.equal(torch.arange(len(label), device=row.device))  # as on one device: nothing is copied
+
+        def sorted_rows(x: Tensor) -> Tensor:
+            return x if in_order else x[row]
+
+        label = sorted_rows(label)
+        return {
+            name: Features(sorted_rows(join(self._columns.pop(name))), label, index) for name in list(self._columns)
+        }
+
+
+def check_rows(column: object, batch: Batch) -> Tensor:
+    """Gives back what is to be collected of a batch.
+
+    Raises:
+        ValueError: if it is not one row for each image.
+    """
+    if isinstance(column, Tensor) and column.ndim == 2 and len(column) == len(batch.index):
+        return column
+    given = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
+    raise ValueError(
+        f"callbacks measure what validation_step and test_step return: it has to be the features of the batch, "
+        f"[{len(batch.index)}, F], and is {given}"
+    )
 
 
 def forward(encoder: nn.Module, image: Tensor, trainer: Trainer) -> Tensor:
@@ -107,7 +150,7 @@ def extract(
     Returns:
         The features that each encoder gives for the images of all devices.
     """
-    collectors = {name: Collector(trainer.strategy.root_device, dtype) for name in encoders}
+    collector = Collector(trainer.strategy.root_device, dtype, encoders)
     with ExitStack() as stack:
         stack.enter_context(isolate_rng())  # an iterator over a DataLoader draws a seed
         for encoder in encoders.values():
@@ -115,29 +158,10 @@ def extract(
         limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
         for batch in islice(loader, limit or None):
             batch = trainer.strategy.batch_to_device(batch)
-            for name, encoder in encoders.items():
-                collectors[name].add(forward(encoder, batch.image, trainer), batch)
-    return {name: collector.gather() for name, collector in collectors.items()}
-
-
-def hand_out_features(recipe: LightningModule, data: ImageDataModule, trainer: Trainer) -> None:
-    """Passes all training and validation images through a recipe once; from then on, the loaders give its features.
-
-    Every device has to call this, before the loaders are made, and gets the features of all images.
-
-    Args:
-        recipe: maps images [B, C, H, W] to features [B, F], on the Trainer's device.
-        data: whose loaders for training and validation shall give ``Batch(feature [B, F], label, index)``.
-        trainer: whose device and precision are used.
-    """
-    dtype = next(recipe.parameters()).dtype
-    instead = {}
-    for name in ("train", "val"):
-        images = getattr(data.splits, name)
-        if images is not None:
-            features = extract({name: recipe}, data.in_order(images), trainer, dtype)[name]
-            instead[name] = ImagesInMemory(features.feature.cpu(), images.label)
-    data.hand_out(instead["train"], instead.get("val"))
+            collector.add_columns(
+                {name: forward(encoder, batch.image, trainer) for name, encoder in encoders.items()}, batch
+            )
+    return collector.gather_columns()
 
 
 def join(parts: list[Tensor]) -> Tensor:

@@ -15,9 +15,6 @@ from torch import Tensor
 WIDTH = 80
 """Columns of a terminal that every table fits."""
 
-Accuracies = dict[str, dict[str, list[float]]]
-"""By row and column, one number in [0, 1] for each draw of the labels."""
-
 
 def mean_and_std(values: Tensor | Sequence[float]) -> tuple[Tensor, Tensor]:
     """Mean and sample standard deviation over the first dimension; the deviation of a single value is 0.
@@ -54,17 +51,6 @@ def new_table(**options: Any) -> Table:
 def terminal() -> Console:
     """Prints tables and lines, 80 columns wide."""
     return Console(width=WIDTH, highlight=False, markup=False)
-
-
-def summary(accuracies: Accuracies) -> dict[str, dict[str, float | dict[str, float]]]:
-    """One number for each accuracy with all labels, mean and standard deviation over the draws with a few."""
-    return {
-        row.replace(" ", "_"): {
-            column: dict(zip(("mean", "std"), map(float, mean_and_std(values)))) if "_" in column else values[0]
-            for column, values in results.items()
-        }
-        for row, results in accuracies.items()
-    }
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.convnet import ConvNet
 from recipes.nn.encoders.mlp import MLP
 from recipes.nn.encoders.resnet import ResNet
-from recipes.nn.encoders.stages import Stage, stage_features, stage_of_state, stages
+from recipes.nn.encoders.stages import Stage, stage_features, stage_of_state, stages, watched_stages
 from recipes.nn.encoders.timm import TimmEncoder
 from recipes.nn.encoders.torchvision import TorchvisionEncoder
 from recipes.nn.encoders.vit import DistilledViT, ViT
@@ -20,7 +20,7 @@ from recipes.nn.norm import (
     has_local_batch_norm,
     split_batch_norm,
 )
-from recipes.nn.passes import evaluating, in_micro_batches, sees_the_batch
+from recipes.nn.passes import LastResult, evaluating, in_micro_batches, sees_the_batch
 from recipes.nn.quadratic_penalty import QuadraticPenalty
 from recipes.nn.replay_buffer import Policy, ReplayBuffer
 from recipes.nn.replicated import Replicated, TensorList
@@ -32,6 +32,7 @@ __all__ = [
     "DistilledViT",
     "Encoder",
     "FeatureQueue",
+    "LastResult",
     "FrozenStages",
     "MLP",
     "Memory",
@@ -66,4 +67,5 @@ __all__ = [
     "stage_features",
     "stage_of_state",
     "stages",
+    "watched_stages",
 ]

@@ -30,8 +30,8 @@ class LARS(Optimizer):
         params: parameters or groups of them.
         lr: learning rate, >= 0. It is multiplied by the trust coefficient, so it is large (SimCLR: 0.3 × batch
             size / 256).
-        momentum: in [0, 1).
-        weight_decay: of the L2 penalty, >= 0 (SimCLR: 1e-6).
+        momentum: momentum, in [0, 1).
+        weight_decay: weight of the L2 penalty, >= 0 (SimCLR: 1e-6).
         trust_coefficient: eta in the paper, > 0 (SimCLR: 0.001).
         eps: keeps the ratio finite for tiny gradients, >= 0 (the paper and SimCLR: 0).
         nesterov: whether to step by the velocity of the next step; needs momentum.

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recipes.evaluation.features import Features
-from recipes.evaluation.tables import Accuracies, mean_and_std, new_table, per_cent
+from recipes.evaluation.representation import Accuracies
+from recipes.evaluation.tables import mean_and_std, new_table, per_cent
 from recipes.plots.base import image_grid, new_figure, shortened
 
 if TYPE_CHECKING:

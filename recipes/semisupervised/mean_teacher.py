@@ -12,12 +12,12 @@ from losses import labelled_cross_entropy
 from losses.precision import at_least_float32
 from recipes.augment import Compose, HorizontalFlip, RandomAffine, Views
 from recipes.base.classifier import Classifier
-from recipes.nn import Encoder, MomentumCopy, check_momentum
+from recipes.nn import Encoder, LastResult, MomentumCopy, check_momentum
 from recipes.optim import WarmupCosine
 
 
 class MeanTeacher(Classifier):
-    """Mean teachers are better role models (Tarvainen & Valpola, 2017, arXiv:1703.01780).
+    """Semi-supervised learning: matches a moving-average teacher (Tarvainen & Valpola, 2017, arXiv:1703.01780).
 
     A student learns from the few labelled images, and to say of every image what its teacher says of another view of
     it. The teacher is the moving average of the student's weights, and the better classifier of the two: accuracies and
@@ -30,19 +30,15 @@ class MeanTeacher(Classifier):
     is ``consistency_weight`` × exp(-5 (1 - t / T)²) and the momentum ``rampup_momentum``.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; a linear layer on top gives the logits.
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        consistency: what is asked of the student's probabilities: ``mse``, the mean squared difference from the
-            teacher's over the classes, or ``kl``, the Kullback-Leibler divergence of the two.
-        consistency_weight: w after the ramp-up, >= 0; with 0, labelled images alone count.
+        consistency: measure of the difference between the student's and the teacher's probabilities: ``mse``, the mean
+            squared difference over the classes, or ``kl``, the Kullback-Leibler divergence.
+        consistency_weight: w after the ramp-up, >= 0. With 0, only labelled images count.
         rampup: share of the run in which w rises, in [0, 1].
-        rampup_momentum: the largest τ in the ramp-up, in [0, 1].
-        momentum: the largest τ after it, in [0, 1].
-        views: draws one random view of every image, twice: for the student, and for the teacher. Null takes shifts
-            of up to an eighth of the image and flips, as the paper for CIFAR-10.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        rampup_momentum: largest τ during the ramp-up, in [0, 1].
+        momentum: largest τ after the ramp-up, in [0, 1].
+        views: augmentation that draws a random view of every image, once for the student and once for the teacher. If
+            null, uses shifts of up to an eighth of the image and flips, as the paper does for CIFAR-10.
+        Other arguments: see ``Classifier``.
 
     Raises:
         ValueError: if an argument is out of its range; at the start of training, if there are fewer labelled images
@@ -81,6 +77,7 @@ class MeanTeacher(Classifier):
         self.momentum = momentum
         self.views = views or Compose([RandomAffine(translate=4 / 32, padding="border"), HorizontalFlip(0.5)])
         self.teacher = MomentumCopy(self.encoder, self.head)
+        self._last_logits = LastResult()  # for a step and the reports on it
         self.val_student_accuracy, self.test_student_accuracy = (
             MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
         )
@@ -120,7 +117,7 @@ class MeanTeacher(Classifier):
 
     def batch_logits(self, batch: Batch, feature: Tensor) -> Tensor:
         """Returns the teacher's logits [B, classes] of the images; ``logits`` of the features are the student's."""
-        return self.classify(batch.image)
+        return self._last_logits.of(feature, lambda _: self.classify(batch.image))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss``, ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""

@@ -11,19 +11,16 @@ from recipes.optim import WarmupCosine
 
 
 class Supervised(Classifier):
-    """Classification with cross-entropy on labelled images: the baseline of every other recipe.
+    """Supervised learning: cross-entropy on labelled images, the baseline of the other recipes.
 
     Images without a label (-1) take no part in the loss.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; a linear layer on top gives the logits.
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
         label_smoothing: share of the target that is spread evenly over all classes, in [0, 1) (Szegedy et al., 2016,
             arXiv:1512.00567, Section 7).
-        views: draws one random view of every image. Null takes a random crop and a flip.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        views: augmentation that draws one random view of every image. If null, uses random crops and flips
+            (``SupervisedViews``).
+        Other arguments: see ``Classifier``.
 
     Raises:
         ValueError: if ``num_classes`` or ``label_smoothing`` is out of range.

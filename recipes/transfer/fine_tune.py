@@ -19,7 +19,7 @@ from recipes.transfer.modes import lr_factors, modes, waiting_stages, with_new_s
 
 
 class FineTune(Classifier):
-    """Trains a classifier from an encoder that was trained before, and says what becomes of each of its stages.
+    """Transfer learning: fine-tunes a pretrained encoder, stage by stage.
 
     A stage (``recipes.nn.stages``) is
 
@@ -44,27 +44,30 @@ class FineTune(Classifier):
     Images without a label (-1) take no part in the loss.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; its argument ``weights`` says what it was trained on.
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        stages: a word of the table; or one of frozen, finetune and retrain for each stage, from the first to the last,
-            with blanks between them, where ``frozen*3`` stands for three and ``frozen...`` for as many as are left:
+        encoder: network that maps images [B, C, H, W] to features [B, F]. Its argument ``weights`` names its pretrained
+            weights.
+        stages: a word of the table, or one of frozen, finetune and retrain for each stage, from the first to the last,
+            separated by blanks. ``frozen*3`` stands for three stages and ``frozen...`` for all remaining ones:
             ``"frozen*2 finetune retrain"``, ``"frozen... finetune"``.
-        finetune_factor: learning rate of fine-tuned stages over that of the new parts, in (0, 1].
-        layer_decay: of ``layer-decay``, in (0, 1].
-        unfreeze_every_n_epochs: of ``gradual-unfreezing``, > 0.
-        l2_sp: strength α of the penalty α/2 ||w - w⁰||² on fine-tuned weights w that leave where they started, in the
-            place of their weight decay, >= 0 (L2-SP: Li et al., 2018, arXiv:1802.01483); 0 leaves it out.
+        finetune_factor: learning rate of fine-tuned stages divided by that of the new parts, in (0, 1].
+        layer_decay: learning rate of a stage divided by that of the next stage, in (0, 1]. Used only by
+            ``layer-decay``.
+        unfreeze_every_n_epochs: number of epochs after which the next stage is unfrozen, > 0. Used only by
+            ``gradual-unfreezing``.
+        l2_sp: strength α of the penalty α/2 ||w - w⁰||² on the distance of fine-tuned weights w from their pretrained
+            values w⁰, >= 0. It replaces their weight decay (L2-SP: Li et al., 2018, arXiv:1802.01483). With 0, there is
+            no penalty.
         label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
-        mixup: α of mixup, >= 0; 0 leaves it out. See ``recipes.augment.Mix``.
-        cutmix: α of CutMix, >= 0; 0 leaves it out.
-        class_weights: ``balanced`` weighs the images of each class by (images) / (classes × images of the class), for
-            data with large and small classes; null weighs all images the same.
-        views: draws one random view of every image. Null takes a random crop and a flip; or, where all stages are
-            frozen, the images as they are, whose features are then computed only once.
-        optimizer: makes the optimiser from parameter groups; norm layers and biases take no weight decay. Its learning
-            rate is that of the new parts.
-        scheduler: makes the learning-rate schedule from the optimiser, any of torch too; null keeps it constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        mixup: α of mixup, >= 0 (see ``recipes.augment.Mix``). With 0, images are not mixed.
+        cutmix: α of CutMix, >= 0. With 0, no box is pasted.
+        class_weights: weights of the classes in the loss: ``balanced`` weighs the images of a class by (images) /
+            (classes × images of the class), for data with large and small classes. If null, all images weigh the same.
+        views: augmentation that draws one random view of every image. If null, uses random crops and flips
+            (``SupervisedViews``); if all stages are frozen, uses the images as they are and computes their features
+            only once.
+        optimizer: optimiser of the trainable parameters. Norm layers and biases get no weight decay. Its learning rate
+            is that of the new parts.
+        Other arguments: see ``Classifier``.
 
     Raises:
         ValueError: if an argument is out of its range, or ``stages`` does not fit the encoder; at the start of

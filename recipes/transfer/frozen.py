@@ -5,10 +5,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from datamodules import ImageDataModule
+from datamodules import ImageDataModule, ImagesInMemory
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
-from recipes.evaluation.features import hand_out_features
+from recipes.evaluation.features import extract
 from recipes.nn import Encoder, FrozenStages, evaluating, stage_features, stages
 
 _SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or says in image_size what it takes
@@ -17,15 +17,23 @@ _SIZES = (32, 64, 128, 224)  # of images, of which every encoder takes one, or s
 def cache_features(recipe: Recipe) -> None:
     """Passes all training and validation images through a recipe once; the loaders then give its features.
 
-    To be called at the start of ``configure_optimizers``: the weights of a checkpoint are there, and the loaders are
-    not made yet. Does nothing under ``fast_dev_run``, nor where the Trainer has no DataModule of ours.
+    To be called at the start of ``configure_optimizers``, on every device: the weights of a checkpoint are there, and
+    the loaders are not made yet. Does nothing under ``fast_dev_run``, nor where the Trainer has no DataModule of ours.
 
     Args:
-        recipe: whose ``forward`` gives the same for an image all through the training.
+        recipe: maps images [B, C, H, W] to features [B, F], the same all through the training.
     """
     trainer, data = recipe.trainer, recipe.datamodule
-    if isinstance(data, ImageDataModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        hand_out_features(recipe, data, trainer)
+    if not isinstance(data, ImageDataModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    dtype = next(recipe.parameters()).dtype
+    instead = {}
+    for name in ("train", "val"):
+        images = getattr(data.splits, name)
+        if images is not None:
+            features = extract({name: recipe}, data.in_order(images), trainer, dtype)[name]
+            instead[name] = ImagesInMemory(features.feature.cpu(), images.label)
+    data.hand_out(instead["train"], instead.get("val"))
 
 
 def warn_of_random_weights(encoder: Encoder) -> None:
@@ -65,13 +73,9 @@ class FrozenClassifier(Classifier):
     """A classifier whose encoder is frozen and whose head reads the features of one of its stages.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; its weights stay as they are.
-        num_classes: how many classes there are, > 1.
-        stage: of the encoder (``recipes.nn.stages``), from 0; the mean of its output over all places is what the head
-            reads. None takes the features of the encoder.
-        optimizer: makes the optimiser from parameter groups.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        stage: number of the stage of the encoder (``recipes.nn.stages``) whose output, averaged over all places, the
+            head reads; >= 0. If null, the head reads the features of the encoder.
+        Other arguments: see ``Classifier``.
 
     Raises:
         ValueError: if ``num_classes`` is out of range or the encoder has no such stage.

@@ -12,7 +12,7 @@ from recipes.transfer.frozen import FrozenClassifier, cache_features
 
 
 class LinearProbe(FrozenClassifier):
-    """Linear evaluation: a linear classifier on the features of a frozen encoder, trained by SGD.
+    """Transfer learning: trains a linear classifier by SGD on the features of a frozen encoder.
 
     The encoder is in eval mode, has no gradient and is not in the optimiser. Without ``views`` the features of an image
     never change: they are computed once, and training costs no more than that of a linear layer. Published protocols,
@@ -28,16 +28,11 @@ class LinearProbe(FrozenClassifier):
       batch size / 256, 90 epochs, 10 of them warm-up, then a cosine.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; its weights stay as they are.
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        stage: of the encoder (``recipes.nn.stages``), from 0; the mean of its output over all places is what the head
-            reads. Null takes the features of the encoder.
-        views: draws one random view of every image. Null takes the images as they are, and passes each once.
-        batch_norm: whether features are batch-normalised, without scale and shift, before the linear layer, as in MAE:
-            then the learning rate does not depend on their scale.
-        optimizer: makes the optimiser from parameter groups.
-        scheduler: makes the learning-rate schedule from the optimiser; null keeps the learning rate constant.
-        lr_batch_size: the global batch size that the learning rate is stated for; null uses it as it stands.
+        views: augmentation that draws one random view of every image. If null, uses the images as they are and encodes
+            each only once.
+        batch_norm: whether to batch-normalise the features, without scale and shift, before the linear layer, as in
+            MAE. The learning rate then does not depend on their scale.
+        Other arguments: see ``FrozenClassifier``.
 
     Raises:
         ValueError: if ``num_classes`` is out of range or the encoder has no such stage.

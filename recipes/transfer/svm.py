@@ -13,7 +13,7 @@ from recipes.transfer.frozen import FrozenClassifier
 
 
 class SVM(FrozenClassifier):
-    """Linear support vector machines on the features of a frozen encoder (``fit_svm``).
+    """Transfer learning: linear support vector machines on the features of a frozen encoder.
 
     They are solved once, before training begins, from the features of all training images; C is chosen on the
     validation images. No step changes anything: there has to be one, after which the checkpoint is saved
@@ -26,11 +26,8 @@ class SVM(FrozenClassifier):
     arXiv:1905.01235) compare encoders by.
 
     Args:
-        encoder: maps images [B, C, H, W] to features [B, F]; its weights stay as they are.
-        num_classes: how many classes there are, > 1. The ``recipes`` command takes it from the DataModule.
-        stage: of the encoder (``recipes.nn.stages``), from 0; the mean of its output over all places is what the head
-            reads. Null takes the features of the encoder.
-        grid: values of C to choose from, all positive.
+        grid: values of C to choose from, all > 0.
+        Other arguments: see ``FrozenClassifier``.
 
     Attributes:
         solution: with the accuracy of every C; None before training.

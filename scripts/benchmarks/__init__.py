@@ -12,4 +12,5 @@ PARTS = (
     "frozen",
     "distillation",
     "continual",
+    "evaluation",
 )

@@ -9,10 +9,12 @@ test images; the paper chooses it on the test images.
 from pathlib import Path
 from typing import Any
 
-from studies import STUDIES, WITHOUT, runs
-from studies.measure import Kept
+from recipes.launch import Job, KeptRuns
+from recipes.launch.results import machine, summary, versions, write
+from studies.base import KEPT, RESULTS
+from studies.distillation import STUDIES, WITHOUT
 
-RESULT = runs.RESULTS / "mythical.json"
+RESULT = RESULTS / "mythical.json"
 DATASETS = {"digits": "hinton-digits", "Fashion-MNIST": "hinton-fashionmnist"}  # the studies whose runs are read
 CLASS, CLASSES = 3, {"hinton-digits": "3", "hinton-fashionmnist": "Dress"}
 STEP, MOST = 0.1, 20.0  # of the biases that are tried
@@ -29,7 +31,7 @@ def measure(seeds: list[int], root: Path) -> dict[str, Any]:
     for name, study in DATASETS.items():
         each = [_errors(study, seed, root) for seed in seeds]
         datasets[name] = {
-            "measured": {key: runs.summary([one[key] for one in each]) for key in each[0]},
+            "measured": {key: summary([one[key] for one in each]) for key in each[0]},
             "runs": [{"seed": seed, **one} for seed, one in zip(seeds, each, strict=True)],
             "command": f"scripts/reproduce {study}, and then scripts/reproduce mythical",
         }
@@ -37,11 +39,11 @@ def measure(seeds: list[int], root: Path) -> dict[str, Any]:
         "about": f"a student that has seen no image of class {CLASS}, and the bias of that class raised afterwards",
         "seeds": seeds,
         "classes": {name: CLASSES[study] for name, study in DATASETS.items()},
-        "machine": runs.machine(),
-        "versions": runs.versions(),
+        "machine": machine(),
+        "versions": versions(),
         "datasets": datasets,
     }
-    runs.write(RESULT, result)
+    write(RESULT, result)
     return result
 
 
@@ -52,8 +54,7 @@ def _errors(study: str, seed: int, root: Path) -> dict[str, float]:
     import recipes
     from recipes.base.checkpoint import checkpoint_path
 
-    folder = Kept(STUDIES[study]).folder(WITHOUT, seed)
-    found = next(iter(folder.glob("*")), None) if folder else None
+    found = KeptRuns(STUDIES[study], KEPT).run(Job(WITHOUT, seed))
     if found is None:
         raise SystemExit(f"no run of seed {seed} is kept: scripts/reproduce {study} makes it")
     student: Any = recipes.load(checkpoint_path(found))

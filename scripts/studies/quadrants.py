@@ -15,9 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from studies import runs
+from recipes.launch.results import machine, versions, write
+from studies.base import RESULTS
 
-RESULT = runs.RESULTS / "quadrants.json"
+RESULT = RESULTS / "quadrants.json"
 SIZES: dict[str, int | None] = {"10": 10, "100": 100, "all": None}  # images per class
 STEPS = {"10": 400, "100": 800, "all": 1600}  # of the optimiser
 SOURCE_EPOCHS, SOURCE_STEPS = 6, 600  # at least as many of both
@@ -129,10 +130,10 @@ def measure(seeds: list[int], root: Path, jobs: int, again: bool) -> dict[str, A
         futures = {pool.submit(_cells, pair, seed, root, jobs): (pair, seed) for pair, seed in todo}
         for future in as_completed(futures):
             cells += future.result()
-            runs.write(RESULT, _result(cells, jobs))
+            write(RESULT, _result(cells, jobs))
             print(*futures[future], f"{len(cells)} of {len(PAIRS) * len(SIZES) * len(seeds)} cells", flush=True)
     result = _result(cells, jobs)
-    runs.write(RESULT, result)
+    write(RESULT, result)
     return result
 
 
@@ -197,8 +198,8 @@ def _result(cells: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
         "steps": STEPS,
         "source_epochs": SOURCE_EPOCHS,
         "jobs": jobs,
-        "machine": runs.machine(),
-        "versions": runs.versions(),
+        "machine": machine(),
+        "versions": versions(),
         "cells": [{**cell, **_advice(cell["measurement"])} for cell in cells],
     }
 

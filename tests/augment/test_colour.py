@@ -82,7 +82,7 @@ def apply_in_order(image, factors, order):
     return image
 
 
-def test_the_order_is_one_of_the_24_and_each_place_of_hue_is_as_likely_as_it_should_be():
+def test_the_order_is_one_of_the_24_and_hue_is_equally_likely_at_each_place():
     n = 2000
     image = muted(1).expand(n, -1, -1, -1)
     jitter = ColorJitter(0.2, 0.2, 0.4, 0.1)

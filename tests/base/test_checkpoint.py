@@ -9,10 +9,10 @@ import yaml
 
 import recipes
 from recipes import SimCLR
-from recipes.base import imports
 from recipes.cli import main
 from recipes.distillation import teacher_from
 from recipes.nn import ConvNet
+from tests.helpers.own_modules import forgotten
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", r"ignore:\s*Importing '.*' is not allowed")
 
@@ -48,14 +48,12 @@ HOSTILE = {
 def _folder(tmp_path, monkeypatch):
     """A current folder with a module and a file that a checkpoint may try to reach."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    monkeypatch.setattr(imports, "_named", [])
-    monkeypatch.setattr(imports, "_searched", [])
     (tmp_path / "strange.py").write_text(MODULE)
     (tmp_path / "hubconf.py").write_text(MODULE)
     (tmp_path / "hostile.yaml").write_text(yaml.safe_dump(SPAWN))
-    yield
-    sys.modules.pop("strange", None)
+    with forgotten(monkeypatch):
+        sys.path.append(str(tmp_path))
+        yield
 
 
 def model(**changes):

@@ -116,7 +116,7 @@ def a_step(recipe, tmp_path, logged=None):
     return recipe.training_step(batch, 0), views
 
 
-def test_training_step_is_the_distance_of_predictions_and_targets_of_the_other_view_in_both_directions(tmp_path):
+def test_the_loss_is_the_distance_of_predictions_to_targets_of_the_other_view(tmp_path):
     recipe = byol()
     for p in recipe.target.parameters():  # a target that has gone its own way
         p.data += 0.1 * torch.randn_like(p)

@@ -2,13 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from datamodules import Digits
 from recipes import SimCLR
 from recipes.nn import ConvNet
 from tests.callbacks.two_processes import evaluate, evaluate_and_gather
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("one", "two"):
         (folder / name).mkdir()
     seed_everything(1, verbose=False)
-    trainer = Trainer(
-        accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, limit_val_batches=0, enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_steps=3, default_root_dir=folder, limit_val_batches=0)
     trainer.fit(SimCLR(ConvNet((8, 16)), scheduler=None), Digits())
     trainer.save_checkpoint(folder / "checkpoint.ckpt")
     run(evaluate, folder / "one", 1)
@@ -29,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_uneven_and_empty_shards_of_two_processes_are_joined_in_order_and_without_repeats(folder: Path) -> None:
+def test_uneven_and_empty_shards_of_two_processes_join_in_order_without_repeats(folder: Path) -> None:
     expected = [
         [[[float(i), 10.0 * i] for i in indices], [i % 3 for i in indices], indices]
         for indices in ([0, 1, 2, 3, 4, 6], [0, 1, 5])

@@ -208,7 +208,7 @@ def test_processes_that_torchrun_starts_share_a_directory_and_their_batch_norm(t
     assert not [message for message in sum(messages, []) if "batch norm" in message]
 
 
-def test_the_first_process_that_torchrun_starts_makes_a_directory_for_each_of_its_runs(tmp_path, monkeypatch):
+def test_the_first_process_of_torchrun_makes_a_directory_for_each_of_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv(RUN_DIRECTORY, str(tmp_path / "of-an-earlier-run"))
     first, second = new_directory(tmp_path), new_directory(tmp_path)
@@ -273,7 +273,8 @@ def test_help_of_a_recipe_shows_each_argument_with_its_docstring(args, capsys):
     assert stopped.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "--model.temperature" in printed
-    assert "of the softmax over similarities" in printed
+    assert "softmax temperature for the similarities" in printed
+    assert "the learning rate is constant" in printed  # the text of Recipe, for an argument that SimCLR takes again
 
 
 def test_a_checkpoint_of_another_recipe_ends_with_code_2_and_names_both(run, capsys):

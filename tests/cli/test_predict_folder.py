@@ -66,7 +66,7 @@ def test_the_class_of_every_unlabelled_picture_is_written_to_a_table(run, tmp_pa
         assert 1 / 3 < probability <= 1
 
 
-def test_of_class_folders_with_the_classes_of_the_checkpoint_the_test_pictures_are_predicted(run, tmp_path):
+def test_predicts_the_test_images_of_folders_with_the_classes_of_the_checkpoint(run, tmp_path):
     squares(tmp_path / "new", {colour: colour for colour in COLOURS}, 10)
     predict(run, "new")
     assert len(predicted(tmp_path)) == 3  # a tenth

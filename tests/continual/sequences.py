@@ -1,14 +1,35 @@
 """What the tests of continual recipes run: three tasks of two digits each, in a second."""
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 
-from datamodules import Digits, TaskSequence
+from datamodules import Digits, ImageDataModule, ImagesInMemory, Splits, TaskSequence
 from recipes.augment import Compose, HandwritingViews
 from recipes.nn import ConvNet
+from tests.helpers.training import quiet_trainer
 
 GROUPS = [["0", "1"], ["2", "3"], ["4", "5"]]
 BATCH, STEPS = 50, 5  # of a task, which has about 250 images
+
+
+class Stripes(ImageDataModule):
+    """Noisy images of four classes, 4 × 4 pixels: each class has another bright row.
+
+    Args:
+        label: the class of each image.
+    """
+
+    num_classes = 4
+
+    def __init__(self, label):
+        super().__init__()
+        self.label = label
+
+    def load(self):
+        image = torch.randint(0, 120, (len(self.label), 1, 4, 4), generator=torch.Generator().manual_seed(0))
+        image[torch.arange(len(self.label)), 0, self.label] += 60
+        train = ImagesInMemory(image.to(torch.uint8), self.label)
+        return Splits(("a", "b", "c", "d"), train, None, train)
 
 
 def sequence(scenario="class", epochs=1):
@@ -29,21 +50,8 @@ def handwriting():
 
 
 def trainer(devices=1, callbacks=(), **options):
-    return Trainer(
-        **{
-            "accelerator": "cpu",
-            "devices": devices,
-            "strategy": "ddp" if devices > 1 else "auto",
-            "precision": "64-true",
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "limit_val_batches": 0,
-            "callbacks": list(callbacks),
-            **options,
-        }
-    )
+    options = {"precision": "64-true", "limit_val_batches": 0, **options}
+    return quiet_trainer(devices, callbacks=list(callbacks), **options)
 
 
 def fitted(recipe, scenario="class", epochs=1, callbacks=(), lr=0.01, views=None, **options):

@@ -220,7 +220,7 @@ def test_two_devices_end_as_one(recipe):
         assert distance(other, one) < 1e-10
 
 
-def test_a_run_that_was_saved_after_the_last_step_of_a_task_ends_the_task_when_it_goes_on(tmp_path):
+def test_a_run_saved_after_the_last_step_of_a_task_ends_the_task_when_resumed(tmp_path):
     class SaveLast(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if trainer.global_step == 2 * STEPS:
@@ -299,4 +299,4 @@ def test_a_warmup_as_long_as_a_task_is_cut_to_a_tenth_of_it(caplog):
     assert (
         distance(dict(numbers(cut.state_dict())), dict(numbers(fitted(LwF, "task", warmup_epochs=0).state_dict()))) == 0
     )
-    assert [cut._warmup_of(epochs) for epochs in (2, 4, 10, 40)] == [0, 3, 3, 3]
+    assert [cut.task_start.warmup_of(epochs) for epochs in (2, 4, 10, 40)] == [0, 3, 3, 3]

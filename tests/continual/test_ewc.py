@@ -2,48 +2,28 @@ import functools
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
-from datamodules import ImageDataModule, ImagesInMemory, Splits, TaskSequence
+from datamodules import TaskSequence
 from recipes.continual import FineTuning
 from recipes.continual.ewc import EWC
 from recipes.nn import MLP
+from tests.continual.sequences import Stripes
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 IMAGES = 24  # of each class
-
-
-class Stripes(ImageDataModule):
-    """Noisy images of four classes, 4 × 4 pixels: each class has another bright row."""
-
-    num_classes = 4
-
-    def load(self):
-        label = torch.arange(4).repeat(IMAGES)
-        image = torch.randint(0, 120, (len(label), 1, 4, 4), generator=torch.Generator().manual_seed(0))
-        image[torch.arange(len(label)), 0, label] += 60
-        train = ImagesInMemory(image.to(torch.uint8), label)
-        return Splits(("a", "b", "c", "d"), train, None, train)
+LABEL = torch.arange(4).repeat(IMAGES)
 
 
 def fit(make, devices=1, scenario="task", seed=0, precision="64-true", **options):
     """Learns two tasks of two classes."""
     seed_everything(seed, verbose=False)
     data = TaskSequence(
-        Stripes(), num_tasks=2, scenario=scenario, epochs_per_task=3, batch_size=2 * IMAGES // 4, num_workers=0
+        Stripes(LABEL), num_tasks=2, scenario=scenario, epochs_per_task=3, batch_size=2 * IMAGES // 4, num_workers=0
     )
     recipe = make(MLP(4, hidden=(8,), batch_norm=False), data.tasks)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_epochs": -1, **options},
-    )
+    trainer = quiet_trainer(devices=devices, precision=precision, **{"max_epochs": -1, **options})
     trainer.fit(recipe, data)
     return recipe
 
@@ -176,7 +156,7 @@ def test_the_fisher_information_is_in_float32_in_half_precision_too(precision):
 
 def test_it_says_what_to_expect_of_the_scenario_class():
     for scenario in ("task", "class", "domain"):
-        recipe = EWC(MLP(4, hidden=(8,)), TaskSequence(Stripes(), num_tasks=2, scenario=scenario).tasks)
+        recipe = EWC(MLP(4, hidden=(8,)), TaskSequence(Stripes(LABEL), num_tasks=2, scenario=scenario).tasks)
         assert (recipe.expectation is not None) == (scenario == "class")
 
 
@@ -190,6 +170,6 @@ def test_it_says_what_to_expect_of_the_scenario_class():
     ],
 )
 def test_numbers_out_of_range_are_errors(options, message):
-    tasks = TaskSequence(Stripes(), num_tasks=2).tasks
+    tasks = TaskSequence(Stripes(LABEL), num_tasks=2).tasks
     with pytest.raises(ValueError, match=message):
         EWC(MLP(4, hidden=(8,)), tasks, **options)

@@ -109,7 +109,7 @@ class Notes(Callback):
         self.at_30 = copy.deepcopy(pl_module.state_dict())
 
 
-def test_the_warm_up_leaves_shared_weights_old_heads_and_running_statistics_as_they_are():
+def test_the_warm_up_changes_no_shared_weights_old_heads_or_running_statistics():
     data, notes = sequence("task", epochs=2), Notes()
     torch.manual_seed(0)
     optimizer = torch.optim.SGD

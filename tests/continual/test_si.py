@@ -1,31 +1,21 @@
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.plugins import MixedPrecision
 from torch.nn import functional as F
 
-from datamodules import ImageDataModule, ImagesInMemory, Splits, TaskSequence
+from datamodules import TaskSequence
 from recipes.continual import FineTuning
 from recipes.continual.si import SI
 from recipes.nn import MLP
+from tests.continual.sequences import Stripes
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 IMAGES = 16  # of each class
+LABEL = torch.arange(4).repeat_interleave(IMAGES)
 TASK = 2 * IMAGES
 EPOCHS = 12
-
-
-class Stripes(ImageDataModule):
-    """Noisy images of four classes, 4 × 4 pixels: each class has another bright row."""
-
-    num_classes = 4
-
-    def load(self):
-        label = torch.arange(4).repeat_interleave(IMAGES)
-        image = torch.randint(0, 120, (len(label), 1, 4, 4), generator=torch.Generator().manual_seed(0))
-        image[torch.arange(len(label)), 0, label] += 60
-        train = ImagesInMemory(image.to(torch.uint8), label)
-        return Splits(("a", "b", "c", "d"), train, None, train)
 
 
 class Recorded(SI):
@@ -43,19 +33,10 @@ def sgd(lr):
 def fit(make, devices=1, batch_size=TASK, **options):
     """Learns two tasks of two classes, from all images of a task at a time."""
     seed_everything(0, verbose=False)
-    data = TaskSequence(Stripes(), num_tasks=2, scenario="task", epochs_per_task=EPOCHS, batch_size=batch_size)
+    data = TaskSequence(Stripes(LABEL), num_tasks=2, scenario="task", epochs_per_task=EPOCHS, batch_size=batch_size)
     recipe = make(MLP(4, hidden=(8,), batch_norm=False), data.tasks)
     defaults = {"max_epochs": -1} if "plugins" in options else {"max_epochs": -1, "precision": "64-true"}
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{**defaults, **options},
-    )
+    trainer = quiet_trainer(devices=devices, **{**defaults, **options})
     trainer.fit(recipe, data)
     return recipe
 
@@ -63,7 +44,7 @@ def fit(make, devices=1, batch_size=TASK, **options):
 def by_hand(si_weight, damping, lr, clip=None):
     """The same, written out: Ω, θ and ω of each task, and how much the cross-entropy of each task fell."""
     seed_everything(0, verbose=False)
-    data = TaskSequence(Stripes(), num_tasks=2, scenario="task", epochs_per_task=EPOCHS, batch_size=TASK)
+    data = TaskSequence(Stripes(LABEL), num_tasks=2, scenario="task", epochs_per_task=EPOCHS, batch_size=TASK)
     recipe = SI(MLP(4, hidden=(8,), batch_norm=False), data.tasks)
     data.setup()
     recipe.double()
@@ -224,7 +205,7 @@ def test_a_checkpoint_within_a_task_has_the_path_so_far():
 
 def test_it_says_what_to_expect_of_the_scenario_class():
     for scenario in ("task", "class", "domain"):
-        recipe = SI(MLP(4, hidden=(8,)), TaskSequence(Stripes(), num_tasks=2, scenario=scenario).tasks)
+        recipe = SI(MLP(4, hidden=(8,)), TaskSequence(Stripes(LABEL), num_tasks=2, scenario=scenario).tasks)
         assert (recipe.expectation is not None) == (scenario == "class")
 
 
@@ -236,6 +217,6 @@ def test_it_says_what_to_expect_of_the_scenario_class():
     ],
 )
 def test_numbers_out_of_range_are_errors(options, message):
-    tasks = TaskSequence(Stripes(), num_tasks=2).tasks
+    tasks = TaskSequence(Stripes(LABEL), num_tasks=2).tasks
     with pytest.raises(ValueError, match=message):
         SI(MLP(4, hidden=(8,)), tasks, **options)

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def view_of(recipe, batch, view):
     return recipe.normalize(recipe.views(batch.image, Key(0, 0, batch.index, view))).double()
 
 
-def test_a_key_is_compared_with_the_queue_of_before_the_step_and_enters_it_afterwards(tmp_path):
+def test_a_key_is_compared_with_the_queue_before_the_step_and_enters_it_afterwards(tmp_path):
     recipe = fit(watched(temperature=0.3), tmp_path)
     rows, position = torch.empty(0), 0
     for batch, (queue, position), networks, keys, loss in recipe.steps:
@@ -142,3 +144,13 @@ def test_another_number_of_parts_gives_another_result(tmp_path):
 def test_parts_that_do_not_divide_over_the_devices_are_refused(tmp_path):
     with pytest.raises(AssertionError, match="batch_norm_splits is 1 and does not divide over 2 devices"):
         run(state, tmp_path, 2, 1, processes=2)
+
+
+@pytest.mark.parametrize(("queue_size", "said"), [(1257, True), (1256, False)])
+def test_a_queue_as_long_as_the_data_is_warned_of(queue_size, said, tmp_path):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit(moco(queue_size=queue_size), tmp_path, max_steps=1)
+    assert (
+        any("queue_size is 1,257, and there are 1,257 training images" in str(each.message) for each in found) == said
+    )

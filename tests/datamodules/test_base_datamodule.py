@@ -131,7 +131,7 @@ def test_a_bank_of_nothing_is_an_error():
         ready(train=2, val=0, test=0, label=torch.tensor([-1, -1])).bank_dataloader()
 
 
-def test_without_a_test_split_predictions_are_for_the_training_images_and_testing_is_an_error():
+def test_without_a_test_split_training_images_are_predicted_and_testing_is_an_error():
     data = ready(test=0)
     assert len(next(iter(data.predict_dataloader())).index) == 10
     with pytest.raises(ValueError, match="no test images"):
@@ -159,7 +159,7 @@ def test_numbers_out_of_range_are_errors(options, message):
         Few(**options)
 
 
-def test_images_in_memory_take_no_workers_and_others_share_the_cpus_among_the_devices(monkeypatch):
+def test_images_in_memory_take_no_workers_and_others_share_the_cpus_of_the_devices(monkeypatch):
     data = ready(batch_size=4)
     assert data.train_dataloader().num_workers == 0
     monkeypatch.setattr("datamodules.base.usable_cpus", lambda: 12)
@@ -192,7 +192,7 @@ class Sees(LightningModule):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("val", "validated"), [(5, 2), (0, 0)])
-def test_a_recipe_sees_the_properties_in_its_setup_and_is_validated_where_there_is_something(val, validated):
+def test_a_recipe_sees_the_properties_in_setup_and_is_validated_if_there_are_images(val, validated):
     recipe = Sees()
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, enable_model_summary=False, **options)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from torch import nn
 
 from datamodules import Digits
@@ -12,6 +12,7 @@ from recipes.base.recipe import Recipe
 from recipes.distillation.crd import ContrastiveDistillation
 from recipes.nn import ConvNet
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 IMAGES = 24
 
@@ -275,11 +276,7 @@ def fit(devices):
     seed_everything(0, verbose=False)
     recipe: LightningModule = Learning()
     recipe.losses = []
-    trainer = Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", precision="64-true",
-        max_steps=5, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=0,
-    )  # fmt: skip
+    trainer = quiet_trainer(devices=devices, precision="64-true", max_steps=5, limit_val_batches=0)
     trainer.fit(recipe, Digits(batch_size=20, size=8, num_workers=0))
     return recipe.losses, {name: value.numpy() for name, value in recipe.state_dict().items()}
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from datamodules import Batch, Digits, Subset
 from recipes import SimCLR, Supervised
@@ -13,16 +13,9 @@ from recipes.distillation.deit import DeiT
 from recipes.distillation.teacher import Teacher
 from recipes.nn import ConvNet, ViT
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 def vit(pool="tokens"):
@@ -110,7 +103,7 @@ def test_the_hard_target_does_not_depend_on_the_temperature_and_the_soft_does():
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("distillation", ["hard", "soft"])
-def test_the_teacher_moves_only_the_distillation_head_and_labels_only_that_of_the_class(distillation):
+def test_the_teacher_trains_only_the_distillation_head_and_labels_the_class_head(distillation):
     recipe, batch = stepping(distillation=distillation)
     first = gradients(recipe, batch)
     other_labels = gradients(recipe, batch._replace(label=(batch.label + 1) % 10))
@@ -167,9 +160,7 @@ def test_the_teacher_stays_as_it_was_and_is_no_part_of_the_student():
     recipe = build()
     before, digest = copy.deepcopy(recipe.teacher.state_dict()), recipe.teacher.digest
     ours = copy.deepcopy(recipe.state_dict())
-    Trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=1, **QUIET).fit(
-        recipe, Digits(size=8, batch_size=64)
-    )
+    quiet_trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=1).fit(recipe, Digits(size=8, batch_size=64))
     recipe.train()
     after = recipe.teacher.state_dict()
     assert after.keys() == before.keys()
@@ -219,10 +210,7 @@ class SomeLabels(DeiT):
 def trained(devices, distillation):
     recipe = build(SomeLabels, distillation=distillation)
     steps = {"max_steps": 4, "limit_val_batches": 0, "precision": "64-true"}
-    strategy = "ddp" if devices > 1 else "auto"
-    Trainer(devices=devices, strategy=strategy, **steps, **QUIET).fit(
-        recipe, Digits(size=8, batch_size=24, num_workers=0)
-    )
+    quiet_trainer(devices, **steps).fit(recipe, Digits(size=8, batch_size=24, num_workers=0))
     return {name: value.numpy() for name, value in recipe.state_dict().items()}
 
 
@@ -256,4 +244,4 @@ def test_what_does_not_suit_is_refused(arguments, message):
 def test_a_teacher_that_knows_no_classes_is_refused_when_training_starts():
     teacher = Teacher([SimCLR(ConvNet((4, 6)))], ["runs/simclr"])
     with pytest.raises(ValueError, match="the teacher runs/simclr tells no classes apart"):
-        Trainer(max_steps=1, **QUIET).fit(build(teacher=teacher), Digits(size=8))
+        quiet_trainer(max_steps=1).fit(build(teacher=teacher), Digits(size=8))

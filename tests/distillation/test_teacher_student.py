@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import nn
 from torchvision import models
 
@@ -18,16 +18,9 @@ from recipes.distillation import LayerLoss, Teacher, teacher_from
 from recipes.distillation.teacher import digest, unpacked
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 def sgd(parameters):
@@ -64,7 +57,7 @@ def state(module):
 
 
 def fit(recipe, epochs=2, callbacks=(), **options):
-    trainer = Trainer(max_epochs=epochs, callbacks=list(callbacks), **{**QUIET, "limit_train_batches": 3, **options})
+    trainer = quiet_trainer(max_epochs=epochs, callbacks=list(callbacks), **{"limit_train_batches": 3, **options})
     trainer.fit(recipe, Digits(size=8, batch_size=64))
     return trainer
 
@@ -73,7 +66,7 @@ def recipe_and_batch(**arguments):
     """A student outside of training, in float64, and a batch."""
     recipe = student(**arguments).double()
     recipe.teacher.double()
-    recipe.trainer = Trainer(max_epochs=2, **QUIET)
+    recipe.trainer = quiet_trainer(max_epochs=2)
     recipe.log = lambda *_, **__: None
     data = Digits(size=8, batch_size=32)
     data.setup()
@@ -115,7 +108,7 @@ def test_student_learns_and_the_teacher_is_no_part_of_it(tmp_path):
     assert not torch.equal(before["head.weight"], recipe.state_dict()["head.weight"])
 
 
-def test_teacher_sees_the_pixels_of_the_student_and_normalises_them_by_its_own_statistics(float64):
+def test_the_teacher_normalises_the_pixels_of_the_student_by_its_own_statistics(float64):
     recipe, batch = recipe_and_batch(views=RandomAffine(translate=0.2))
     seen = []
     recipe.teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -126,7 +119,7 @@ def test_teacher_sees_the_pixels_of_the_student_and_normalises_them_by_its_own_s
     assert not torch.equal(recipe.teacher.members[0].normalize.mean, recipe.normalize.mean)
 
 
-def test_several_teachers_are_the_normalised_geometric_mean_of_their_probabilities_at_every_temperature():
+def test_several_teachers_are_the_geometric_mean_of_their_probabilities():
     one, other = trained_network(1), trained_network(2)
     both = Teacher([one, other], ["a", "b"])
     image = torch.rand(5, 1, 8, 8)
@@ -422,7 +415,7 @@ def test_cached_logits_are_computed_once_for_one_teacher_data_and_views(tmp_path
             encoder=MLP(size, hidden=(8,)),
         )  # fmt: skip
         recipe.teacher.register_forward_pre_hook(lambda module, args: asked.append(len(args[0])))
-        trainer = Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0, **QUIET)
+        trainer = quiet_trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0)
         trainer.fit(recipe, Digits(size=size, batch_size=64))
         total = sum(asked)
         asked.clear()
@@ -557,10 +550,14 @@ def two_devices(folder, cached, batch_size):
         views=RandomAffine(translate=0.2),
     )
     devices = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    trainer = Trainer(
-        max_epochs=2, limit_train_batches=3, limit_val_batches=1, precision="64-true", devices=devices,
-        strategy="ddp" if devices > 1 else "auto", plugins=[CrossDeviceBatchNorm()] if devices > 1 else None, **QUIET,
-    )  # fmt: skip
+    trainer = quiet_trainer(
+        max_epochs=2,
+        limit_train_batches=3,
+        limit_val_batches=1,
+        precision="64-true",
+        devices=devices,
+        plugins=[CrossDeviceBatchNorm()] if devices > 1 else None,
+    )
     before = recipe.teacher.digest
     trainer.fit(recipe, Digits(size=8, batch_size=batch_size))
     weights = {name: value.double().numpy() for name, value in recipe.state_dict().items()}

@@ -19,7 +19,7 @@ def test_temperature_scaling_finds_the_factor_that_true_logits_were_multiplied_b
     assert calibration_error(true, label) < 0.02
 
 
-def test_where_every_image_is_right_the_best_probabilities_are_one_and_where_none_is_they_are_even() -> None:
+def test_the_best_probabilities_are_one_if_all_images_are_right_and_even_if_none_is() -> None:
     logits, label = torch.eye(4, dtype=torch.float64), torch.arange(4)
     assert (logits / best_temperature(logits, label)).softmax(1).diagonal().tolist() == [1] * 4
     assert best_temperature(-logits, label) == pytest.approx(100, rel=1e-3)
@@ -43,7 +43,7 @@ def test_an_image_that_is_certain_is_in_the_last_bin() -> None:
     assert (bins.accuracy[-1], bins.confidence[-1]) == (1, 1)
 
 
-def test_the_entropy_is_that_of_equal_classes_at_a_high_temperature_and_none_of_a_certain_one() -> None:
+def test_the_entropy_is_maximal_at_a_high_temperature_and_zero_for_a_certain_class() -> None:
     logits = torch.tensor([[1000.0, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
     assert entropy(logits).tolist() == [0, 2]
     assert entropy(logits, 1e9)[0].item() == pytest.approx(2)

@@ -62,7 +62,7 @@ def test_forgetting_is_from_the_best_accuracy_and_not_from_that_right_after_lear
     assert forgetting(R) != pytest.approx(-backward_transfer(R))
 
 
-def test_forgetting_counts_a_best_accuracy_before_the_task_was_learned_but_not_one_before_training() -> None:
+def test_forgetting_counts_accuracy_before_the_task_but_not_before_training() -> None:
     before_its_task = R.clone()
     before_its_task[1, 1] = 0.99
     assert forgetting_by_task(before_its_task)[1] == pytest.approx(0.99 - 0.65)

@@ -9,7 +9,7 @@ from recipes.nn import MLP
 HIDDEN = 5
 
 
-def test_memory_counts_every_tensor_once_and_what_a_plain_network_has_not_by_its_name() -> None:
+def test_memory_counts_each_tensor_once_and_names_those_a_plain_network_lacks() -> None:
     model = LwF(MLP(3, hidden=(HIDDEN,), batch_norm=False), Tasks((2, 2, 2), "class"), warmup_epochs=0)
     network = 4 * (9 * HIDDEN + HIDDEN + HIDDEN * 6 + 6)  # float32
     found = memory(model)

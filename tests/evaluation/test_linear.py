@@ -141,7 +141,7 @@ def test_two_images_are_told_apart_as_in_closed_form():
         assert fit.bias.tolist() == pytest.approx([w * 3 / 2, -w * 3 / 2], rel=1e-3)
 
 
-def test_a_linear_layer_gives_the_decision_values_of_scikit_learn_on_standardised_features():
+def test_a_linear_layer_gives_the_decision_values_of_scikit_learn():
     feature, label = blobs(200)
     test, _ = blobs(50, seed=5)
     fit = fit_svm(feature, label, None, None, 3, grid=(0.01,))
@@ -215,7 +215,7 @@ def test_with_one_image_of_each_class_there_is_no_choice():
     assert ((feature.double() @ fit.weight.T + fit.bias).argmax(1) == label).all()
 
 
-def test_fewer_images_than_features_that_are_much_alike_and_a_large_c_are_solved_to_the_end():
+def test_fewer_images_than_similar_features_and_a_large_c_are_solved_to_the_end():
     generator = torch.Generator().manual_seed(0)
     feature = torch.randn(60, 10, generator=generator) @ torch.randn(10, 80, generator=generator)
     feature = feature + 0.05 * torch.randn(60, 80, generator=generator)

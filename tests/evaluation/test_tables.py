@@ -4,7 +4,7 @@ import statistics
 import pytest
 import torch
 
-from recipes.evaluation.tables import WIDTH, mean_and_std, new_table, number, per_cent, summary, terminal
+from recipes.evaluation.tables import WIDTH, mean_and_std, new_table, number, per_cent, terminal
 
 
 def test_the_spread_is_the_sample_standard_deviation() -> None:
@@ -29,11 +29,6 @@ def test_nan_is_null_in_a_file_and_a_dash_in_a_table() -> None:
 def test_a_cell_is_in_per_cent_with_its_deviation_where_there_is_one() -> None:
     assert per_cent(0.12345) == "12.3"
     assert per_cent(torch.tensor(0.9), 0.0123) == "90.0 ±1.2"
-
-
-def test_draws_are_summed_up_and_single_numbers_kept() -> None:
-    found = summary({"raw pixels": {"knn": [0.5], "knn_1_per_class": [0.25, 0.75]}})
-    assert found == {"raw_pixels": {"knn": 0.5, "knn_1_per_class": {"mean": 0.5, "std": pytest.approx(0.5**1.5)}}}
 
 
 def test_tables_are_printed_in_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

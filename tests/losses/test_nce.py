@@ -44,7 +44,7 @@ def test_loss_is_the_papers_formula(drawn, instances, z, temperature):
     assert loss.item() == pytest.approx(by_hand(feature, positive, noise, instances, z, temperature), rel=1e-9)
 
 
-def test_the_constant_z_is_the_mean_over_features_and_noise_times_the_number_of_instances():
+def test_the_constant_z_is_the_mean_over_features_and_noise_times_the_instances():
     feature, noise = vectors(5, 6)
     total = sum(math.exp(dot(f, v) / 0.3) for f in feature.tolist() for v in noise.tolist())
     log_z = NCE(0.3).log_z(feature.requires_grad_(), noise, 50)

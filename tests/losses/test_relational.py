@@ -106,7 +106,7 @@ def test_one_image_has_no_relations(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("nearness", [1.0, 1e-3])
-def test_value_and_gradient_are_right_in_float32_also_of_near_images_far_from_the_origin(loss, nearness):
+def test_value_and_gradient_are_right_in_float32_for_near_images_far_from_the_origin(loss, nearness):
     student, teacher = layers(12, torch.float32)
     student, teacher = student.detach() + 100, teacher + 100
     student[0], teacher[0] = student[1] + nearness * student[0] / 100, teacher[1] + nearness * teacher[0] / 100

@@ -102,7 +102,7 @@ def test_tiles_change_neither_value_nor_gradient(dtype, monkeypatch):
         torch.testing.assert_close(gradient, results[0][1], rtol=0, atol=0)
 
 
-def test_half_precision_is_computed_in_float32_and_gets_its_gradient_in_half_precision():
+def test_half_precision_is_computed_in_float32_and_its_gradient_is_in_half_precision():
     student, teacher = logits(dtype=torch.bfloat16)
     wide = student.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -138,7 +138,7 @@ def test_a_class_without_a_logit_in_either_takes_no_part():
     assert not grad(SoftTarget()(*masked), masked[0])[0][:, 7:].any()
 
 
-def test_an_impossible_class_of_the_student_that_the_teacher_expects_costs_more_than_anything():
+def test_a_class_impossible_for_the_student_and_expected_by_the_teacher_costs_most():
     student, teacher = logits(dtype=torch.float32)
     impossible = student.detach().clone()
     impossible[0, 0] = -torch.inf

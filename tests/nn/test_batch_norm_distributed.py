@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
@@ -14,6 +14,7 @@ from datamodules import Digits
 from recipes import SimCLR
 from recipes.nn import ConvNet, CrossDeviceBatchNorm, has_local_batch_norm
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -219,19 +220,7 @@ def train_simclr(devices, plugins):
     seed_everything(0, verbose=False)
     sgd = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731
     recipe = SimCLR(ConvNet((4, 8), in_channels=1), optimizer=sgd, scheduler=None, lr_batch_size=None)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        plugins=plugins,
-        precision="64-true",
-        max_steps=3,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(devices=devices, plugins=plugins, precision="64-true", max_steps=3, limit_val_batches=0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(recipe, Digits(batch_size=256))

@@ -50,7 +50,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_copy_begins_equal_to_its_networks_with_the_head_and_shares_no_memory_with_them():
+def test_the_copy_begins_equal_to_its_networks_with_the_head_and_shares_no_memory():
     method = Method()
     theirs, ours = method.sources(), named(method.target)
     assert equal(ours, theirs)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import distributed
 
 from datamodules import Digits
 from recipes.base.recipe import Recipe
 from recipes.nn import ConvNet, FeatureQueue, MemoryBank
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 BATCH = 20
 MEMORIES = ["queue.features", "queue.position", "bank.features"]
@@ -54,17 +55,7 @@ class Sent(Apart):
 def fit(recipe, devices):
     seed_everything(0, verbose=False)
     recipe = recipe()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        precision="64-true",
-        max_steps=5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(devices=devices, precision="64-true", max_steps=5)
     trainer.fit(recipe, Digits(batch_size=BATCH, size=8, num_workers=0))
     return {name: recipe.state_dict()[name].numpy() for name in BUFFERS}  # tensors would share their memory
 

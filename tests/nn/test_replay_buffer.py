@@ -121,7 +121,7 @@ def test_every_row_belongs_to_one_image(policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("smaller", [1, 4, 9])
-def test_a_buffer_that_is_made_smaller_is_what_the_smaller_one_had_been_from_the_start(policy, smaller):
+def test_a_buffer_made_smaller_equals_one_that_was_smaller_from_the_start(policy, smaller):
     buffer = filled(policy=policy)
     buffer.resize(smaller)
     assert same(contents(buffer), contents(filled(smaller, policy)))

@@ -175,7 +175,7 @@ def test_parts_of_one_value_per_channel_are_refused():
         split(layer_of(nn.BatchNorm1d), 3)(numbers(3, 2))
 
 
-def test_running_statistics_become_the_mean_over_the_devices_and_nothing_else_changes():
+def test_running_statistics_become_the_mean_over_devices_and_nothing_else_changes():
     net = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.BatchNorm1d(3), nn.ReLU())
     net[0].running_mean.copy_(torch.tensor([1.0, -2.0]))
     net[2].running_var.copy_(torch.tensor([1.0, 3.0, 5.0]))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from recipes.cli import main
-from tests.helpers.processes import run
+from tests.helpers.processes import draw_nothing, run
 
 STEPS = 3  # before the checkpoint, and again after it
 IMAGES = 16
@@ -90,6 +90,7 @@ def recipes(folder: Path, command: str, **options: Any) -> Path:
 
 def _inside(folder: Path, args: list[str]) -> None:
     os.chdir(folder)
+    draw_nothing()
     main(args)
 
 

@@ -26,7 +26,7 @@ FAMILIES = {
     for path in (ROOT / "recipes").glob("*/__init__.py")
     if f"recipes.{path.parent.name}" not in FLOORS
 }
-FLOORS |= dict.fromkeys(FAMILIES, FLOORS.pop("every family of recipes"))
+FLOORS |= dict.fromkeys(sorted(FAMILIES), FLOORS.pop("every family of recipes"))
 
 
 def imports(path):

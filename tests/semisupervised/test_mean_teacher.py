@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 
 from datamodules import Batch, Digits, SemiSupervised
 from recipes import MeanTeacher
@@ -16,17 +16,9 @@ from recipes.distillation import Teacher
 from recipes.distillation.layers import outputs
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "limit_val_batches": 0,
-}
 
 
 def build(convolutional=False, **arguments):
@@ -188,7 +180,7 @@ class Steps(Callback):
 
 def fit(tmp_path, recipe=None, data=None, checkpoint=None, **options):
     recipe, steps = recipe or build(), Steps()
-    trainer = Trainer(default_root_dir=tmp_path, callbacks=[steps], **{**QUIET, **options})
+    trainer = quiet_trainer(default_root_dir=tmp_path, callbacks=[steps], **{"limit_val_batches": 0, **options})
     trainer.fit(recipe, data or few_labels(), ckpt_path=checkpoint)
     return recipe, steps, trainer
 
@@ -251,7 +243,7 @@ def test_the_teacher_trains_its_own_batch_norm(tmp_path):
             assert all(module.training for module in pl_module.teacher.modules())
 
     recipe = build(convolutional=True)
-    trainer = Trainer(default_root_dir=tmp_path, callbacks=[Modes()], max_steps=3, **QUIET)
+    trainer = quiet_trainer(default_root_dir=tmp_path, callbacks=[Modes()], max_steps=3, limit_val_batches=0)
     trainer.fit(recipe, few_labels())
     theirs = recipe.teacher.copies[0].network[1]
     ours = recipe.encoder.network[1]
@@ -281,7 +273,7 @@ def test_two_devices_end_with_student_and_teacher_of_one(tmp_path):
 
 def test_accuracies_are_those_of_teacher_and_student_and_probabilities_the_teachers(tmp_path):
     recipe, data = build(), few_labels()
-    trainer = Trainer(default_root_dir=tmp_path, **{**QUIET, "limit_val_batches": None})
+    trainer = quiet_trainer(default_root_dir=tmp_path, limit_val_batches=None)
     with torch.no_grad():
         recipe.teacher.copies[1].bias[1] += 100
         recipe.head.bias[8] += 100

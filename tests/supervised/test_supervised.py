@@ -10,6 +10,7 @@ from recipes.augment import HandwritingViews
 from recipes.nn import MLP, ConvNet
 from recipes.optim import WarmupCosine
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 
 def recipe_and_batch(tmp_path, **arguments):
@@ -62,11 +63,9 @@ def fit_with_few_labels(tmp_path, devices):
     seed_everything(0, verbose=False)
     sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "scheduler": None, "lr_batch_size": None}
     recipe = Supervised(MLP(16, hidden=(8,), batch_norm=False), num_classes=10, **sgd)
-    trainer = Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", precision="64-true",
-        max_steps=5, limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
+    trainer = quiet_trainer(
+        devices=devices, precision="64-true", max_steps=5, limit_val_batches=0, default_root_dir=tmp_path
+    )
     trainer.fit(recipe, FewLabels(batch_size=32))
     return recipe.head.weight.detach().numpy(), trainer.callback_metrics["train/loss"].item()
 

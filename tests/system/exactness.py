@@ -23,7 +23,7 @@ from torch import Tensor
 from recipes.callbacks import Pictures
 from recipes.cli import main
 from recipes.cli.catalogue import config_file, config_names
-from tests.helpers.processes import run
+from tests.helpers.processes import draw_nothing, run
 
 
 def packaged(config: str) -> dict[str, Any]:
@@ -39,6 +39,7 @@ _OF_RECIPES = {
     for name in config_names()
     if name.endswith("-digits") and not name.startswith("teacher-")  # with dropout, runs differ
 }
+RECIPES = sorted(_OF_RECIPES.values())  # a config of each recipe
 CASES = [name for recipe, name in _OF_RECIPES.items() if recipe.rpartition(".")[2] not in NOT_COVERED]
 
 IN_TASKS = {case for case in CASES if packaged(case)["data"]["class_path"] == "datamodules.TaskSequence"}
@@ -202,11 +203,18 @@ class Runs:
             options |= {"ckpt_path": after.path} if after else {}
             options |= {"trainer.callbacks": f"{__name__}.Interference"}
             options |= {f"trainer.callbacks.{name}": value for name, value in (killed or {}).items()}
-            ended = run(main, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes)
+            ended = run(
+                _undrawn, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes
+            )
             assert ended == [signal.SIGKILL if killed else None] * processes
             (metrics,) = runs.glob("*/*/metrics.csv")
             self.done[key] = Run(metrics.parent)
         return self.done[key]
+
+
+def _undrawn(args: list[str]) -> None:
+    draw_nothing()
+    main(args)
 
 
 def difference(run: Run, reference: Run) -> float:

@@ -1,7 +1,10 @@
 import copy
 import dataclasses
+import itertools
 import math
 import os
+import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from recipes.evaluation import h_score, leave_one_out, leep, log_me, quiet_train
 from recipes.nn import ConvNet, Encoder, stages
 from recipes.nn.encoders.weights import normalization
 from recipes.transfer import advisor
-from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, plan
+from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, measurement, plan, rule
 from recipes.transfer.verification import held, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -101,7 +104,7 @@ def test_the_scores_are_those_of_the_features_of_the_labelled_training_images(so
     assert found.stages == tuple(stage.name for stage in stages(source.encoder))
 
 
-def test_the_reference_is_the_same_network_with_random_weights_on_the_normalisation_of_the_data(source):
+def test_the_reference_is_the_network_with_random_weights_on_normalised_data(source):
     data = target(20)
     found = measure("mine", source.encoder, data)
     torch.manual_seed(0)
@@ -141,9 +144,9 @@ def target_label():
 def test_small_classes_are_measured_whole_and_large_ones_share_the_rest():
     label = torch.cat([torch.full((n,), i) for i, n in enumerate((100, 3, 50))] + [torch.full((9,), -1)])
     label = label[torch.randperm(len(label), generator=torch.Generator().manual_seed(0))]
-    rows = advisor._evenly(label, torch.tensor([100, 3, 50]), 44)
+    rows = measurement._evenly(label, torch.tensor([100, 3, 50]), 44)
     assert torch.bincount(label[rows]).tolist() == [20, 3, 20]
-    assert torch.equal(advisor._evenly(label, torch.tensor([100, 3, 50]), 153), (label >= 0).nonzero().flatten())
+    assert torch.equal(measurement._evenly(label, torch.tensor([100, 3, 50]), 153), (label >= 0).nonzero().flatten())
 
 
 def test_few_neighbours_vote_where_a_class_has_few_images(source):
@@ -155,7 +158,7 @@ class Own(Encoder):
     """Around a network that somebody else has made."""
 
 
-def test_a_network_that_cannot_be_made_anew_is_compared_with_the_shares_of_the_classes(source):
+def test_a_network_that_cannot_be_reinitialised_is_compared_with_class_frequencies(source):
     encoder = Own(copy.deepcopy(source.encoder.network), 32, in_channels=1)
     found = measure("mine", encoder, target(10))
     assert found.random is None
@@ -202,10 +205,10 @@ def test_weights_that_are_worse_than_random_ones_are_not_similar():
     ],
 )
 def test_the_four_quadrants_are_those_of_the_rule(monkeypatch, images, similarity, quadrant):
-    monkeypatch.setattr(advisor, "THRESHOLDS", advisor._Thresholds(large=50, similar=0.5))
+    monkeypatch.setattr(rule, "THRESHOLDS", rule.THRESHOLDS._replace(large=50, similar=0.5))
     advice = choose(made((images,) * 3, similarity))
     assert (advice.size, advice.kinship) == quadrant
-    assert advice.strategy == advisor.RULE[quadrant][0]
+    assert advice.strategy == rule.RULE[quadrant][0]
     text = " ".join(advice.reasons)
     for said in (
         f"{images} images",
@@ -227,13 +230,48 @@ def test_without_weights_there_is_nothing_to_transfer():
     assert "random weights" in advice.reasons[-1]
 
 
-@pytest.mark.parametrize(("stage_knn", "stage"), [((0.8, 0.6), 0), ((0.6, 0.8), 1), ((0.6, 0.6), 1)])
-def test_an_svm_reads_the_stage_whose_neighbours_are_right_most_often_and_of_equals_the_last(
-    stage_knn, stage, monkeypatch
-):
-    monkeypatch.setitem(advisor.RULE, ("small", "different"), ("svm", "the test wants it"))
-    advice = choose(made((5, 5), 0.0, stage_knn))
-    assert (advice.strategy, advice.stage) == ("svm", stage)
+def test_the_best_stage_has_the_most_right_neighbours_and_of_equals_is_the_last():
+    assert [made(stage_knn=knn).best_stage for knn in ((0.8, 0.6), (0.6, 0.8), (0.6, 0.6))] == [0, 1, 1]
+
+
+def lines_run(functions, call):
+    """The lines of functions that a call has run, and those that they have."""
+    codes, ran = {function.__code__ for function in functions}, set()
+
+    def trace(frame, event, argument):
+        if event == "line" and frame.f_code in codes:
+            ran.add((frame.f_code.co_name, frame.f_lineno))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    lines = {(code.co_name, line) for code in codes for _, _, line in code.co_lines() if line != code.co_firstlineno}
+    return ran, {(name, line) for name, line in lines if line is not None}
+
+
+def test_every_line_and_strategy_of_the_rule_is_reached_by_some_measurement():
+    advised = set()
+
+    def choose_and_plan_everything():
+        for images, similarity, pretrained, random in itertools.product((10, 1000), (0, 0.9), (True, False), (0, 1)):
+            found = made((images,) * 3, similarity, pretrained=pretrained)
+            found = found if random else dataclasses.replace(found, random=None, prior=-0.3)
+            advice = choose(found)
+            advised.add((advice.size, advice.kinship, advice.strategy))
+            plan(advice, {}, {}, found.images)
+
+    ran, lines = lines_run((choose, plan), choose_and_plan_everything)
+    assert ran == lines
+    assert advised == {
+        *((*quadrant, strategy) for quadrant, (strategy, _) in rule.RULE.items()),
+        ("small", "different", "from-scratch"),
+        ("large", "different", "from-scratch"),
+    }
+    assert {strategy for *_, strategy in advised} == set(get_args(rule.Advised))
 
 
 # What is planned
@@ -257,21 +295,18 @@ def test_batches_and_steps_fit_the_number_of_images(images, batch_size, steps):
     assert advisor.fitting_steps(images) == steps
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", get_args(rule.Advised))
 def test_a_plan_names_strategy_encoder_data_and_a_length_of_whole_epochs(strategy):
     encoder = {"class_path": "recipes.nn.ConvNet", "init_args": {"weights": "a.pt"}}
-    advice = Advice("small", "similar", strategy, 1 if strategy == "svm" else None, ())
     given = {"class_path": "datamodules.Digits", "init_args": {"size": 8, "batch_size": 256}}
-    found = plan(advice, encoder, given, 1257, seed=3)
-    settings = {"stage": 1} if strategy == "svm" else {"stages": strategy, "lr_batch_size": None}
-    kind = "recipes.SVM" if strategy == "svm" else "recipes.FineTune"
-    assert found["model"] == {"class_path": kind, "init_args": {"encoder": encoder, **settings}}
+    found = plan(Advice("small", "similar", strategy, ()), encoder, given, 1257, seed=3)
+    settings = {"encoder": encoder, "stages": strategy, "lr_batch_size": None}
+    assert found["model"] == {"class_path": "recipes.FineTune", "init_args": settings}
     assert found["data"] == {"class_path": "datamodules.Digits", "init_args": {"size": 8, "batch_size": 64}}
     assert given["init_args"]["batch_size"] == 256
     assert found["seed_everything"] == 3
-    epochs = found["trainer"]["max_epochs"]
-    assert epochs == (1 if strategy == "svm" else 26)
-    assert epochs % found["trainer"].get("check_val_every_n_epoch", 1) == 0  # the last epoch is validated
+    assert found["trainer"]["max_epochs"] == 26
+    assert 26 % found["trainer"]["check_val_every_n_epoch"] == 0  # the last epoch is validated
 
 
 # What is verified

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.cli import ReduceLROnPlateau
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
@@ -19,17 +19,9 @@ from recipes.augment import Key, Mix, Normalize, partners
 from recipes.nn import ConvNet, Encoder, TorchvisionEncoder, ViT, stages
 from recipes.transfer.modes import modes
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "limit_val_batches": 0,
-}
 
 
 class Dropping(Encoder):
@@ -51,7 +43,7 @@ def build(which="fine-tune-all", encoder=None, **arguments):
 
 
 def fit(recipe, epochs=1, data=None, callbacks=(), **options):
-    trainer = Trainer(max_epochs=epochs, callbacks=list(callbacks), **{**QUIET, **options})
+    trainer = quiet_trainer(max_epochs=epochs, callbacks=list(callbacks), **{"limit_val_batches": 0, **options})
     trainer.fit(recipe, data or Digits(size=8, batch_size=128))
     return trainer
 
@@ -171,7 +163,7 @@ def test_a_frozen_stage_has_no_gradient_no_dropout_and_no_place_in_the_optimiser
     assert watch.seen == [[(False,) * 3, (True,) * 3, (True,) * 3]] * len(watch.seen) != []
 
 
-def test_the_optimiser_has_exactly_the_trainable_parameters_even_where_values_are_equal():
+def test_the_optimiser_has_exactly_the_trainable_parameters_even_if_values_are_equal():
     recipe = build("frozen finetune finetune")
     for parameter in recipe.parameters():
         nn.init.zeros_(parameter)  # what compares parameters by value takes them for one
@@ -582,7 +574,7 @@ def test_a_run_that_goes_on_after_an_epoch_ends_as_one_that_never_stopped(which,
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)  # all that counts is in the checkpoint
-    trainer = Trainer(max_epochs=4, **QUIET)
+    trainer = quiet_trainer(max_epochs=4, limit_val_batches=0)
     trainer.fit(other, few["data"], ckpt_path=str(tmp_path / "1.ckpt"), weights_only=True)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in other.state_dict().items())
     assert (

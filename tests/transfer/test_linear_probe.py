@@ -13,6 +13,7 @@ from recipes.augment import HandwritingViews, Views
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm, Encoder, ViT, stage_features
 from recipes.transfer.linear_probe import LinearProbe
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -67,19 +68,13 @@ def fit(folder, epochs=2, ckpt_path=None, devices=1, **arguments):
     seed_everything(0, verbose=False)
     arguments = {"encoder": trained_encoder(), "num_classes": 10, "scheduler": None, **arguments}
     recipe, watch = LinearProbe(**arguments), Watch()
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
         precision="64-true",
         max_epochs=epochs,
         limit_val_batches=1,
         callbacks=[watch],
         plugins=[CrossDeviceBatchNorm()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=folder,
     )
     trainer.fit(recipe, Digits(size=8, batch_size=250), ckpt_path=ckpt_path)
@@ -112,7 +107,7 @@ def test_the_encoder_is_bit_identical_after_training_and_only_the_head_is_traine
         assert recipe.head.bias.all()  # it starts at zero
 
 
-def test_two_processes_and_a_resumed_run_leave_the_encoder_alone_and_end_as_one_process(tmp_path):
+def test_two_processes_and_a_resumed_run_keep_the_encoder_and_end_as_one_process(tmp_path):
     run(two_processes, tmp_path, processes=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     fit(tmp_path, batch_norm=True)
@@ -222,15 +217,18 @@ def test_random_weights_are_warned_of_once_and_others_not(tmp_path):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_without_a_datamodule_and_in_a_fast_run_images_pass_the_encoder_at_every_step(fast, tmp_path):
+def test_without_a_datamodule_or_in_a_fast_run_images_pass_the_encoder_at_every_step(fast, tmp_path):
     data = Digits(size=8, batch_size=50)
     data.setup()
     recipe, watch = LinearProbe(trained_encoder(), 10, lr_batch_size=None), Watch()
-    trainer = Trainer(
-        accelerator="cpu", fast_dev_run=fast, max_epochs=1, limit_train_batches=1, limit_val_batches=0,
-        callbacks=[watch], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
+    trainer = quiet_trainer(
+        fast_dev_run=fast,
+        max_epochs=1,
+        limit_train_batches=1,
+        limit_val_batches=0,
+        callbacks=[watch],
+        default_root_dir=tmp_path,
+    )
     loader = DataLoader(data.splits.train, batch_size=50, collate_fn=lambda batch: batch)
     trainer.fit(recipe, **({"datamodule": data} if fast else {"train_dataloaders": loader}))
     assert watch.images == 50 + fast * (1 + 50)  # the one that setup tries, and a batch of validation

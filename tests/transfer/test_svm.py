@@ -45,7 +45,7 @@ def two_processes(folder):
         fit(folder, devices=2, data=OneClass(size=8, batch_size=250))
 
 
-def test_the_head_is_the_solution_on_the_features_of_all_images_and_the_encoder_is_as_it_was(tmp_path):
+def test_the_head_is_the_solution_for_all_images_and_the_encoder_is_unchanged(tmp_path):
     recipe, trainer = fit(tmp_path)
     seed_everything(0, verbose=False)
     encoder = SVM(ConvNet((4, 8)), 10).encoder.double()

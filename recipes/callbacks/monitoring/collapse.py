@@ -1,11 +1,7 @@
-from typing import Any
-
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from datamodules import Batch
+from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.evaluation.collapse import effective_rank
-from recipes.evaluation.features import Collector
 from recipes.nn import feature_std
 
 
@@ -17,33 +13,16 @@ class CollapseMonitor(Callback):
     Equation 1). Labels are not needed.
     """
 
-    def __init__(self) -> None:
-        self._collector: Collector | None = None
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes room for features."""
-        dtype = torch.promote_types(pl_module.dtype, torch.float32)  # type: ignore[arg-type]
-        self._collector = None if trainer.sanity_checking else Collector(pl_module.device, dtype)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the features that ``validation_step`` returned."""
-        if self._collector is not None:
-            self._collector.add(outputs, batch, dataloader_idx)
+        """Asks for the features, except in the sanity check."""
+        if not trainer.sanity_checking:
+            FeatureCollector.of(trainer).collect("feature")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs both numbers."""
-        if self._collector is None:
+        if trainer.sanity_checking:
             return
-        feature = self._collector.gather().feature
-        self._collector = None
+        feature = FeatureCollector.of(trainer).gather()["feature"].feature
         if len(feature):
             pl_module.log("val/feature_std", feature_std(feature), sync_dist=True)
             pl_module.log("val/effective_rank", effective_rank(feature), sync_dist=True)

@@ -3,15 +3,12 @@
 import json
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
-from datamodules import Batch
 from recipes.base.classifier import Classifier
 from recipes.callbacks.reporting.files import file_names, images_of, picture_directory, save
+from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.evaluation.classification import Mistake, confusion, scores
-from recipes.evaluation.features import Collector
 from recipes.plots.classes import confusion_matrix, mistake_sheet
 
 
@@ -36,39 +33,22 @@ class ClassReport(Callback):
         if mistakes < 0:
             raise ValueError(f"mistakes is {mistakes}: it must be at least 0 (leaves the sheet of mistakes out)")
         self.mistakes = mistakes
-        self._said: Collector | None = None
-        self._classes = 0
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes room for what the classifier says."""
-        self._said = Collector(pl_module.device) if isinstance(pl_module, Classifier) else None
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the most probable class of each image, and its probability."""
-        if self._said is None or not isinstance(pl_module, Classifier):
-            return
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            logits = pl_module.batch_logits(batch, outputs)
-            confidence, said = (logits.softmax(1) if pl_module.has_probabilities else logits).max(1)
-        self._said.add(torch.stack([said.to(confidence.dtype), confidence], 1), batch, dataloader_idx)
+        """Asks for the logits."""
+        if isinstance(pl_module, Classifier):
+            FeatureCollector.of(trainer).collect("logits")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins what was said on all devices, and writes the report."""
-        if self._said is None or not isinstance(pl_module, Classifier):
+        """Writes the report."""
+        if not isinstance(pl_module, Classifier):
             return
-        (said, confidence), label, index = _columns(self._said)
-        self._said = None
+        images = FeatureCollector.of(trainer)
+        logits, label, index = images.gather()["logits"].labelled().to("cpu")
         pictures = picture_directory(trainer)
         if pictures is None or not len(label):
             return
+        confidence, said = (logits.softmax(1) if pl_module.has_probabilities else logits).max(1)
         classes = pl_module.head.out_features
         names = pl_module.class_names or [str(number) for number in range(classes)]
         matrix = confusion(label, said, classes)
@@ -87,23 +67,16 @@ class ClassReport(Callback):
             for row in worst
         ]
         report = {**scores(matrix, names), "mistakes": [mistake._asdict() for mistake in mistakes]}
+        if images.subset:
+            report["subset"] = images.subset
         pictures.mkdir(parents=True, exist_ok=True)
         (pictures.parent / "classes.json").write_text(json.dumps(report, indent=2) + "\n")
         save(confusion_matrix(matrix, names), pictures / "confusion.png", trainer)
-        images = images_of(loader)
-        if mistakes and images is not None:
+        read = images_of(loader)
+        if mistakes and read is not None:
             title = f"The {len(mistakes)} most confident of {len(wrong):,} mistakes"
             if len(mistakes) == len(wrong):
                 title = "The only mistake" if len(wrong) == 1 else f"All {len(wrong)} mistakes"
             title += f" on {len(label):,} test images"
-            sheet = mistake_sheet(images(index[worst]), mistakes, title, pl_module.has_probabilities)
+            sheet = mistake_sheet(read(index[worst]), mistakes, title, pl_module.has_probabilities)
             save(sheet, pictures / "mistakes.png", trainer)
-
-
-def _columns(collector: Collector) -> tuple[list[Tensor], Tensor, Tensor]:
-    """What was said with which confidence, the labels and the indices of the labelled images, on the CPU."""
-    everyones = collector.gather()
-    if everyones.feature.shape[1] != 2:  # there were no images
-        return [torch.empty(0), torch.empty(0)], everyones.label[:0].cpu(), everyones.index[:0].cpu()
-    feature, label, index = everyones.labelled().to("cpu")
-    return [feature[:, 0].long(), feature[:, 1]], label, index

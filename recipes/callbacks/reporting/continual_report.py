@@ -70,7 +70,7 @@ class ContinualReport(Callback):
         """Begins to count the operations of the first batch of the last epoch of a task."""
         if not _measures(pl_module):
             return
-        last = trainer.datamodule.is_last_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+        last = trainer.datamodule.epochs.is_last_of_task(trainer.current_epoch)  # type: ignore[attr-defined]
         if last and batch_idx == 0 and not _is_compiled(pl_module):
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
@@ -106,7 +106,7 @@ class ContinualReport(Callback):
         self._stop_counting()
 
     def _enter_task(self, trainer: Trainer) -> None:
-        self._task = trainer.datamodule.task_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+        self._task = trainer.datamodule.epochs.task_of(trainer.current_epoch)  # type: ignore[attr-defined]
         missing = self._task + 1 - len(self.seconds)
         self.seconds += [0.0] * missing
         self.flops_per_image += [None] * missing

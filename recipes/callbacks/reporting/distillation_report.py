@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from datamodules import Batch
 from recipes.callbacks.reporting.files import images_of, picture_directory, save
+from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.evaluation.calibration import NETWORKS, Answers, best_temperature, comparison, entropy
-from recipes.evaluation.features import Collector, Features, extract
+from recipes.evaluation.features import Features, extract
 from recipes.plots.distillation import agreement, calibration, softened, spread
 
 
@@ -29,37 +29,22 @@ class DistillationReport(Callback):
     Test images without a label take no part. Nothing is written under ``fast_dev_run``.
     """
 
-    def __init__(self) -> None:
-        self._said: Collector | None = None
-
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes room for what both say."""
-        self._said = Collector(pl_module.device) if getattr(pl_module, "has_teacher", False) else None
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the logits of both for a batch."""
-        if self._said is not None:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                self._said.add(_logits(pl_module, outputs, batch.image), batch, dataloader_idx)
+        """Asks for the logits of both."""
+        if _has_teacher(pl_module):
+            FeatureCollector.of(trainer).collect("teacher_logits")
+            FeatureCollector.of(trainer).collect("logits")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins what was said on all devices, asks both about the validation images, and writes the report."""
-        if self._said is None:
+        """Passes the validation images through both networks, and writes the report."""
+        if not _has_teacher(pl_module):
             return
-        test, val = _answers(self._said.gather()), None
-        self._said = None
+        collected = FeatureCollector.of(trainer)
+        test, val = _answers(*(collected.gather()[name] for name in ("teacher_logits", "logits"))), None
         data: Any = getattr(trainer, "datamodule", None)
         if data is not None and hasattr(data, "splits") and data.splits.val is not None:
             both = extract({"both": _Both(pl_module)}, data.in_order(data.splits.val), trainer)["both"]
-            val = _answers(both)
+            val = _answers(*(both._replace(feature=part) for part in both.feature.tensor_split(2, dim=1)))
         pictures = picture_directory(trainer)
         if pictures is None or test is None:
             return
@@ -68,6 +53,8 @@ class DistillationReport(Callback):
         temperatures = {name: best_temperature(getattr(val, name), val.label) for name in NETWORKS} if val else {}
         pictures.mkdir(parents=True, exist_ok=True)
         report = comparison(test, temperatures, 0 if val is None else len(val.label))
+        if collected.subset:
+            report["subset"] = collected.subset
         (pictures.parent / "distillation.json").write_text(json.dumps(report, indent=2) + "\n")
         save(agreement(test, names), pictures / "agreement.png", trainer)
         save(calibration(test, temperatures), pictures / "calibration.png", trainer)
@@ -79,25 +66,24 @@ class DistillationReport(Callback):
 
 
 class _Both(nn.Module):
-    """Maps images to the logits of teacher and student."""
+    """Maps images to the logits of teacher and student, side by side: [B, 2 × classes]."""
 
-    def __init__(self, recipe: LightningModule) -> None:
+    def __init__(self, recipe: Any) -> None:
         super().__init__()
         self.recipe = recipe
 
     def forward(self, image: Tensor) -> Tensor:
-        return _logits(self.recipe, self.recipe(image), image)
+        teacher, student = self.recipe.teacher_logits(image), self.recipe.logits(self.recipe(image))
+        return torch.cat([teacher.float(), student.float()], 1)
 
 
-def _logits(recipe: Any, feature: Tensor, image: Tensor) -> Tensor:
-    """Those of the teacher, and next to them those of the student: [B, 2 × classes]."""
-    return torch.cat([recipe.teacher_logits(image).float(), recipe.logits(feature).float()], 1)
+def _has_teacher(recipe: LightningModule) -> bool:
+    return bool(getattr(recipe, "has_teacher", False))
 
 
-def _answers(said: Features) -> Answers | None:
+def _answers(teacher: Features, student: Features) -> Answers | None:
     """Those for the labelled images, on the CPU; None where there are none."""
-    logits, label, index = said.labelled().to("cpu")
-    if not len(label):
+    teacher, student = (each.labelled().to("cpu") for each in (teacher, student))
+    if not len(teacher.label):
         return None
-    teacher, student = logits.double().chunk(2, dim=1)
-    return Answers(teacher, student, label, index)
+    return Answers(teacher.feature.double(), student.feature.double(), teacher.label, teacher.index)

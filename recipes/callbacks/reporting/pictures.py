@@ -9,7 +9,8 @@ from torch import Tensor
 
 from datamodules import Batch
 from recipes.callbacks.reporting.files import images_of, picture_directory, save
-from recipes.callbacks.reporting.representation_probe import PIXELS, TRAINED, RepresentationProbe
+from recipes.callbacks.reporting.references import PIXELS, TRAINED
+from recipes.callbacks.reporting.representation_probe import RepresentationProbe
 from recipes.evaluation.features import Features
 from recipes.plots.base import image_grid
 from recipes.plots.representation import neighbours, tsne

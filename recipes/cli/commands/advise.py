@@ -85,7 +85,6 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
             strategies,
             options.steps,
             options.seed,
-            stage=advice.stage,
             options={"accelerator": options.accelerator},
         )
 
@@ -103,8 +102,10 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
         console.print(_results_table(results, advice.strategy, data))
         console.print(_verdict(results, advice.strategy) + "\n")
     steps = advisor.fitting_steps(images)
-    length = "fits it" if advice.strategy == "svm" else f"trains it for {steps:,} steps"
-    console.print(f"{output} is a configuration that {length}:\n\n  recipes fit --config {output}\n", soft_wrap=True)
+    console.print(
+        f"{output} is a configuration that trains it for {steps:,} steps:\n\n  recipes fit --config {output}\n",
+        soft_wrap=True,
+    )
     console.print(f"All numbers are in {output.with_suffix('.json')}.", soft_wrap=True)
 
 

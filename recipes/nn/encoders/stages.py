@@ -1,6 +1,8 @@
 """The stages of a network, from the first layers to the last: what can be frozen, tuned or made anew by itself."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -71,22 +73,46 @@ def stage_features(encoder: Encoder, image: Tensor) -> list[Tensor]:
         features of the encoder. An output of four dimensions counts as [B, H, W, F] where the second and third are
         equal and the fourth is not, as in Swin transformers, else as [B, F, H, W].
     """
-    outputs: dict[int, Tensor] = {}
-    hooks = []
-    all_stages = stages(encoder)
-    for number, stage in enumerate(all_stages):
-        for layer in stage.layers:
-
-            def keep(module: nn.Module, args: object, output: Tensor, number: int = number) -> None:
-                outputs[number] = output
-
-            hooks.append(encoder.get_submodule(layer).register_forward_hook(keep))
-    try:
+    with watched_stages(encoder) as watched:
         feature = encoder(image)
+    return [*watched[:-1], feature]
+
+
+@contextmanager
+def watched_stages(encoder: Encoder) -> Iterator[list[Tensor]]:
+    """Reads what ``stage_features`` gives from a pass that somebody else makes.
+
+    Args:
+        encoder: that is called inside.
+
+    Yields:
+        A list, empty before the first pass; then with the features [B, F] of each stage in the last pass.
+    """
+    found: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
+    all_stages = stages(encoder)
+
+    def keep(number: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            outputs[number] = output
+
+        return hook
+
+    def end(module: nn.Module, args: Any, feature: Tensor) -> None:
+        found[:] = [*(_pooled(outputs[number]) for number in range(len(all_stages) - 1)), feature]
+        outputs.clear()
+
+    hooks = [
+        encoder.get_submodule(layer).register_forward_hook(keep(number))
+        for number, stage in enumerate(all_stages)
+        for layer in stage.layers
+    ]
+    hooks.append(encoder.register_forward_hook(end))
+    try:
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
-    return [*(_pooled(outputs[number]) for number in range(len(all_stages) - 1)), feature]
 
 
 def _opened(encoder: Encoder) -> list[tuple[str, nn.Module]]:

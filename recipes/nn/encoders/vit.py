@@ -89,8 +89,8 @@ class DistilledViT(ViT):
         image_size: H and W of the images.
         patch_size: side of a patch; divides ``image_size``.
         in_channels: C, 1 or 3.
-        pool: as of ``ViT``; ``tokens`` for training with a teacher, ``token`` without.
-        drop_path: as of ``ViT``; 0 makes runs that resume bit for bit.
+        pool: features, as for ``ViT``: ``tokens`` for training with a teacher, ``token`` without.
+        drop_path: as for ``ViT``; with 0, runs resume bit for bit.
         weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
 
     Raises:

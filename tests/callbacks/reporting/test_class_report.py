@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from matplotlib.text import Text
 from PIL import Image
 from torch import nn
@@ -17,6 +17,7 @@ from recipes.callbacks.reporting import class_report
 from recipes.callbacks.reporting.class_report import ClassReport
 from recipes.nn import Encoder
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 NAMES = ("cat", "dog", "owl")
 # the brightest pixel of an image is the class that it is taken for
@@ -45,10 +46,7 @@ def classifier(network: nn.Module | None = None) -> Any:
 
 
 def evaluate(path: Path, recipe: Any = None, data: Any = None, mistakes: int = 24, **options: Any) -> None:
-    trainer = Trainer(
-        accelerator="cpu", callbacks=[ClassReport(mistakes)], default_root_dir=path, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **options,
-    )  # fmt: skip
+    trainer = quiet_trainer(callbacks=[ClassReport(mistakes)], default_root_dir=path, **options)
     trainer.test(recipe or classifier(), data or Known(), verbose=False)
 
 

@@ -259,7 +259,7 @@ def test_where_both_views_are_the_same_there_is_one_column_and_one_panel(tmp_pat
     assert not {"task-aware", "task-agnostic"} & {text for figure in drawn.values() for text in texts(figure)}
 
 
-def test_a_test_after_the_training_tells_nothing_twice_and_one_of_a_checkpoint_tells_it(
+def test_a_test_after_training_prints_no_report_again_but_one_of_a_checkpoint_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, model = trainer(tmp_path / "fit", ContinualReport()), recipe()

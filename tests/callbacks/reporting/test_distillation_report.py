@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from matplotlib.text import Text
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from recipes.distillation.teacher import Teacher
 from recipes.evaluation.calibration import TEMPERATURES
 from recipes.nn import Encoder
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 NAMES = ("cat", "dog", "owl")
 PIXELS = torch.randint(0, 256, (40, 1, 1, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -61,10 +62,7 @@ def taught() -> Any:
 
 
 def evaluate(path: Path, recipe: Any = None, data: Any = None, **options: Any) -> None:
-    trainer = Trainer(
-        accelerator="cpu", callbacks=[DistillationReport()], default_root_dir=path, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **options,
-    )  # fmt: skip
+    trainer = quiet_trainer(callbacks=[DistillationReport()], default_root_dir=path, **options)
     trainer.test(recipe or taught(), data or Known(), verbose=False)
 
 

@@ -10,13 +10,11 @@ from recipes import SimCLR
 from recipes.callbacks import Pictures
 from recipes.callbacks.reporting import pictures
 from recipes.nn import ConvNet
+from tests.helpers.training import quiet_trainer
 
 
 def trainer(path: Path, callback: Pictures, **options: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu", callbacks=[callback], default_root_dir=path, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0, **options,
-    )  # fmt: skip
+    return quiet_trainer(callbacks=[callback], default_root_dir=path, limit_val_batches=0, **options)
 
 
 def test_the_curve_of_a_resumed_run_is_that_of_the_whole_run(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from PIL import Image
 
 from datamodules import Batch, Digits, ImageDataModule, ImageFolder
@@ -13,15 +13,13 @@ from recipes import SimCLR, Supervised
 from recipes.callbacks import PredictionFile
 from recipes.nn import ConvNet
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 
 def predict(
     path: Path, recipe: Any, data: ImageDataModule, callback: PredictionFile | None = None, **options: Any
 ) -> None:
-    trainer = Trainer(
-        accelerator="cpu", callbacks=[callback or PredictionFile()], default_root_dir=path, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **options,
-    )  # fmt: skip
+    trainer = quiet_trainer(callbacks=[callback or PredictionFile()], default_root_dir=path, **options)
     trainer.predict(recipe, data, return_predictions=False)
 
 

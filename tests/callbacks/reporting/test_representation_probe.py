@@ -153,7 +153,7 @@ def test_training_is_measured_every_so_many_epochs_and_at_the_end(run: SimpleNam
 
 def test_the_random_encoder_is_in_no_checkpoint_and_not_trained(run: SimpleNamespace) -> None:
     fresh = recipe()
-    kept = run.probe._initial
+    kept = run.probe._references.initial
     assert all(torch.equal(value, fresh.encoder.state_dict()[name]) for name, value in kept.state_dict().items())
     checkpoint = torch.load(run.path / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"].keys() == fresh.state_dict().keys()

@@ -1,15 +1,16 @@
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from datamodules import Digits
 from recipes import Supervised
 from recipes.callbacks import MaxNorm
 from recipes.nn import MLP, ConvNet
+from tests.helpers.training import quiet_trainer
 
 
 @pytest.mark.parametrize("encoder", [MLP, ConvNet])
-def test_no_unit_has_longer_incoming_weights_than_allowed_and_shorter_ones_are_left_alone(encoder):
+def test_incoming_weights_are_shortened_to_the_bound_and_shorter_ones_are_left_alone(encoder):
     seed_everything(0, verbose=False)
     recipe = Supervised(MLP(8, hidden=(8, 8)) if encoder is MLP else ConvNet((4, 8)), 10)
     before = {name: value.clone() for name, value in recipe.state_dict().items()}
@@ -36,10 +37,7 @@ def test_no_unit_has_longer_incoming_weights_than_allowed_and_shorter_ones_are_l
 def test_weights_stay_within_the_bound_all_through_the_training(tmp_path):
     seed_everything(0, verbose=False)
     recipe = Supervised(MLP(8, hidden=(8,), batch_norm=False), 10, lr_batch_size=None, scheduler=None)
-    trainer = Trainer(
-        max_epochs=2, callbacks=[MaxNorm(0.5)], accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=2, callbacks=[MaxNorm(0.5)], limit_val_batches=0)
     trainer.fit(recipe, Digits(size=8, batch_size=64))
     norms = recipe.encoder.network[1].weight.norm(dim=1)
     assert norms.max() <= 0.5 + 1e-6

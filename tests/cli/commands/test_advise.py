@@ -14,7 +14,7 @@ from recipes.cli import main as command
 from recipes.cli.commands.advise import main
 from recipes.nn import TorchvisionEncoder
 from recipes.nn.encoders.torchvision import source_head
-from recipes.transfer import advisor
+from recipes.transfer.advisor import rule
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -73,7 +73,7 @@ def test_the_report_says_data_similarity_quadrant_strategy_and_the_command_to_ru
 
 
 def test_the_advice_runs_as_it_stands(run, monkeypatch):
-    monkeypatch.setattr(advisor, "THRESHOLDS", advisor.THRESHOLDS._replace(large=1, similar=0))
+    monkeypatch.setattr(rule, "THRESHOLDS", rule.THRESHOLDS._replace(large=1, similar=0))
     advise("--encoder", run, "--output", "out/advice.yaml", "--seed", "7")
     text = Path("out/advice.yaml").read_text()
     assert re.match(r"# fine-tune-all of .* on Digits, advised by recipes advise\n# The data are large", text)
@@ -85,18 +85,6 @@ def test_the_advice_runs_as_it_stands(run, monkeypatch):
     trained, source = recipes.load(directory.path).encoder, recipes.load(run).encoder
     for name, value in source.named_parameters():  # lr 0: where training began is where it ends
         assert torch.equal(value, trained.get_parameter(name))
-
-
-def test_an_svm_that_is_advised_runs_as_it_stands(run, monkeypatch):
-    monkeypatch.setattr(advisor, "THRESHOLDS", advisor.THRESHOLDS._replace(large=1000, similar=0))
-    monkeypatch.setitem(advisor.RULE, ("small", "similar"), ("svm", "the test wants it"))
-    here = pictures_of_noise()
-    main([*here, *CPU, "--encoder", run])
-    config = yaml.safe_load(Path("advice.yaml").read_text())
-    assert config["model"]["class_path"] == "recipes.SVM"
-    command(
-        ["fit", "--config", "advice.yaml", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    )
 
 
 def pictures_of_noise():
@@ -138,7 +126,7 @@ def test_verifying_trains_all_strategies_and_says_whether_the_advice_held(run, c
     assert "One of the 180 validation images is 0.6 points" in text
 
 
-def test_weights_of_torchvision_bring_their_classifier_and_small_grey_pictures_are_told_of(monkeypatch, capsys):
+def test_torchvision_weights_bring_their_classifier_and_small_images_get_a_warning(monkeypatch, capsys):
     state = models.mobilenet_v3_small().state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda url, **options: dict(state))
     advise("--encoder", "mobilenet_v3_small", "--weights", "DEFAULT")

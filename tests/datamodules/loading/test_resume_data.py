@@ -1,9 +1,10 @@
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 from datamodules import ImageDataModule, ImagesInMemory, ResumableLoader, Splits
+from tests.helpers.training import SaveAndDie, fit_until_killed, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -53,45 +54,14 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-class SaveAndDie(Callback):
-    def __init__(self, path, hook, step):
-        self.path, self.hook, self.step = path, hook, step
-
-    def _at(self, hook, trainer):
-        if hook == self.hook and trainer.global_step == self.step and not trainer.sanity_checking:
-            trainer.save_checkpoint(self.path)
-            raise RuntimeError("killed")
-
-    def on_train_batch_start(self, trainer, *_):
-        self._at("batch start", trainer)
-
-    def on_train_batch_end(self, trainer, *_):
-        self._at("batch end", trainer)
-
-    def on_train_epoch_end(self, trainer, *_):
-        self._at("epoch end", trainer)
-
-    def on_validation_end(self, trainer, *_):
-        self._at("validation end", trainer)
-
-
 def fit(callbacks=(), checkpoint=None, num_workers=0, die_in_step=None, batch_size=4, **trainer):
     recorder, data = Recorder(die_in_step), Numbers(batch_size, num_workers)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
+    trainer = quiet_trainer(
         enable_checkpointing=any(isinstance(callback, OnExceptionCheckpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=list(callbacks),
         **trainer,
     )
-    try:
-        trainer.fit(recorder, data, ckpt_path=checkpoint)
-    except RuntimeError as error:
-        if "killed" not in str(error):
-            raise
+    fit_until_killed(trainer, recorder, data, ckpt_path=checkpoint)
     return recorder.seen, data.splits.train.fetched
 
 

@@ -3,9 +3,10 @@
 import json
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 
 from datamodules import ImageDataModule, ImagesInMemory, Splits
+from tests.helpers.training import quiet_trainer
 
 
 class Numbers(ImageDataModule):
@@ -56,17 +57,8 @@ def record(out, devices, steps, checkpoint=None):
 
 def fit(out, recorder, data, devices, steps, checkpoint=None):
     """Trains, and leaves the checkpoint three.ckpt after 3 steps."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        max_epochs=-1,
-        max_steps=steps,
-        callbacks=[SaveAfterThree(out / "three.ckpt")],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
+        devices=devices, max_epochs=-1, max_steps=steps, callbacks=[SaveAfterThree(out / "three.ckpt")]
     )
     trainer.fit(recorder, data, ckpt_path=checkpoint)
     return trainer

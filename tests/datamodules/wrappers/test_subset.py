@@ -54,7 +54,7 @@ def test_a_class_with_fewer_images_keeps_all():
     assert data.splits.val is None
 
 
-def test_a_class_that_is_left_out_has_no_training_images_and_keeps_its_label_and_tests():
+def test_a_class_left_out_has_no_training_images_but_keeps_its_label_and_tests():
     whole, data = read(), read(leave_out=["3"])
     assert data.splits.class_names == whole.splits.class_names
     left = whole.splits.train.label != 3

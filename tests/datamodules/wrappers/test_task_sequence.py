@@ -4,13 +4,14 @@ import pickle
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 from datamodules import Digits, ImageDataModule, ImageFiles, ImagesInMemory, Splits, TaskBatch, Tasks
 from datamodules import TaskSequence as Sequence
 from tests.helpers.processes import run
+from tests.helpers.training import SaveAndDie, fit_until_killed, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -323,10 +324,10 @@ def test_the_dataset_can_be_sent_to_workers():
 
 def test_epochs_belong_to_tasks_one_after_the_other():
     data = Sequence(Letters(), num_tasks=3, epochs_per_task=[1, 3, 2])
-    assert data.total_epochs == 6
-    assert [data.task_of_epoch(epoch) for epoch in range(8)] == [0, 1, 1, 1, 2, 2, 2, 2]
-    assert [data.epoch_in_task(epoch) for epoch in range(8)] == [0, 0, 1, 2, 0, 1, 2, 3]
-    assert [epoch for epoch in range(8) if data.is_last_epoch(epoch)] == [0, 3, 5]
+    assert data.epochs.total == 6
+    assert [data.epochs.task_of(epoch) for epoch in range(8)] == [0, 1, 1, 1, 2, 2, 2, 2]
+    assert [data.epochs.epoch_in_task(epoch) for epoch in range(8)] == [0, 0, 1, 2, 0, 1, 2, 3]
+    assert [epoch for epoch in range(8) if data.epochs.is_last_of_task(epoch)] == [0, 3, 5]
     assert Sequence(Letters(), num_tasks=3, epochs_per_task=4).epochs_per_task == (4, 4, 4)
 
 
@@ -353,28 +354,6 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-class SaveAndDie(Callback):
-    def __init__(self, path, hook, step):
-        self.path, self.hook, self.step = path, hook, step
-
-    def _at(self, hook, trainer):
-        if hook == self.hook and trainer.global_step == self.step and not trainer.sanity_checking:
-            trainer.save_checkpoint(self.path)
-            raise RuntimeError("killed")
-
-    def on_train_batch_start(self, trainer, *_):
-        self._at("batch start", trainer)
-
-    def on_train_batch_end(self, trainer, *_):
-        self._at("batch end", trainer)
-
-    def on_train_epoch_end(self, trainer, *_):
-        self._at("epoch end", trainer)
-
-    def on_validation_end(self, trainer, *_):
-        self._at("validation end", trainer)
-
-
 class Uneven(ImageDataModule):
     """Tasks of 14, 9 and 22 images: 3, 2 and 5 batches of 4."""
 
@@ -395,22 +374,8 @@ def fit(callbacks=(), checkpoint=None, asks_early=True, cumulative=False, device
     recorder = Recorder(asks_early)
     data = Sequence(Uneven(), num_tasks=3, epochs_per_task=EPOCHS, batch_size=4, num_workers=num_workers)
     data.cumulative = cumulative
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **trainer,
-    )
-    try:
-        trainer.fit(recorder, data, ckpt_path=checkpoint)
-    except RuntimeError as error:
-        if "killed" not in str(error):
-            raise
+    trainer = quiet_trainer(devices=devices, callbacks=list(callbacks), **trainer)
+    fit_until_killed(trainer, recorder, data, ckpt_path=checkpoint)
     return recorder
 
 
@@ -487,7 +452,7 @@ def test_a_run_that_was_killed_goes_on_with_exactly_what_is_left(hook, step, ask
     assert before + after == whole
 
 
-def test_a_recipe_that_asks_before_the_epoch_is_restored_is_told_the_length_of_its_task(tmp_path):
+def test_a_recipe_that_asks_before_the_epoch_is_restored_gets_the_length_of_its_task(tmp_path):
     path = tmp_path / "checkpoint.ckpt"
     for step, length in ((2, 3), (6, 2), (12, 5)):
         fit([SaveAndDie(path, "batch end", step)])

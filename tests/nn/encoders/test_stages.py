@@ -55,7 +55,7 @@ def test_features_of_a_stage_are_the_mean_of_its_output():
     assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_features_of_a_transformer_are_means_over_tokens_and_channels_stand_last_in_swin():
+def test_features_of_a_transformer_are_means_over_tokens_with_channels_last_in_swin():
     vit = ViT(8, dim=12, depth=2).eval()
     image = torch.randn(2, 3, 8, 8)
     with torch.no_grad():

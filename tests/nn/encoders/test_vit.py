@@ -133,7 +133,7 @@ def test_stochastic_depth_rises_linearly_with_the_depth():
     assert rates == pytest.approx([0.1 * n / 11 for n in range(12)])
 
 
-def test_stochastic_depth_leaves_attention_and_mlp_out_by_themselves_and_scales_what_is_left():
+def test_stochastic_depth_drops_attention_and_mlp_separately_and_scales_the_rest():
     block = tokens(drop_path=0.3).double().network.blocks[1]
     x = torch.randn(1, 6, 12, dtype=torch.float64).expand(4000, -1, -1)
     with torch.no_grad():

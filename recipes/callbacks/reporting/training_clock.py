@@ -1,0 +1,37 @@
+"""How long an encoder was trained."""
+
+import time
+from typing import Any
+
+
+class TrainingClock:
+    """Counts the epochs, images and seconds of a training, over all its resumed parts.
+
+    Attributes:
+        epochs: number of epochs.
+        images: number of images of all devices, those of every epoch.
+        seconds: time between the batches and in them.
+    """
+
+    def __init__(self) -> None:
+        self.epochs, self.images, self.seconds = 0, 0, 0.0
+        self._last = 0.0
+
+    def start(self) -> None:
+        """Starts to count the time."""
+        self._last = time.perf_counter()
+
+    def count(self, images: int) -> None:
+        """Counts the images of a batch, and the time since the last one."""
+        self.images += images
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts, for a checkpoint."""
+        return {"epochs": self.epochs, "images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the counts from a checkpoint."""
+        self.epochs, self.images, self.seconds = (state_dict[name] for name in ("epochs", "images", "seconds"))

@@ -1,0 +1,41 @@
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning.pytorch.utilities import rank_zero_info
+
+
+@dataclass(frozen=True)
+class TaskStart:
+    """How tasks start, all but the first (Li & Hoiem, 2016, arXiv:1606.09282, Section 3).
+
+    Args:
+        warmup_epochs: epochs at the start of a task in which only its head learns, >= 0; 0 leaves the warm-up out.
+        later_lr_factor: what the learning rate is multiplied by, > 0; 1 changes nothing.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    warmup_epochs: int = 0
+    later_lr_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}: it must be at least 0, which leaves the warm-up out"
+            )
+        if not 0 < self.later_lr_factor < math.inf:
+            raise ValueError(f"later_lr_factor is {self.later_lr_factor}: it must be positive; 1 changes nothing")
+
+    def warmup_of(self, epochs: int) -> int:
+        """Epochs of the warm-up of a task of so many epochs: a tenth of them if ``warmup_epochs`` would be all."""
+        return self.warmup_epochs if self.warmup_epochs < epochs else epochs // 10
+
+    def tell_cuts(self, epochs_per_task: Iterable[int]) -> None:
+        """Says of which tasks, all but the first given, the warm-up is cut."""
+        for epochs in sorted({epochs for epochs in epochs_per_task if epochs <= self.warmup_epochs}):
+            rank_zero_info(
+                f"warmup_epochs is {self.warmup_epochs}, and a task has {epochs} epochs in all: its warm-up is "
+                f"cut to {self.warmup_of(epochs)} epochs, a tenth of the task"
+            )

@@ -1,0 +1,113 @@
+"""Which strategy of transfer learning fits an encoder and a set of images.
+
+The rule looks, as that of Stanford's course CS231n (notes "Transfer Learning"), at how many images there are, and at
+how similar they are to those that the encoder was trained on. The notes give no numbers; ours are in ``THRESHOLDS``.
+For few images the notes advise a linear classifier, on the last features or, if the images are different, on those of
+an earlier stage; we measured that fine-tuning is better.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from recipes.transfer.advisor.measurement import Measurement
+
+
+class _Thresholds(NamedTuple):
+    large: int
+    similar: float
+
+
+# Set on results/quadrants.json (docs/results.md, "The four quadrants"): any number from 11 to 99 images would do there,
+# and any similarity from 0.02 to 0.04.
+THRESHOLDS = _Thresholds(large=50, similar=0.03)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to make a classifier from an encoder.
+
+    Attributes:
+        words: what is done.
+        settings: arguments of ``FineTune``; none for the SVM, which is a recipe of its own.
+    """
+
+    words: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+# All that ``verify`` compares; the rule chooses among the last three.
+STRATEGIES = {
+    "feature-extraction": Strategy(
+        "keep all layers and train a linear layer on their features", {"stages": "feature-extraction"}
+    ),
+    "svm": Strategy("keep all layers and fit a linear SVM on the features of one stage"),
+    "fine-tune-last": Strategy(
+        "keep all layers but the last stage, and train that with a new head", {"stages": "fine-tune-last"}
+    ),
+    "fine-tune-all": Strategy("train all layers gently, with a new head", {"stages": "fine-tune-all"}),
+    "from-scratch": Strategy("train the network from random weights", {"stages": "from-scratch"}),
+}
+
+Advised = Literal["fine-tune-last", "fine-tune-all", "from-scratch"]
+Size = Literal["small", "large"]
+Kinship = Literal["similar", "different"]
+
+RULE: dict[tuple[Size, Kinship], tuple[Advised, str]] = {
+    ("small", "similar"): (
+        "fine-tune-last",
+        "few images teach a whole network little, and what its first layers know suits them already",
+    ),
+    ("small", "different"): (
+        "fine-tune-all",
+        "there are few images, but the features were made for others and have to change",
+    ),
+    ("large", "similar"): (
+        "fine-tune-all",
+        "there are enough images to train all layers, and the weights are a good start",
+    ),
+    ("large", "different"): (
+        "fine-tune-all",
+        "there are enough images to train all layers; from other images, the weights are still mostly no worse a start "
+        "than random ones",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do.
+
+    Attributes:
+        size: of the data.
+        kinship: of the images with those that the encoder was trained on.
+        strategy: one of ``STRATEGIES``, all of whose training is done by ``FineTune``.
+        reasons: in plain words, with the numbers.
+    """
+
+    size: Size
+    kinship: Kinship
+    strategy: Advised
+    reasons: tuple[str, ...]
+
+
+def choose(measurement: Measurement) -> Advice:
+    """Places a measurement in one of the four quadrants of the rule, and says what to do."""
+    m = measurement
+    size: Size = "large" if m.median >= THRESHOLDS.large else "small"
+    kinship: Kinship = "similar" if m.similarity >= THRESHOLDS.similar else "different"
+    reasons = [f"The data are {size}: the median class has {m.median:g} images (large from {THRESHOLDS.large} on)."]
+    if not m.pretrained:
+        reasons.append("The encoder has random weights: there is nothing to transfer.")
+        return Advice(size, "different", "from-scratch", tuple(reasons))
+    reference = "a random encoder" if m.random else "the shares of the classes"
+    against = f", of a random encoder's for {m.random.knn:.1%}" if m.random else ""
+    preposition = "to" if kinship == "similar" else "from"
+    reasons.append(
+        f"The images are {kinship} {preposition} those that the encoder knows: its features explain "
+        f"{m.similarity:.0%} of what {reference} leaves unexplained of the classes (LogME; similar from "
+        f"{THRESHOLDS.similar:.0%} on). Nearest neighbours of its features are right for {m.scores.knn:.1%} of the "
+        f"images{against}."
+    )
+    strategy, why = RULE[size, kinship]
+    reasons.append(f"So {STRATEGIES[strategy].words}: {why}.")
+    return Advice(size, kinship, strategy, tuple(reasons))

@@ -1,0 +1,28 @@
+"""Modules that a test writes and imports, forgotten at its end."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from recipes.base import imports
+
+
+@contextmanager
+def forgotten(monkeypatch) -> Iterator[None]:
+    """Forgets the modules that are imported, named or searched for while it lasts."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(imports, "_named", [])
+    monkeypatch.setattr(imports, "_searched", [])
+    yield
+    own = [name for name in set(sys.modules) - before if _is_own(name)]
+    for name in own:
+        del sys.modules[name]
+
+
+def _is_own(name: str) -> bool:
+    file = getattr(sys.modules[name], "__file__", None) or ""
+    return not any(file.startswith(str(folder)) for folder in (sys.prefix, sys.base_prefix, *_PROJECT)) and bool(file)
+
+
+_PROJECT = [__file__.rpartition("/tests/")[0]]
