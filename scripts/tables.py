@@ -40,7 +40,9 @@ COLUMNS = {
     "steps": ("steps", 1, 0),
 }
 
-_CITATION = r"([^()]*\b(?:19|20)\d\d)(?:, arXiv:([\d.]+\d))?"  # (authors, year), with the number on arXiv or without
+_CITATION = (
+    r"\(([^();]*\b(?:19|20)\d\d)(?:, arXiv:([\d.]+\d))?(?:; (\w+): ([\d.]+\d))?\)"  # (Authors, year, arXiv:number)
+)
 _MARKED = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.S)
 
 
@@ -257,19 +259,20 @@ def catalogue() -> str:
     for recipe in sorted((getattr(recipes, name) for name in recipe_names()), key=inspect.getfile):
         doc = inspect.getdoc(recipe) or ""
         line, name = doc.splitlines()[0], recipe.__name__
-        what = re.sub(rf" ?\({_CITATION}\)", "", line).rstrip(".").replace("``", "`")
-        papers = [_paper(*found, doc) for found in re.findall(rf"\({_CITATION}\)", line)]
+        what = re.sub(f" ?{_CITATION}", "", line).rstrip(".").replace("``", "`")
+        papers = [_paper(*found, doc) for found in re.findall(_CITATION, line)]
         path = Path(inspect.getfile(recipe)).relative_to(ROOT)
         configs = [f"`{config}`" for config, text in texts.items() if f"class_path: recipes.{name}\n" in text]
         rows.append([f"[`{name}`]({path})", what, ", ".join(papers), ", ".join(configs)])
     return _markdown(["recipe", "what it does", "paper", "config"], rows)
 
 
-def _paper(cited: str, number: str, doc: str) -> str:
+def _paper(cited: str, number: str, version: str, second: str, doc: str) -> str:
     """A citation, linked if its number on arXiv stands there or elsewhere in the docstring."""
     elsewhere = re.search(rf"{re.escape(cited)}, arXiv:([\d.]+\d)", doc)
     number = number or (elsewhere[1] if elsewhere else "")
-    return f"[{cited}](https://arxiv.org/abs/{number})" if number else cited
+    papers = {cited: number, version: second}
+    return ", ".join(f"[{name}](https://arxiv.org/abs/{n})" if n else name for name, n in papers.items() if name)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 GUIDE = [path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.md"))]
+DESIGN = (ROOT / "docs" / "design.md").read_text()
+PLACES = re.findall(r"`([a-z_/]+\.py)`: ((?:`\w+`(?:, )?)+)", DESIGN)
 BLOCKS = re.findall(r"(<!-- needs: a run -->\n)?```python\n(.*?)```", README, re.S)
 COMMANDS = re.findall(r"^    (recipes [^#\n]*)", "\n".join([README, *GUIDE]), re.M)
 RUN = re.compile(r"runs/[a-z-]+/<time>")
@@ -98,3 +100,14 @@ def test_a_link_leads_to_a_file_and_a_heading(page, link):
 def test_the_guide_lists_each_of_its_pages():
     index = (ROOT / "docs" / "guide.md").read_text()
     assert all(f"(guide/{page.name})" in index for page in (ROOT / "docs" / "guide").glob("*.md"))
+
+
+@pytest.mark.parametrize(("file", "names"), PLACES)
+def test_the_life_of_a_run_names_what_is_there(file, names):
+    text = (ROOT / file).read_text()
+    assert all(re.search(rf"^\s*(class |def )?{name}\b", text, re.M) for name in re.findall(r"`(\w+)`", names))
+
+
+def test_the_map_has_every_folder_of_recipes():
+    rooms = {path.parent.name for path in (ROOT / "recipes").glob("*/__init__.py")}
+    assert all(f"`recipes/{room}/`" in DESIGN or f"`{room}`" in DESIGN for room in rooms)
