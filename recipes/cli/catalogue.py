@@ -8,7 +8,7 @@ import yaml
 from recipes.errors import nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-_NARROWEST = 30  # characters of a column of descriptions
+_NARROWEST = 20  # characters of a column of descriptions
 
 OVERVIEW = """\
 usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [options]
@@ -128,7 +128,7 @@ _Row = tuple[int, str, str]  # indent, name and description
 def _line(indent: int, name: str, about: str, column: int, width: int | None) -> str:
     start = f"{' ' * indent}{name}".ljust(column)
     space = max(width - column, _NARROWEST) if width else len(about) + 1
-    return start + ("\n" + " " * column).join(textwrap.wrap(about, space)) + "\n"
+    return start + ("\n" + " " * column).join(textwrap.wrap(about, space, break_on_hyphens=False)) + "\n"
 
 
 def _first_line(doc: str | None) -> str:
