@@ -158,12 +158,11 @@ def _module_of(file: Path) -> str:
     importlib.invalidate_caches()  # the file may be a second old
     top = name.partition(".")[0]
     spec = sys.modules[top].__spec__ if top in sys.modules else PathFinder.find_spec(top)
+    origin = Path(spec.origin) if spec and spec.origin else Path("built-in")
     own = folder / top / "__init__.py" if "." in name else file
-    origin = spec.origin if spec else None
-    if top in sys.builtin_module_names or origin is None or not Path(origin).exists() or not own.samefile(origin):
-        raise ImportError(
-            f"import is {file}: the module name {top!r} already belongs to {origin or 'Python itself'}; rename the file"
-        )
+    if not origin.exists() or not own.samefile(origin):
+        owner = origin if origin.exists() else "Python itself"
+        raise ImportError(f"import is {file}: the module name {top!r} already belongs to {owner}; rename the file")
     return name
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import yaml
 
 from recipes.base.checkpoint import checkpoint_path, config_of, without_weights
-from recipes.base.imports import import_named, search_also
+from recipes.base.imports import import_named
 from recipes.cli.catalogue import config_file
 
 IMPORT_HELP = "Python file or module with classes of your own, such as simsiam.py; may be given several times"
@@ -50,17 +50,23 @@ def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
     return others, names
 
 
+def config_folders(args: list[str]) -> list[Path]:
+    """The folders of the config files that the user passes, in their order; a packaged config has none."""
+    words = _split(args)
+    given = [Path(value) for option, value in zip(words, words[1:]) if option in ("-c", "--config")]
+    return [path.parent for path in given if path.is_file()]
+
+
 def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
     """Resolves config names and run directories, and puts a checkpoint's own configuration before the options.
 
-    Modules beside a config file are found from then on, and those that its ``import`` names are imported. A checkpoint
-    cannot name any.
+    The modules that ``import`` in a config names are imported; a checkpoint cannot name any.
 
     Args:
         args: of the command.
-        imports: modules that the command line names, which are imported already.
+        imports: names of modules that the command line gives, which are imported already.
     """
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(_PATH_OPTIONS) else [arg])]
+    args = _split(args)
     named = any(re.match(r"(-c|--config|--model)($|=)", arg) for arg in args)
     first: list[str] = []
     last = list(imports)
@@ -88,7 +94,6 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
 
 def _imports_of(file: Path) -> list[str]:
     """Imports the modules that a config names, and returns their names as the command line would give them."""
-    search_also(file.parent)
     try:
         config = yaml.safe_load(file.read_text())
     except yaml.YAMLError:
@@ -111,3 +116,8 @@ def config_path(name: str) -> Path:
         FileNotFoundError: if it is neither.
     """
     return Path(name) if Path(name).is_file() else config_file(name)
+
+
+def _split(args: list[str]) -> list[str]:
+    """The arguments with those of the form ``--config=NAME`` in two."""
+    return [part for arg in args for part in (arg.split("=", 1) if arg.startswith(_PATH_OPTIONS) else [arg])]

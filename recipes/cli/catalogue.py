@@ -10,7 +10,7 @@ from recipes.launch.configs import CONFIGS, config_file, config_names
 
 __all__ = ["CONFIGS", "OVERVIEW", "config_file", "config_names", "data_names", "recipe_names", "table"]
 
-_NARROWEST = 30  # characters of a column of descriptions
+_NARROWEST = 20  # characters of a column of descriptions
 
 OVERVIEW = """\
 usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [options]
@@ -111,7 +111,7 @@ _Row = tuple[int, str, str]  # indent, name and description
 def _line(indent: int, name: str, about: str, column: int, width: int | None) -> str:
     start = f"{' ' * indent}{name}".ljust(column)
     space = max(width - column, _NARROWEST) if width else len(about) + 1
-    return start + ("\n" + " " * column).join(textwrap.wrap(about, space)) + "\n"
+    return start + ("\n" + " " * column).join(textwrap.wrap(about, space, break_on_hyphens=False)) + "\n"
 
 
 def _first_line(doc: str | None) -> str:

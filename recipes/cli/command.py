@@ -18,7 +18,7 @@ import datamodules
 import losses
 import recipes
 from recipes.base.imports import import_named, search_also, trusted_only
-from recipes.cli.arguments import prepared, taken_imports
+from recipes.cli.arguments import config_folders, prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, families, table
 from recipes.cli.messages import fail
 from recipes.cli.training import Command
@@ -49,7 +49,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
             )
         args, imports = taken_imports(args)
-        search_also(".")
+        for folder in [*config_folders(args), Path()]:
+            search_also(folder)
         for name in imports:
             import_named(name)
         if args[0] in OF_OUR_OWN:
