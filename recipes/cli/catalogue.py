@@ -21,7 +21,7 @@ usage: recipes {fit,validate,test,predict,advise,probe,compare,export,list} [opt
   predict    write features, and for classifiers the predicted classes, to a file
   advise     recommend a transfer-learning strategy for an encoder and your images, and write its config
   probe      evaluate classifiers on the frozen features of every stage of an encoder
-  compare    compare several runs in one table, with plots
+  compare    compare finished runs in one table and figures, averaged over their seeds
   export     write a trained model for torch.export, ONNX and safetensors
   list       list the recipes with their configs, and the DataModules
 

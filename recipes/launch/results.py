@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.evaluation.runs import last_values, read_reports
+from recipes.evaluation.runs import last_values, read_metrics, read_reports
 from recipes.launch.grid import Grid, Job
 
 Record = dict[str, Any]  # the numbers of one run
@@ -26,7 +26,7 @@ def record(directory: Path, seed: int, minutes: float) -> Record:
         seed: of the run.
         minutes: duration of its command.
     """
-    last = last_values(directory / "metrics.csv")
+    last = last_values(read_metrics(directory / "metrics.csv"))
     accuracy, protocol, cost = _reported(directory)
     training = protocol["training_minutes"]
     return {

@@ -140,35 +140,57 @@ def forgetting_bars(matrices: Mapping[str, Tensor], names: Sequence[str]) -> Fig
         names: of the tasks.
     """
     bars = {title: forgetting_by_task(matrix) for title, matrix in _different(matrices).items()}
-    figure = new_figure(6.4, 3.4)
-    axes = figure.add_subplot()
-    grouped_bars(axes, bars)
+    return forgetting_figure(bars, names)
+
+
+def forgetting_figure(
+    bars: Mapping[str, Tensor],
+    names: Sequence[str] = (),
+    errors: Mapping[str, Tensor] | None = None,
+    colours: Mapping[str, Any] | None = None,
+) -> Figure:
+    """Draws the forgetting of each task but the last as bars.
+
+    Args:
+        bars: forgetting of each task [k-1], in [-1, 1], by the name of the bars.
+        names: of the tasks; without them, tasks are numbered.
+        errors: standard deviations of the bars, where they are known.
+        colours: of the bars; by default one after the other.
+    """
     tasks = len(next(iter(bars.values())))
-    if tasks <= _NUMBERED:
+    figure = new_figure(6.4 if names else 9.0, 3.4 if names else 4.0)
+    axes = figure.add_subplot()
+    grouped_bars(axes, bars, errors, colours)
+    if names and tasks <= _NUMBERED:
         axes.set_xticks(range(tasks), [shortened(name, 16) for name in names[:tasks]], fontsize=8, parse_math=False)
     axes.set_xlabel("task")
     axes.set_ylabel("best accuracy − last (points)")
-    if len(bars) > 1:
+    if len(bars) > 1 and names:
         axes.legend(frameon=False, fontsize=8)
     figure.suptitle(f"Forgetting after {tasks + 1} tasks", fontsize=11)
     return figure
 
 
-def grouped_bars(axes: Axes, bars: Mapping[str, Tensor], errors: Mapping[str, Tensor] | None = None) -> None:
+def grouped_bars(
+    axes: Axes,
+    bars: Mapping[str, Tensor],
+    errors: Mapping[str, Tensor] | None = None,
+    colours: Mapping[str, Any] | None = None,
+) -> None:
     """Draws numbers [N], in [-1, 1], as bars in per cent: a group for each, with a bar of each name.
 
     Args:
         axes: to draw on.
         bars: numbers by name.
         errors: their standard deviations, where they are known.
+        colours: of the bars; by default one after the other.
     """
     width = 0.8 / len(bars)
     for number, (name, values) in enumerate(bars.items()):
         places = np.arange(len(values)) + (number - (len(bars) - 1) / 2) * width
         error = None if errors is None or not errors[name].any() else 100 * errors[name].numpy()
-        axes.bar(
-            places, 100 * values.numpy(), width, yerr=error, color=colour(number, len(bars)), label=name, ecolor="0.3"
-        )
+        own = colours[name] if colours else colour(number, len(bars))
+        axes.bar(places, 100 * values.numpy(), width, yerr=error, color=own, label=name, ecolor="0.3")
     axes.axhline(0, color="black", lw=0.8)
     tasks = len(next(iter(bars.values())))
     step = -(-tasks // 25)

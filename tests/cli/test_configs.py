@@ -56,6 +56,7 @@ def in_folders(sequence, data):
     return [*args, *(["--data.num_tasks", "2"] if sequence.get("by", "classes") == "classes" else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_config_runs_one_batch(name, pictures, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -126,6 +126,12 @@ def test_the_bank_leaves_out_unlabelled_images():
     assert batch.label.tolist() == [1, 0]
 
 
+def test_the_bank_can_be_every_other_labelled_image():
+    data = ready(train=6, val=0, test=0, label=torch.tensor([1, -1, 0, -1, 1, 0]))
+    (batch,) = data.bank_dataloader(every=2)
+    assert batch.index.tolist() == [0, 4]
+
+
 def test_a_bank_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no labelled training images"):
         ready(train=2, val=0, test=0, label=torch.tensor([-1, -1])).bank_dataloader()

@@ -15,7 +15,7 @@ FILES = sorted(BEFORE.glob("*/*.ckpt"))
 # the same bits on one machine; another may sum in another order. Probes work on features in float32
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-9, "equal_nan": True}
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 def test_every_case_is_kept():

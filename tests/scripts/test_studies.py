@@ -124,6 +124,7 @@ def test_reproduce_says_what_each_study_compares():
     assert all(option in said for option in ("--seeds", "--only", "--root", "--jobs", "--again"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("study", "variant"), [(name, one) for name in STUDIES for one in STUDIES[name].variants])
 def test_the_arguments_of_every_variant_are_understood(study, variant, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -330,8 +330,7 @@ def apart():
 
 def test_the_class_report_is_of_the_teacher(tmp_path):
     recipe, data = apart(), Digits(size=8, batch_size=64)
-    options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    trainer = Trainer(default_root_dir=tmp_path, callbacks=[ClassReport(mistakes=0)], **options)
+    trainer = quiet_trainer(default_root_dir=tmp_path, callbacks=[ClassReport(mistakes=0)])
     measured = trainer.test(recipe, data, verbose=False)[0]
     test = data.splits.test
     image = torch.cat([batch.image for batch in data.in_order(test)])

@@ -5,7 +5,7 @@ import torch
 
 from tests.system.exactness import CASES
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 SCALE = 2.0**13  # with torch's 2**16 the first gradients of a vision transformer overflow
 FLOAT16 = {

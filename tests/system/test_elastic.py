@@ -9,7 +9,7 @@ import torch
 from recipes.cli.catalogue import recipe_names
 from tests.system.exactness import CASES, NOT_COVERED, Run, difference, packaged
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 def test_every_recipe_is_covered_or_says_why_not():

@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.exactness import BATCHES, CASES, IN_TASKS, KILLED, SAVE_EVERY, STEPS, difference
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 DONE = KILLED["epoch"] * BATCHES + KILLED["batch"]  # batches when a run is killed
 SAVED = DONE // SAVE_EVERY * SAVE_EVERY

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 WHOLE = {"trainer__max_steps": -1}
 IN_THE_THIRD_TASK = {"epoch": 2, "batch": 6}

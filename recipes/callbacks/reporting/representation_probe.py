@@ -15,12 +15,7 @@ from recipes.callbacks.reporting.references import TRAINED, References
 from recipes.callbacks.reporting.training_clock import TrainingClock
 from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.representation import (
-    Measured,
-    draws_of_few_labels,
-    measure,
-    summary,
-)
+from recipes.evaluation.representation import Measured, draws_of_few_labels, measure, summary
 from recipes.evaluation.tables import terminal, versions
 from recipes.plots.representation import table
 
@@ -29,30 +24,32 @@ _FEATURE = "feature"
 
 
 class RepresentationProbe(Callback):
-    """Measures how much a frozen encoder knows about the classes: weighted kNN and logistic regression.
+    """Measures how well nearest neighbours (kNN) and logistic regression classify the features of the frozen encoder.
 
-    The bank is the training set, in order, with test transforms; images without a label take no part. While training,
-    ``val/knn`` and ``val/linear`` are the accuracies on the validation images, with all labels.
+    The bank is the training set, in order, with test transforms and without unlabelled images. If its features exceed
+    24 GiB, it is every n-th labelled image, and the protocol says so. While training, ``val/knn`` and ``val/linear``
+    are the accuracies on the validation images, with all labels.
 
-    At the end of the test, a table compares the trained encoder with the one that training started from and with raw
-    pixels, given all labels and given a few per class. It is printed, logged (``test/knn``,
+    At the end of the test, a table compares the trained encoder with the encoder that training started from and with
+    raw pixels, with all labels and with a few per class. The table is printed, logged (``test/knn``,
     ``test/linear_5_per_class``, ``test/random_encoder/knn``, ``test/raw_pixels/knn``, ...) and written to
-    ``evaluation.json`` in the run directory, with its protocol. The encoder is the one that the test is given: after
-    ``fit``, that of the last step.
+    ``evaluation.json`` in the run directory, with its protocol. The trained encoder has the weights that the test is
+    given: after ``fit``, those of the last step.
 
-    The encoder that training started from is known where the Trainer that trains or loads the checkpoint has this
-    callback; its row is left out where it does not differ from the trained encoder. Pixels are those of the image,
-    or of its average over areas if it is larger than 32 × 32; the row is left out where there are too many images.
+    The encoder that training started from is known if the Trainer that trains or loads the checkpoint has this
+    callback. Its row is left out if it equals the trained encoder. Raw pixels are those of the image, or of its average
+    over areas if it is larger than 32 × 32. Their row is left out if there are too many images.
 
     Args:
-        every_n_epochs: measure at the validations of every n-th epoch and of the last, >= 0; 0 never measures, not at
-            the end of the test either. One measurement passes the whole bank through the encoder.
-        k: neighbours that vote, > 0 (Wu et al., 2018, arXiv:1805.01978, Section 3.4).
-        temperature: of their votes, > 0 (ibid.: 0.07).
-        labels_per_class: how many labels each class gets in the few-label columns, each > 0; none leaves them out.
-        draws: how many times these labels are drawn, > 0; the columns say mean ± standard deviation.
-        seed: of the draws. It is not the seed of the run, so that runs are compared on the same labels.
-        references: whether the table also has the encoder that training started from and raw pixels. On many images
+        every_n_epochs: number of epochs between two measurements, >= 0; the last epoch is always measured. 0 never
+            measures, at the end of the test neither. A measurement passes the whole bank through the encoder.
+        k: number of neighbours that vote, > 0 (Wu et al., 2018, arXiv:1805.01978, Section 3.4). All images of a smaller
+            bank vote, and a line says so.
+        temperature: softmax temperature of the votes, > 0 (ibid.: 0.07).
+        labels_per_class: numbers of labels per class of the few-label columns, each > 0; an empty list leaves them out.
+        draws: number of times that these labels are drawn, > 0; the columns show mean ± standard deviation.
+        seed: seed of the draws. It is not the seed of the run, so that runs are compared on the same labels.
+        references: whether the table also has the encoder that training started from and raw pixels. With many images
             these take as long as the trained encoder, or longer.
 
     Raises:

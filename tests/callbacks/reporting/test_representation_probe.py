@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from datamodules import Batch, Digits
 from recipes import SimCLR
 from recipes.callbacks import CollapseMonitor, Health, Pictures, RepresentationProbe
+from recipes.callbacks.reporting import representation_probe
 from recipes.nn import ConvNet
 
 
@@ -298,6 +299,43 @@ def test_columns_for_which_a_class_has_too_few_labels_are_left_out_with_a_warnin
         it.test(recipe(), digits(), verbose=False)
     columns = json.loads((tmp_path / "evaluation.json").read_text())["accuracy"]["trained_encoder"]
     assert set(columns) == {"knn", "linear", "knn_1_per_class", "linear_1_per_class"}
+
+
+def test_of_a_small_bank_all_images_vote_and_a_line_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    accuracies, lines = [], []
+    for k in (2000, 1257, 5):
+        with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+            it = trainer(tmp_path, RepresentationProbe(k=k, labels_per_class=[], references=False))
+            it.validate(recipe(), digits(), verbose=False)
+            it.test(recipe(), digits(), verbose=False)
+        report = json.loads((tmp_path / "evaluation.json").read_text())
+        accuracies.append(report["accuracy"])
+        assert report["protocol"]["knn"]["k"] == min(k, 1257)
+        lines.append([line for record in caplog.records if "all of them vote" in (line := record.getMessage())])
+        caplog.clear()
+    assert accuracies[0] == accuracies[1] != accuracies[2]
+    assert lines == [["k is 2000, and there are 1257 labelled training images: all of them vote."], [], []]
+
+
+def test_a_bank_that_does_not_fit_is_a_subset_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(data: Digits) -> dict[str, Any]:
+        it = trainer(tmp_path, RepresentationProbe(k=20, labels_per_class=[], references=False))
+        it.test(recipe(), data, verbose=False)
+        return json.loads((tmp_path / "evaluation.json").read_text())
+
+    class Third(Digits):
+        """Has no more images in the bank than every third."""
+
+        def bank_dataloader(self, every: int = 1) -> DataLoader[Batch]:
+            return super().bank_dataloader(every=3)
+
+    expected = evaluate(Third(size=8))
+    assert "bank_subset" not in expected["protocol"]
+    monkeypatch.setattr(representation_probe, "_MOST_BYTES", 1257 * 16 * 4 // 3)
+    found = evaluate(digits())
+    assert found["protocol"].pop("bank_subset") == "one of every 3 labelled images"
+    assert found["protocol"]["bank_images"] == 419
+    assert found["accuracy"] == expected["accuracy"]
 
 
 def test_without_references_and_few_labels_only_the_trained_encoder_is_measured(

@@ -1,0 +1,57 @@
+"""Tables as text: Markdown, LaTeX and CSV from a head and rows of cells."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a Markdown table; a vertical bar in a cell is escaped."""
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,)) -> str:
+    r"""Formats a LaTeX table with the rules of the package ``booktabs``; special characters are escaped.
+
+    Args:
+        head: of the columns.
+        rows: of cells.
+        text: columns that are aligned to the left; all others to the right.
+    """
+    aligned = "".join("l" if place in text else "r" for place in range(len(head)))
+    lines = [" & ".join(map(escaped, line)) + r" \\" for line in (head, *rows)]
+    parts = [
+        r"% needs \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{aligned}}}",
+        r"\toprule",
+        lines[0],
+        r"\midrule",
+        *lines[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Escapes the special characters of LaTeX."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def comma_separated(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Formats a CSV table, quoted where necessary."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    return file.getvalue()

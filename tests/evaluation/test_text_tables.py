@@ -1,0 +1,32 @@
+"""Tables as text can be read by the programs that they are for."""
+
+import csv
+import io
+
+from recipes.evaluation.text_tables import comma_separated, escaped, latex, markdown
+
+SPECIAL = r"a_b & 50 % of $x^2$ #1 {~} \n <±>"
+
+
+def test_latex_escapes_every_special_character():
+    assert escaped(SPECIAL) == (
+        r"a\_b \& 50 \% of \$x\textasciicircum{}2\$ \#1 \{\textasciitilde{}\} \textbackslash{}n "
+        r"\textless{}$\pm$\textgreater{}"
+    )
+
+
+def test_latex_has_a_line_for_each_row_and_a_letter_for_each_column():
+    lines = latex(["", "kNN (%)"], [["sim_clr", "90.0 ± 0.5"]]).splitlines()
+    assert lines[1] == r"\begin{tabular}{lr}"
+    assert lines[3] == r" & kNN (\%) \\"
+    assert lines[5] == r"sim\_clr & 90.0 $\pm$ 0.5 \\"
+
+
+def test_csv_is_read_as_it_was_written():
+    text = comma_separated(["name", "differences"], [['a, "b"', "x [1, 2], y 3"], ["c", 0.5]])
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert rows == [{"name": 'a, "b"', "differences": "x [1, 2], y 3"}, {"name": "c", "differences": "0.5"}]
+
+
+def test_a_bar_in_a_cell_does_not_end_it_in_markdown():
+    assert markdown(["", "b"], [["x|y", "1"]]) == "|  | b |\n| --- | --- |\n| x\\|y | 1 |\n"
