@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import PARTS
-from studies import RESULTS, ROOT, STUDIES, Study
+from studies import RESULTS, ROOT, STUDIES, Study, mythical, quadrants
 
-from recipes.launch.results import summary
+from recipes.evaluation.text_tables import cell, markdown
 
 FILES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("results", "speed", "exactness")))
 
@@ -65,7 +65,7 @@ def study(name: str) -> str:
     jobs = "" if result["jobs"] == [1] else f", {' or '.join(map(str, result['jobs']))} runs at a time"
     return (
         f"**{declared.about}**\n\n"
-        + _markdown(["", *title], rows)
+        + markdown(["", *title], rows)
         + f"\nOn the test images, mean ± standard deviation over {most} seed{'s' * (most > 1)}. {probes}"
         f"{result['total_minutes']:.0f} minutes in all on {', '.join(result['machine'].split(', ')[1:])}{jobs}: "
         f"`scripts/reproduce {name}`.\n"
@@ -98,7 +98,7 @@ def _grouped(study: Study, variants: dict[str, Any], most: int) -> tuple[list[st
 
 
 def _cells(entry: dict[str, Any], columns: tuple[str, ...]) -> list[str]:
-    return [_cell(entry["measured"].get(column), *COLUMNS[column][1:]) for column in columns]
+    return [cell(entry["measured"].get(column), *COLUMNS[column][1:]) for column in columns]
 
 
 def commands(name: str) -> str:
@@ -114,14 +114,14 @@ def accuracies(name: str, title: str) -> str:
         return ""
     columns = ["knn_1_per_class", "knn_5_per_class", "knn", "linear_1_per_class", "linear_5_per_class", "linear"]
     rows = [
-        [row.replace("_", " "), *(_cell(accuracy[column], 100, 1) for column in columns)]
+        [row.replace("_", " "), *(cell(accuracy[column], 100, 1) for column in columns)]
         for row, accuracy in result["accuracy"].items()
     ]
     protocol = result["protocol"]
     seeds, minutes = len(result["seeds"]), result["training_minutes"]["mean"]
     return (
         f"**{title}**: test accuracy (%) of frozen features, `{result['command']}`\n\n"
-        + _markdown(["", "kNN, 1 label per class", "5", "all", "linear, 1 label per class", "5", "all"], rows)
+        + markdown(["", "kNN, 1 label per class", "5", "all", "linear, 1 label per class", "5", "all"], rows)
         + f"\nMean ± standard deviation over {seeds} seeds; few labels: each a mean over "
         f"{protocol['few_labels']['draws']} draws of the labels. kNN with k = {protocol['knn']['k']}; "
         f"{protocol['epochs']} epochs, {minutes:.1f} minutes of training on {result['machine'].split(', ')[1]}, "
@@ -136,7 +136,7 @@ def benchmarks() -> str:
         part: Any = importlib.import_module(f"benchmarks.{name}")
         if result := _result(f"benchmark-{name.replace('_', '-')}"):
             rows += part.rows(result)
-    return "**Speed and memory**, each measured in turns with what it is compared with\n\n" + _markdown(
+    return "**Speed and memory**, each measured in turns with what it is compared with\n\n" + markdown(
         ["what", "compared with", "median"], rows
     )
 
@@ -162,88 +162,16 @@ def exactness() -> str:
     return (
         "**One run is one result**: difference between the final state of each run and that of an uninterrupted run on "
         "one process\n\n"
-        + _markdown(["", *columns.values()], rows)
+        + markdown(["", *columns.values()], rows)
         + f"\n{protocol['steps']} steps of the whole command in {protocol['precision']}, killed by SIGKILL within an "
         "epoch. Each number is the largest difference over all weights, buffers, optimiser states and logged metrics, "
         "relative to the largest magnitude of the tensor.\n"
     )
 
 
-def quadrants() -> str:
-    """The accuracy of every strategy in every cell, and whether the advisor's choice was among the best."""
-    result = _result("quadrants")
-    if not result:
-        return ""
-    titles = {
-        "from-scratch": "from scratch",
-        "fine-tune-all": "fine-tune all",
-        "fine-tune-last": "fine-tune last",
-        "feature-extraction": "frozen, linear",
-        "svm": "frozen, SVM",
-    }
-    cells: dict[tuple[str, str], list[Any]] = {}
-    for run in result["cells"]:
-        cells.setdefault((run["pair"], run["images_per_class"]), []).append(run)
-    rows = []
-    near = dict.fromkeys((None, *titles), 0)  # by what few and similar images get instead of the advice
-    for (pair, size), runs in cells.items():
-        accuracy = {name: summary([run["results"][name]["test"] for run in runs]) for name in titles}
-        best = max(value["mean"] for value in accuracy.values())
-        behind = {}
-        for choice in near:
-            chosen = [_chosen(run["advice"], choice) for run in runs]
-            got = sum(run["results"][name]["test"] for run, name in zip(runs, chosen)) / len(runs)
-            behind[choice] = got - best
-            near[choice] += behind[choice] >= -0.01
-        numbers = [_cell(value, 100, 1) for value in accuracy.values()]
-        numbers = [f"**{n}**" if v["mean"] == best else n for n, v in zip(numbers, accuracy.values())]
-        similarity = _cell(summary([run["similarity"] for run in runs]), 100, 0)
-        advice = " or ".join(dict.fromkeys(titles[run["advice"]["strategy"]] for run in runs))
-        against = f"{100 * min(behind[None], 0):.1f}".replace("-0.0", "0.0")
-        rows.append([pair, size, similarity, *numbers, advice, against])
-    head = ["from, to", "images per class", "similarity (%)", *titles.values(), "advice", "against the best"]
-    others = ", ".join(f"{titles[choice]} {count}" for choice, count in near.items() if choice)
-    return (
-        "**The four quadrants**: test accuracy (%) of five strategies, and the advisor's choice\n\n"
-        + _markdown(head, rows)
-        + f"\nMean ± standard deviation over {len(result['seeds'])} seeds, of the source encoder too; bold: the best. "
-        f"The advice is within one point of the best strategy in {near[None]} of {len(cells)} cells. Had the rule "
-        "recommended another strategy for few, similar images, it would have been within one point in this many "
-        f"cells: {others}. `scripts/reproduce quadrants`.\n"
-    )
-
-
-def mythical() -> str:
-    """Errors of students that have seen no image of a class, before and after its bias is raised."""
-    result = _result("mythical")
-    if not result:
-        return ""
-    columns = {
-        "errors": "errors (%)",
-        "errors_on_the_class": "of the class",
-        "errors_after": "bias raised: errors (%)",
-        "errors_on_the_class_after": "of the class",
-    }
-    rows = [
-        [
-            f"{name}, {result['classes'][name]}",
-            *(_cell(entry["measured"][key], 100, 1) for key in columns),
-            _cell(entry["measured"]["bias_raised_by"], 1, 1),
-        ]
-        for name, entry in result["datasets"].items()
-    ]
-    return (
-        "**The mythical class**: students that have seen no image of one class\n\n"
-        + _markdown(["", *columns.values(), "raised by"], rows)
-        + f"\nOn the test images, mean ± standard deviation over {len(result['seeds'])} seeds; the bias is chosen on "
-        "the validation images. `scripts/reproduce mythical`.\n"
-    )
-
-
-def _chosen(advice: dict[str, Any], instead: str | None) -> str:
-    """The strategy that is advised; of few and similar images, another one if it is given."""
-    few_and_similar = (advice["size"], advice["kinship"]) == ("small", "similar")
-    return instead if instead and few_and_similar else advice["strategy"]
+def of(name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """The table of a measurement that has its own form; nothing before it is measured."""
+    return table(result) if (result := _result(name)) else ""
 
 
 def catalogue() -> str:
@@ -263,7 +191,7 @@ def catalogue() -> str:
         path = Path(inspect.getfile(recipe)).relative_to(ROOT)
         configs = [f"`{config}`" for config, text in texts.items() if f"class_path: recipes.{name}\n" in text]
         rows.append([f"[`{name}`]({path})", what, ", ".join(papers), ", ".join(configs)])
-    return _markdown(["recipe", "what it does", "paper", "config"], rows)
+    return markdown(["recipe", "what it does", "paper", "config"], rows)
 
 
 def _paper(cited: str, number: str, version: str, second: str, doc: str) -> str:
@@ -281,8 +209,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "simclr-fashionmnist": partial(accuracies, "simclr-fashionmnist", "Fashion-MNIST, ResNet-20"),
     "benchmarks": benchmarks,
     "exactness": exactness,
-    "quadrants": quadrants,
-    "mythical": mythical,
+    "quadrants": partial(of, "quadrants", quadrants.table),
+    "mythical": partial(of, "mythical", mythical.table),
     **{name: partial(study, name) for name in STUDIES},
     **{f"{name}-commands": partial(commands, name) for name in STUDIES},
 }
@@ -292,15 +220,3 @@ def _result(name: str) -> Any:
     """What was measured, or None."""
     path: Path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def _cell(number: dict[str, float] | None, factor: float, decimals: int) -> str:
-    if number is None:
-        return "–"
-    mean, std = (f"{factor * number[key]:,.{decimals}f}" for key in ("mean", "std"))
-    return f"{mean} ± {std}" if decimals and number["std"] else mean
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

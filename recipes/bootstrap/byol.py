@@ -8,6 +8,7 @@ from datamodules import Batch
 from losses import BootstrapLoss, unit
 from recipes.augment import BYOLViews, Views
 from recipes.base.recipe import Recipe
+from recipes.errors import check_at_least
 from recipes.nn import (
     Encoder,
     MomentumCopy,
@@ -66,6 +67,7 @@ class BYOL(Recipe):
         lr_batch_size: int | None = 256,  # Section 3.3
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        check_at_least(1, projection_dim=projection_dim, projection_hidden_dim=projection_hidden_dim)
         check_momentum(momentum)
         self.momentum = momentum
         self.constant_momentum = constant_momentum

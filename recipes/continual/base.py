@@ -199,7 +199,10 @@ class ContinualRecipe(Classifier):
                 "TaskSequence, with the data as its base"
             )
         if data.tasks != self.tasks:
-            raise ValueError(f"the recipe was made for {self.tasks}, and the data has {data.tasks}")
+            raise ValueError(
+                f"the recipe was made for {self.tasks}, and the data has {data.tasks}: give data with the same tasks, "
+                "or make the recipe with those of the data"
+            )
         if stage == "fit":
             self.task_start.tell_cuts(data.epochs_per_task[1:])
 

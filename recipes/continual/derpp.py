@@ -7,6 +7,7 @@ from torch import Tensor
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Key, Views
 from recipes.continual.replay import ReplayRecipe
+from recipes.errors import check_at_least
 from recipes.nn import Encoder, Policy, ReplayBuffer
 
 _DRAW, _RECORDED = 3, 4  # as in replay.py
@@ -56,6 +57,7 @@ class DERpp(ReplayRecipe):
         for name, weight in ("logit_weight", logit_weight), ("replay_weight", replay_weight):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} is {weight}: it must be at least 0, which leaves the term out")
+        check_at_least(1, buffer_size=buffer_size)
         buffer = ReplayBuffer(buffer_size, policy, tasks.num_classes if tasks else 0)
         super().__init__(encoder, tasks, buffer, optimizer, replay_batch_size, views, scheduler, lr_batch_size)
         self.logit_weight = logit_weight

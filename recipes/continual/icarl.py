@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from datamodules import Scenario, TaskBatch, Tasks
 from recipes.augment import Views
 from recipes.continual.replay import ReplayRecipe
+from recipes.errors import check_at_least
 from recipes.nn import Encoder, ReplayBuffer, Replicated, Snapshot
 
 _FARTHEST = 5.0  # farther than any mean can be: unit vectors have a squared distance of at most 4
@@ -55,6 +56,7 @@ class ICaRL(ReplayRecipe):
         scheduler: LRSchedulerCallable | None = None,
         lr_batch_size: int | None = None,
     ) -> None:
+        check_at_least(1, buffer_size=buffer_size)
         buffer = ReplayBuffer(buffer_size, "herding")
         super().__init__(encoder, tasks, buffer, optimizer, replay_batch_size, views, scheduler, lr_batch_size)
         self.old_network = Snapshot(self.encoder, self.head)

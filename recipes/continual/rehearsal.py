@@ -5,6 +5,7 @@ from torch import Tensor
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
 from recipes.continual.replay import ReplayRecipe
+from recipes.errors import check_at_least
 from recipes.nn import Encoder, Policy, ReplayBuffer
 
 
@@ -38,6 +39,7 @@ class Rehearsal(ReplayRecipe):
         scheduler: LRSchedulerCallable | None = None,
         lr_batch_size: int | None = None,
     ) -> None:
+        check_at_least(1, buffer_size=buffer_size)
         buffer = ReplayBuffer(buffer_size, policy)
         super().__init__(encoder, tasks, buffer, optimizer, replay_batch_size, views, scheduler, lr_batch_size)
 

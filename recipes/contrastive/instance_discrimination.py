@@ -8,7 +8,8 @@ from datamodules import Batch
 from losses import NCE, InfoNCE, unit
 from recipes.augment import InstanceDiscriminationViews, Views, integers
 from recipes.base.recipe import Recipe
-from recipes.nn import Encoder, MemoryBank
+from recipes.errors import check_at_least
+from recipes.nn import Encoder, MemoryBank, check_momentum
 
 
 class InstanceDiscrimination(Recipe):
@@ -56,12 +57,13 @@ class InstanceDiscrimination(Recipe):
         lr_batch_size: int | None = 256,
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        check_at_least(1, num_images=num_images, projection_dim=projection_dim)
+        check_at_least(0, proximal_weight=proximal_weight)
+        check_momentum(bank_momentum, "bank_momentum")
         if negatives is not None and negatives < 1:
             raise ValueError(
                 f"negatives is {negatives}: it must be at least 1, or null for the softmax over all images"
             )
-        if not proximal_weight >= 0:
-            raise ValueError(f"proximal_weight is {proximal_weight}: it must be at least 0")
         self.negatives = negatives
         self.proximal_weight = proximal_weight
         self.views: Views = views or InstanceDiscriminationViews()

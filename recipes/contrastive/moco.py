@@ -9,6 +9,7 @@ from datamodules import Batch
 from losses import InfoNCE
 from recipes.augment import MoCoV2Views, Views, uniform
 from recipes.base.recipe import Recipe
+from recipes.errors import check_at_least
 from recipes.nn import (
     Encoder,
     FeatureQueue,
@@ -71,8 +72,10 @@ class MoCo(Recipe):
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)
         check_momentum(momentum)
-        if batch_norm_splits < 1:
-            raise ValueError(f"batch_norm_splits is {batch_norm_splits}: it must be at least 1")
+        check_at_least(1, projection_dim=projection_dim, projection_hidden_dim=projection_hidden_dim)
+        check_at_least(
+            1, projection_layers=projection_layers, queue_size=queue_size, batch_norm_splits=batch_norm_splits
+        )
         self.momentum = momentum
         self.batch_norm_splits = batch_norm_splits
         self.views: Views = views or MoCoV2Views()

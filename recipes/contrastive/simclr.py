@@ -6,6 +6,7 @@ from datamodules import Batch
 from losses import NTXent
 from recipes.augment import SimCLRViews, Views
 from recipes.base.recipe import Recipe
+from recipes.errors import check_at_least
 from recipes.nn import Encoder, in_micro_batches, projection_head, sees_the_batch
 from recipes.optim import LARS, WarmupCosine
 
@@ -47,6 +48,7 @@ class SimCLR(Recipe):
         lr_batch_size: int | None = 256,  # Section 2.2: 0.3 × batch size / 256
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, lr_batch_size)
+        check_at_least(1, projection_dim=projection_dim, projection_hidden_dim=projection_hidden_dim)
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size is {micro_batch_size}: give a positive number of images, or null")
         self.micro_batch_size = micro_batch_size

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from losses import FeatureLoss, unit
 from losses.temperature import check_temperature
 from recipes.augment import integers
-from recipes.nn import MemoryBank
+from recipes.nn import MemoryBank, check_momentum
 
 NegativesOf = Literal["other-classes", "all"]
 
@@ -72,8 +72,7 @@ class ContrastiveDistillation(FeatureLoss):
             raise ValueError(f"negatives_of is {negatives_of!r}: it must be 'other-classes' or 'all'")
         if embedding_dim < 1:
             raise ValueError(f"embedding_dim is {embedding_dim}: it must be at least 1")
-        if not 0 <= bank_momentum <= 1:
-            raise ValueError(f"bank_momentum is {bank_momentum}: it must be between 0 (replaces) and 1 (never moves)")
+        check_momentum(bank_momentum, "bank_momentum")
         self.negatives = negatives
         self.negatives_of = negatives_of
         self.embedding_dim = embedding_dim

@@ -190,11 +190,17 @@ class Student(Classifier):
     def _check_teacher(self) -> None:
         classes, source = self.head.out_features, ", ".join(self.teacher.sources)
         if self.teacher.num_classes not in (None, classes):
-            raise ValueError(f"the teacher {source} has {self.teacher.num_classes} classes, and the data {classes}")
+            raise ValueError(
+                f"the teacher {source} has {self.teacher.num_classes} classes, and the data {classes}: choose a "
+                "teacher that was trained on these classes"
+            )
         ours, theirs = self.class_names, self.teacher.class_names
         if ours and theirs and ours != theirs:
             differ = next(f"{ours[i]!r} here and {theirs[i]!r} there" for i in range(classes) if ours[i] != theirs[i])
-            raise ValueError(f"the teacher {source} was trained on other classes: number by number, one is {differ}")
+            raise ValueError(
+                f"the teacher {source} was trained on other classes, such as {differ} under the same number: choose a "
+                "teacher that was trained on these classes, in the same order"
+            )
         if self.image_shape is None:
             return
         try:

@@ -40,15 +40,22 @@ class Teacher(nn.Module):
         super().__init__()
         for member, source in zip(members, sources, strict=True):
             if not getattr(member, "has_probabilities", True):
-                raise ValueError(f"the teacher {source} is an {type(member).__name__}, which gives no probabilities")
+                raise ValueError(
+                    f"the recipe of the teacher {source} is {type(member).__name__}, which gives no probabilities: "
+                    "choose a run of another recipe"
+                )
         counts = [_num_classes(member) for member in members]
         if len(set(counts)) != 1:
             each = ", ".join(f"{source} {count or 'none'}" for source, count in zip(sources, counts, strict=True))
-            raise ValueError(f"the teachers have different numbers of classes: {each}")
+            raise ValueError(
+                f"the teachers have different numbers of classes ({each}): give teachers of the same classes, or one"
+            )
         self.num_classes = counts[0]
         named = [names for member in members if (names := getattr(member, "class_names", ()))]
         if len(set(named)) > 1:
-            raise ValueError(f"the teachers {', '.join(sources)} have different classes")
+            raise ValueError(
+                f"the teachers {', '.join(sources)} have different classes: give teachers of the same classes, or one"
+            )
         self.class_names: tuple[str, ...] = named[0] if named else ()
         self.members = nn.ModuleList(members).requires_grad_(False)
         self.sources = sources

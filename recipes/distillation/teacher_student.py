@@ -97,10 +97,9 @@ class TeacherStudent(Student):
                 "layer_losses read the teacher's layers, of which no file is kept: leave teacher_logits online"
             )
         self.soft_target = SoftTarget(temperature, scale_t2)
-        self.temperatures = (
-            temperature,
-            temperature if final_temperature is None else check_temperature(final_temperature, usual="1 to 20"),
-        )
+        if final_temperature is not None:
+            check_temperature(final_temperature, usual="1 to 20", name="final_temperature")
+        self.temperatures = temperature, temperature if final_temperature is None else final_temperature
         self.soft_weight = soft_weight
         self.hint_epochs = hint_epochs
         self.caches = teacher_logits == "cached"

@@ -148,7 +148,7 @@ def differences(groups: Sequence[Group], short: bool = False) -> list[str]:
     differing.sort(key=lambda key: (first.get(key.partition(".")[0], len(first)), key))
     return [
         ", ".join(
-            f"{key.rpartition('.')[2] if short else key} {_setting(group.settings[key])}"
+            f"{key.rpartition('.')[2] if short else key} {setting(group.settings[key])}"
             for key in differing
             if key in group.settings
         )
@@ -156,14 +156,15 @@ def differences(groups: Sequence[Group], short: bool = False) -> list[str]:
     ]
 
 
-def _setting(value: Any) -> str:
-    if isinstance(value, str):  # a class by its own name
+def setting(value: Any) -> str:
+    """Formats the value of a setting; a class by its own name."""
+    if isinstance(value, str):
         return value.rpartition(".")[2] if re.fullmatch(r"[a-z_]+(\.\w+)*\.[A-Z]\w*", value) else value
     if isinstance(value, list):
-        return f"[{', '.join(map(_setting, value))}]"
+        return f"[{', '.join(map(setting, value))}]"
     if isinstance(value, dict) and "class_path" in value:
-        arguments = ", ".join(f"{name} {_setting(each)}" for name, each in value.get("init_args", {}).items())
-        return f"{_setting(value['class_path'])}({arguments})"
+        arguments = ", ".join(f"{name} {setting(each)}" for name, each in value.get("init_args", {}).items())
+        return f"{setting(value['class_path'])}({arguments})"
     return f"{value:g}" if isinstance(value, float) else json.dumps(value, default=str)
 
 
@@ -188,80 +189,6 @@ def _rank(name: str) -> tuple[int, str, int]:
     first = ("accuracy", "average_accuracy", "knn", "linear", "macro")
     place = next((i for i, start in enumerate(first) if word.startswith(start)), len(first))
     return place, word if place == len(first) else "", int(few[1]) if few else 10**6
-
-
-def incomparable(groups: Sequence[Group]) -> list[str]:
-    """Says in a line each in what the runs should agree to be compared, and do not."""
-    lines = []
-    for what, of in _CONDITIONS.items():
-        by_value: dict[str, list[str]] = {}
-        for group in groups:
-            for value in dict.fromkeys(of(run) for run in group.runs):
-                if value:
-                    by_value.setdefault(value, []).append(group.name)
-        if len(by_value) > 1:
-            lines.append(f"Different {what}: {'; '.join(f'{value} ({_few(who)})' for value, who in by_value.items())}.")
-    return lines
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _data(run: Run) -> str:
-    """The DataModule and those that it wraps, with folder and size of the images."""
-    chosen = [key for key in run.settings if re.fullmatch(r"data((\.base)*)", key)]
-    words = [_setting(run.settings[key]) for key in chosen if run.settings[key]]
-    last = chosen[-1] if chosen else "data"
-    own = [run.settings.get(f"{last}.{name}") for name in ("root", "size", "image_size")]
-    return " of ".join(words) + "".join(f" {value}" for value in own if value is not None)
-
-
-def _test_images(run: Run) -> str:
-    protocol = run.reports.get("evaluation", {}).get("protocol", {})
-    images = protocol.get("test_images", run.reports.get("classes", {}).get("images"))
-    return "" if images is None else f"{images:,}"
-
-
-def _continual(name: str) -> Callable[[Run], str]:
-    def of(run: Run) -> str:
-        value = run.reports.get("continual", {}).get(name)
-        return value if isinstance(value, str) else "" if value is None else _tasks(value)
-
-    return of
-
-
-def _tasks(value: Any) -> str:
-    return str(value) if isinstance(value, int) else " | ".join(", ".join(classes) for classes in value)
-
-
-def _protocol(name: str) -> Callable[[Run], str]:
-    def of(run: Run) -> str:
-        reports = [run.reports[report]["protocol"] for report in ("evaluation", "continual") if report in run.reports]
-        value = next((protocol[name] for protocol in reports if name in protocol), "")
-        return ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
-
-    return of
-
-
-def _split(run: Run) -> str:
-    """The settings that choose which images are test images."""
-    keys = [key for key in run.settings if re.search(r"^data\.(.*\.)?(test_fraction|val_fraction|\w*seed|fold)$", key)]
-    return ", ".join(f"{key} {_setting(run.settings[key])}" for key in keys)
-
-
-_CONDITIONS: dict[str, Callable[[Run], str]] = {  # what runs should agree in
-    "data": _data,
-    "images to measure on": _protocol("split"),
-    "numbers of test images": _test_images,
-    "splits": _split,
-    "classes": _protocol("num_classes"),
-    "neighbours for kNN": _protocol("knn"),
-    "scenarios": _continual("scenario"),
-    "tasks": _continual("tasks"),
-    "numbers of tasks learned": _continual("tasks_learned"),
-}
 
 
 def report(groups: Sequence[Group], notes: Sequence[str]) -> dict[str, Any]:
@@ -299,55 +226,3 @@ def report(groups: Sequence[Group], notes: Sequence[str]) -> dict[str, Any]:
         "runs": runs,
         "versions": versions(),
     }
-
-
-class Curve(NamedTuple):
-    """A logged metric of a group over training.
-
-    Attributes:
-        x: float64 [N], epochs or optimiser steps.
-        mean: float64 [N], over the seeds.
-        std: float64 [N], sample standard deviation; 0 for one seed.
-    """
-
-    x: Tensor
-    mean: Tensor
-    std: Tensor
-
-
-def over_epochs(groups: Sequence[Group]) -> bool:
-    """Whether every run has at least two epochs, so that curves are drawn over epochs and not over steps."""
-    epochs = [max((row.get("epoch", 0) for row in run.rows), default=0) for group in groups for run in group.runs]
-    return min(epochs, default=0) >= 1
-
-
-def curve(group: Group, name: str, epochs: bool) -> Curve | None:
-    """Averages a logged metric over the seeds, at the steps that all of them have.
-
-    Args:
-        group: of the runs.
-        name: of the metric.
-        epochs: whether x is in epochs; otherwise in optimiser steps.
-
-    Returns:
-        None if the runs have fewer than two steps in common.
-    """
-    each = [{row["step"]: row[name] for row in run.rows if name in row and "step" in row} for run in group.runs]
-    steps = sorted(set.intersection(*(set(values) for values in each)))
-    if len(steps) < 2:
-        return None
-    values = torch.tensor([[values[step] for step in steps] for values in each], dtype=torch.float64)
-    x = torch.tensor(steps, dtype=torch.float64) + 1
-    return Curve(_in_epochs(x, group.runs[0]) if epochs else x, *mean_and_std(values))
-
-
-def _in_epochs(steps: Tensor, run: Run) -> Tensor:
-    """Optimiser steps as epochs: in between the steps at which epochs ended."""
-    import numpy as np
-
-    ends = {0.0: 0.0}
-    for row in run.rows:
-        if "train/loss" in row or any(name.startswith("val/") for name in row):
-            ends[row["epoch"] + 1] = max(ends.get(row["epoch"] + 1, 0.0), row["step"] + 1)
-    epochs, at = list(ends), list(ends.values())
-    return torch.from_numpy(np.interp(steps.numpy(), at, epochs))

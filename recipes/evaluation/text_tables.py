@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -14,6 +14,20 @@ _LATEX = {
     "±": r"$\pm$",
     "–": "--",
 }
+
+
+def cell(summary: Mapping[str, float] | None, factor: float = 1, decimals: int = 1) -> str:
+    """Formats a mean and, unless it is 0, its standard deviation; without decimals the mean alone.
+
+    Args:
+        summary: with ``mean`` and ``std``; None becomes a dash.
+        factor: of both, such as 100 for per cent.
+        decimals: of both.
+    """
+    if summary is None:
+        return "–"
+    mean, std = (f"{factor * summary[key]:,.{decimals}f}" for key in ("mean", "std"))
+    return f"{mean} ± {std}" if decimals and summary["std"] else mean
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

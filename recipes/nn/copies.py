@@ -95,7 +95,7 @@ def cosine_momentum(initial: float, step: int, total_steps: int) -> float:
     return 1 - (1 - initial) * (math.cos(math.pi * step / total_steps) + 1) / 2
 
 
-def check_momentum(momentum: float) -> None:
-    """Raises ValueError unless a momentum is in [0, 1]."""
+def check_momentum(momentum: float, name: str = "momentum") -> None:
+    """Raises ValueError unless a momentum is in [0, 1]; ``name`` is that of the argument."""
     if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum is {momentum}: it must be between 0 (equal to the network) and 1 (never moves)")
+        raise ValueError(f"{name} is {momentum}: it must be between 0 (keeps nothing) and 1 (never moves)")

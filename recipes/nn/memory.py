@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recipes.nn.copies import check_momentum
 from recipes.nn.replicated import Replicated
 
 
@@ -93,8 +94,7 @@ class MemoryBank(Memory):
 
     def __init__(self, size: int, dim: int, momentum: float = 0.5) -> None:
         super().__init__(size, dim)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}: it must be between 0 (replaces) and 1 (never moves)")
+        check_momentum(momentum)
         self.momentum = momentum
 
     @torch.no_grad()

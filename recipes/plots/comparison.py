@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from recipes.evaluation.comparison import Column, Group, curve
+from recipes.evaluation.comparison import Column, Group
 from recipes.evaluation.continual import MEASURES, forgetting_by_task, mean_over_tasks
+from recipes.evaluation.curves import curve
 from recipes.evaluation.tables import mean_and_std
 from recipes.plots.base import colour, new_figure
 from recipes.plots.continual import forgetting_figure, tasks_axis

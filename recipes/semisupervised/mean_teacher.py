@@ -68,7 +68,7 @@ class MeanTeacher(Classifier):
             raise ValueError(f"consistency_weight is {consistency_weight}: it must be at least 0 (labels alone)")
         if not 0 <= rampup <= 1:
             raise ValueError(f"rampup is {rampup}: it must be a share of the run, between 0 and 1")
-        check_momentum(rampup_momentum)
+        check_momentum(rampup_momentum, "rampup_momentum")
         check_momentum(momentum)
         self.consistency = consistency
         self.consistency_weight = consistency_weight

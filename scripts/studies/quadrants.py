@@ -15,7 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from recipes.launch.results import machine, versions, write
+from recipes.evaluation.text_tables import cell, markdown
+from recipes.launch.results import machine, summary, versions, write
 from studies.base import RESULTS
 
 RESULT = RESULTS / "quadrants.json"
@@ -211,3 +212,50 @@ def _advice(measurement: dict[str, Any]) -> dict[str, Any]:
     scores = {name: Scores(**measurement[name]) for name in ("scores", "random")}
     found = Measurement(**{**measurement, **scores})
     return {"similarity": found.similarity, "advice": dataclasses.asdict(choose(found))}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The accuracy of every strategy in every cell, and whether the advisor's choice was among the best."""
+    titles = {
+        "from-scratch": "from scratch",
+        "fine-tune-all": "fine-tune all",
+        "fine-tune-last": "fine-tune last",
+        "feature-extraction": "frozen, linear",
+        "svm": "frozen, SVM",
+    }
+    cells: dict[tuple[str, str], list[Any]] = {}
+    for run in result["cells"]:
+        cells.setdefault((run["pair"], run["images_per_class"]), []).append(run)
+    rows = []
+    near = dict.fromkeys((None, *titles), 0)  # by what few and similar images get instead of the advice
+    for (pair, size), runs in cells.items():
+        accuracy = {name: summary([run["results"][name]["test"] for run in runs]) for name in titles}
+        best = max(value["mean"] for value in accuracy.values())
+        behind = {}
+        for choice in near:
+            chosen = [_chosen(run["advice"], choice) for run in runs]
+            got = sum(run["results"][name]["test"] for run, name in zip(runs, chosen)) / len(runs)
+            behind[choice] = got - best
+            near[choice] += behind[choice] >= -0.01
+        numbers = [cell(value, 100, 1) for value in accuracy.values()]
+        numbers = [f"**{n}**" if v["mean"] == best else n for n, v in zip(numbers, accuracy.values())]
+        similarity = cell(summary([run["similarity"] for run in runs]), 100, 0)
+        advice = " or ".join(dict.fromkeys(titles[run["advice"]["strategy"]] for run in runs))
+        against = f"{100 * min(behind[None], 0):.1f}".replace("-0.0", "0.0")
+        rows.append([pair, size, similarity, *numbers, advice, against])
+    head = ["from, to", "images per class", "similarity (%)", *titles.values(), "advice", "against the best"]
+    others = ", ".join(f"{titles[choice]} {count}" for choice, count in near.items() if choice)
+    return (
+        "**The four quadrants**: test accuracy (%) of five strategies, and the advisor's choice\n\n"
+        + markdown(head, rows)
+        + f"\nMean ± standard deviation over {len(result['seeds'])} seeds, of the source encoder too; bold: the best. "
+        f"The advice is within one point of the best strategy in {near[None]} of {len(cells)} cells. Had the rule "
+        "recommended another strategy for few, similar images, it would have been within one point in this many "
+        f"cells: {others}. `scripts/reproduce quadrants`.\n"
+    )
+
+
+def _chosen(advice: dict[str, Any], instead: str | None) -> str:
+    """The strategy that is advised; of few and similar images, another one if it is given."""
+    few_and_similar = (advice["size"], advice["kinship"]) == ("small", "similar")
+    return instead if instead and few_and_similar else advice["strategy"]

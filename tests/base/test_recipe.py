@@ -135,6 +135,16 @@ def test_random_keys_are_of_the_seed_the_epoch_the_image_and_the_view(tmp_path):
     assert [(key.seed, key.epoch, key.view) for key in keys] == [(7, 0, 1), (7, 1, 1)]
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_number_out_of_range_is_refused_by_the_name_of_its_argument(name):
+    arguments = inspect.signature(getattr(recipes, name).__init__).parameters.values()
+    numbers = [given.name for given in arguments if given.annotation in (int, float, int | None, float | None)]
+    assert numbers
+    for argument in numbers:
+        with pytest.raises(ValueError, match=rf"^{argument} is -1\b"):
+            build(name, **{argument: -1})
+
+
 class Numbered(Views):
     """Views whose every pixel is the random number that the key draws for the image."""
 

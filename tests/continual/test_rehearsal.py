@@ -141,5 +141,5 @@ def test_two_processes_end_where_one_does(policy):
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="replay_batch_size is 0: it must be at least 1"):
         made(Rehearsal, sequence(), replay_batch_size=0)
-    with pytest.raises(ValueError, match="room for -3 images"):
+    with pytest.raises(ValueError, match="buffer_size is -3: it must be at least 1"):
         made(Rehearsal, sequence(), buffer_size=-3)

@@ -139,9 +139,9 @@ def test_without_a_datamodule_the_number_of_images_is_asked_for(tmp_path):
     [
         ({"negatives": 0}, "negatives is 0"),
         ({"proximal_weight": -1}, "proximal_weight is -1"),
-        ({"bank_momentum": 2}, "momentum is 2"),
+        ({"bank_momentum": 2}, "bank_momentum is 2"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"num_images": -1}, "-1 vectors"),
+        ({"num_images": -1}, "num_images is -1"),
     ],
 )
 def test_a_number_out_of_range_is_refused(arguments, message):

@@ -113,7 +113,7 @@ def test_parts_that_do_not_fit_the_batch_are_refused(batch_size, arguments, mess
     [
         ({"batch_norm_splits": 0}, "batch_norm_splits is 0"),
         ({"momentum": -0.1}, r"momentum is -0\.1"),
-        ({"queue_size": 0}, "queue of 0"),
+        ({"queue_size": 0}, "queue_size is 0"),
         ({"temperature": 0}, "temperature is 0"),
     ],
 )

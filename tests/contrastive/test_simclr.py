@@ -30,7 +30,7 @@ def test_features_are_taken_before_the_projection_head():
 
 @pytest.mark.parametrize("width", [{"projection_dim": 0}, {"projection_hidden_dim": 0}])
 def test_a_projection_without_width_is_refused(width):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match=f"{next(iter(width))} is 0: it must be at least 1"):
         SimCLR(ConvNet((4, 8)), **width)
 
 

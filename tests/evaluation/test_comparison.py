@@ -9,21 +9,12 @@ import torch
 
 from recipes.evaluation.comparison import (
     Column,
-    curve,
     differences,
     grouped,
-    incomparable,
-    over_epochs,
     report,
     shared,
 )
-from recipes.evaluation.runs import read_run
-from tests.helpers.written_runs import evaluation, write_run
-
-
-def run(folder: Path, name: str, seed: int = 0, knn: float = 0.5, **options: Any) -> Any:
-    time = f"2026-01-01_00-00-{len(list(folder.glob(f'{name}/*'))):02}"
-    return read_run(write_run(folder, name, seed, time, **{"evaluation": evaluation(knn, seed), **options}))
+from tests.helpers.written_runs import stored_run
 
 
 def model(name: str, **arguments: Any) -> dict[str, Any]:
@@ -32,8 +23,8 @@ def model(name: str, **arguments: Any) -> dict[str, Any]:
 
 def test_seeds_are_averaged_with_their_sample_standard_deviation(tmp_path: Path) -> None:
     values = [0.5, 0.75, 0.875]
-    seeds = [run(tmp_path, "simclr", seed, knn) for seed, knn in enumerate(values)]
-    groups = grouped([*seeds, run(tmp_path, "byol", 0, 0.25)])
+    seeds = [stored_run(tmp_path, "simclr", seed, knn) for seed, knn in enumerate(values)]
+    groups = grouped([*seeds, stored_run(tmp_path, "byol", 0, 0.25)])
     assert [(group.name, len(group.runs)) for group in groups] == [("simclr", 3), ("byol", 1)]
     simclr, byol = report(groups, [])["runs"]
     assert simclr["seeds"] == [0, 1, 2]
@@ -44,8 +35,10 @@ def test_seeds_are_averaged_with_their_sample_standard_deviation(tmp_path: Path)
 
 @pytest.mark.parametrize("second", [{"seed": 0}, {"seed": 1, "settings": model("SimCLR", temperature=0.2)}])
 def test_runs_with_one_seed_or_other_settings_are_not_averaged(second: dict[str, Any], tmp_path: Path) -> None:
-    first = run(tmp_path, "simclr", settings=model("SimCLR", temperature=0.5))
-    groups = grouped([first, run(tmp_path, "simclr", **{"settings": model("SimCLR", temperature=0.5), **second})])
+    first = stored_run(tmp_path, "simclr", settings=model("SimCLR", temperature=0.5))
+    groups = grouped(
+        [first, stored_run(tmp_path, "simclr", **{"settings": model("SimCLR", temperature=0.5), **second})]
+    )
     assert [len(group.runs) for group in groups] == [1, 1]
     times = ["simclr/2026-01-01_00-00-00", "simclr/2026-01-01_00-00-01"]
     names = times if second["seed"] == 0 else ["simclr temperature 0.5", "simclr temperature 0.2"]
@@ -54,7 +47,7 @@ def test_runs_with_one_seed_or_other_settings_are_not_averaged(second: dict[str,
 
 def test_measures_of_two_groups_are_shown_and_of_one_group_all(tmp_path: Path) -> None:
     logged = {"test/agreement": 0.5, "epoch": 3, "step": 4}
-    groups = grouped([run(tmp_path, "a", rows=[logged]), run(tmp_path, "b"), run(tmp_path, "c")])
+    groups = grouped([stored_run(tmp_path, "a", rows=[logged]), stored_run(tmp_path, "b"), stored_run(tmp_path, "c")])
     costs = ["minutes", "epochs", "steps", "images_per_second"]
     assert [column.name for column in shared(groups)] == ["test/knn_1_per_class", "test/knn", *costs]
     assert "test/agreement" in [column.name for column in shared(groups[:1])]
@@ -64,9 +57,9 @@ def test_differences_name_only_settings_that_not_all_share(tmp_path: Path) -> No
     common = {"lr": 0.1, "layers": [{"class_path": "losses.Hint", "init_args": {"weight": 2.0}}]}
     groups = grouped(
         [
-            run(tmp_path, "a", settings=model("SimCLR", temperature=0.5, **common)),
-            run(tmp_path, "b", settings=model("SimCLR", temperature=0.2, **common)),
-            run(tmp_path, "c", settings=model("BYOL", momentum=0.9, **{**common, "layers": None})),
+            stored_run(tmp_path, "a", settings=model("SimCLR", temperature=0.5, **common)),
+            stored_run(tmp_path, "b", settings=model("SimCLR", temperature=0.2, **common)),
+            stored_run(tmp_path, "c", settings=model("BYOL", momentum=0.9, **{**common, "layers": None})),
         ]
     )
     assert differences(groups) == [
@@ -75,24 +68,6 @@ def test_differences_name_only_settings_that_not_all_share(tmp_path: Path) -> No
         "model BYOL, model.layers null",
     ]
     assert differences(groups[:1]) == [""]
-
-
-def test_what_cannot_be_compared_is_said_in_a_line_each(tmp_path: Path) -> None:
-    digits = {"data": {"class_path": "datamodules.Digits", "init_args": {"size": 8}}}
-    folder = {"data": {"class_path": "datamodules.ImageFolder", "init_args": {"root": "pets", "test_fraction": 0.2}}}
-    groups = grouped(
-        [
-            run(tmp_path, "a", settings=digits),
-            run(tmp_path, "b", settings=digits),
-            run(tmp_path, "c", settings=folder, evaluation=evaluation(0.5, test_images=4000, knn={"k": 200})),
-        ]
-    )
-    assert incomparable(groups) == [
-        "Different data: Digits 8 (a, b); ImageFolder pets (c).",
-        "Different numbers of test images: 360 (a, b); 4,000 (c).",
-        "Different neighbours for kNN: k 20, temperature 0.07 (a, b); k 200 (c).",
-    ]
-    assert incomparable(groups[:2]) == []
 
 
 @pytest.mark.parametrize(
@@ -109,21 +84,3 @@ def test_what_cannot_be_compared_is_said_in_a_line_each(tmp_path: Path) -> None:
 )
 def test_cells_have_mean_and_standard_deviation(name: str, unit: str, values: Any, cell: Any) -> None:
     assert Column(name, name, unit).cell(torch.tensor(values, dtype=torch.float64)) == cell
-
-
-def test_a_curve_is_the_mean_at_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
-    def rows(shift: float, steps: tuple[int, ...]) -> list[dict[str, float]]:
-        return [{"epoch": step // 10, "step": step, "train/loss": step + shift} for step in steps]
-
-    seeds = [run(tmp_path, "a", 0, rows=rows(0, (4, 9, 14, 19))), run(tmp_path, "a", 1, rows=rows(2, (4, 9, 19)))]
-    (group,) = grouped(seeds)
-    assert over_epochs([group])
-    drawn = curve(group, "train/loss", epochs=True)
-    assert drawn is not None
-    assert drawn.x.tolist() == [0.5, 1.0, 2.0]
-    assert drawn.mean.tolist() == [5, 10, 20]
-    assert drawn.std.tolist() == pytest.approx([2**0.5] * 3)
-    in_steps = curve(group, "train/loss", epochs=False)
-    assert in_steps is not None
-    assert in_steps.x.tolist() == [5, 10, 20]
-    assert curve(group, "val/knn", epochs=True) is None

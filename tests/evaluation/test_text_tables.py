@@ -3,7 +3,7 @@
 import csv
 import io
 
-from recipes.evaluation.text_tables import comma_separated, escaped, latex, markdown
+from recipes.evaluation.text_tables import cell, comma_separated, escaped, latex, markdown
 
 SPECIAL = r"a_b & 50 % of $x^2$ #1 {~} \n <±>"
 
@@ -30,3 +30,10 @@ def test_csv_is_read_as_it_was_written():
 
 def test_a_bar_in_a_cell_does_not_end_it_in_markdown():
     assert markdown(["", "b"], [["x|y", "1"]]) == "|  | b |\n| --- | --- |\n| x\\|y | 1 |\n"
+
+
+def test_a_cell_has_its_deviation_unless_it_is_zero_or_without_decimals():
+    assert cell({"mean": 0.705, "std": 0.0071}, 100) == "70.5 ± 0.7"
+    assert cell({"mean": 0.705, "std": 0.0}, 100) == "70.5"
+    assert cell({"mean": 1234.5, "std": 7.0}, decimals=0) == "1,234"
+    assert cell(None) == "–"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import yaml
 
+from recipes.evaluation.runs import Run, read_run
+
 
 def write_run(
     folder: Path,
@@ -41,6 +43,12 @@ def write_run(
     for report, content in reports.items():
         (directory / f"{report}.json").write_text(json.dumps(content))
     return directory
+
+
+def stored_run(folder: Path, name: str, seed: int = 0, knn: float = 0.5, **options: Any) -> Run:
+    """Makes the directory of a run that measured kNN, at a time after those of its name, and reads it."""
+    time = f"2026-01-01_00-00-{len(list(folder.glob(f'{name}/*'))):02}"
+    return read_run(write_run(folder, name, seed, time, **{"evaluation": evaluation(knn, seed), **options}))
 
 
 def evaluation(knn: float, seed: int = 0, recipe: str = "SimCLR", /, **protocol: Any) -> dict[str, Any]:

@@ -386,7 +386,7 @@ def test_a_run_without_an_end_is_refused(tmp_path):
         ({"consistency_weight": math.inf}, "consistency_weight is inf"),
         ({"rampup": 1.5}, "rampup is 1.5"),
         ({"momentum": 1.5}, "momentum is 1.5"),
-        ({"rampup_momentum": -0.5}, "momentum is -0.5"),
+        ({"rampup_momentum": -0.5}, "rampup_momentum is -0.5"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, words):

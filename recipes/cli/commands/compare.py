@@ -11,11 +11,13 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from recipes.cli.commands.arguments import parsed
-from recipes.cli.commands.compare_tables import continual_table, files, tables
 from recipes.evaluation import comparison
 from recipes.evaluation.comparison import COSTS, Column, Group
+from recipes.evaluation.conditions import incomparable
+from recipes.evaluation.curves import over_epochs
 from recipes.evaluation.runs import find_runs
 from recipes.evaluation.tables import WIDTH
+from recipes.plots.comparison_tables import continual_table, files, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +59,7 @@ def _compare(options: Namespace) -> None:
     runs, notes = find_runs(options.runs)
     groups = comparison.grouped(runs)
     continual, note = _continual(groups)
-    notes += comparison.incomparable(groups) + note
+    notes += incomparable(groups) + note
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(comparison.report(groups, notes), indent=1) + "\n")
@@ -94,7 +96,7 @@ def _pictures(groups: Sequence[Group], continual: Sequence[Group]) -> "dict[str,
     ]
     costs = [column for column in columns if column.name in COSTS]
     found: dict[str, Figure | None] = {
-        "curves": plots.curves(groups, plots.CURVES, comparison.over_epochs(groups)),
+        "curves": plots.curves(groups, plots.CURVES, over_epochs(groups)),
         "measures": _bars(groups, final[:_MOST_BARS], "Final measures"),
         "cost": _bars(groups, costs, "Cost"),
     }

@@ -12,11 +12,11 @@ import torch
 
 from recipes.cli import main as command
 from recipes.cli.commands.compare import main
-from recipes.cli.commands.compare_tables import continual_table
 from recipes.cli.run_directory import RUN_DIRECTORY
 from recipes.evaluation.comparison import grouped
 from recipes.evaluation.continual import MEASURES
 from recipes.evaluation.runs import read_run
+from recipes.plots.comparison_tables import continual_table
 from tests.helpers.written_runs import evaluation, matrix, write_run
 
 
