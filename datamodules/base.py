@@ -1,4 +1,4 @@
-"""What all DataModules share: the properties that recipes read, and the loaders."""
+"""The base class of all DataModules: the properties that recipes read, and the loaders."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,7 +86,7 @@ class ImageDataModule(LightningDataModule):
         return self._splits
 
     def hand_out(self, train: ImageDataset, val: ImageDataset | None) -> None:
-        """Has the loaders for training and validation give something else than images, until the next ``setup``.
+        """Replaces the images of the loaders for training and validation, until the next ``setup``.
 
         Args:
             train: as many entries as there are training images, in their order: such as their features.

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What every DataModule hands out.
+    """A batch of images, as every DataModule returns it.
 
     Attributes:
         image: uint8 [B, C, H, W], with C 1 (grey) or 3 (RGB).

@@ -8,7 +8,7 @@ from losses.precision import at_least_float32
 
 
 class AttentionTransfer(FeatureLoss):
-    """A student looks where its teacher looks (Zagoruyko & Komodakis, 2017, arXiv:1612.03928, Equation 2).
+    """Matches a student's attention maps to its teacher's (Zagoruyko & Komodakis, 2017, arXiv:1612.03928, Eq. 2).
 
     The attention map Q of a layer A is Σ |A|ᵖ over its channels; maps are compared as directions, Q / ‖Q‖₂, which
     forgets their scale. The loss is the mean square of the difference, over positions and images, as published code

@@ -12,10 +12,11 @@ class DecoupledSoftTarget(FeatureLoss):
 
     The Kullback-Leibler divergence of a student's softened outputs from its teacher's is that of two probabilities,
     the target class or any other, plus (1 - p of the target) times that of the probabilities among the other classes.
-    The teacher's confidence thus silences the second part; here it does not: target_weight times the first plus
-    non_target_weight times the second, the sum over the classes, the mean over the labelled images of all devices.
-    For layers ``logits``. Computed in float32, or float64 for float64 input, from differences of logits: no probability
-    is ever taken a logarithm of.
+    A confident teacher therefore suppresses the second part. Here the two are weighted independently: target_weight
+    times the first plus non_target_weight times the second, the sum over the classes, the mean over the labelled images
+    of all devices.
+    For layers ``logits``. Computed in float32, or float64 for float64 input, from differences of logits: no logarithm
+    of a probability is computed.
 
     Published code lets the weight of this loss rise from 0 over the first 20 epochs; that is not done here.
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class FeatureLoss(nn.Module):
-    """Compares what a layer of a student gives with what a layer of its teacher gives for the same images.
+    """Compares the outputs of a student's layer and a teacher's layer for the same images.
 
     A subclass writes ``forward(student, teacher)``, which returns a scalar in float32, or float64 for float64 input;
     gradients go to the student and to the loss's own parameters, never to the teacher.
@@ -32,8 +32,8 @@ class FeatureLoss(nn.Module):
         """
 
     def forward(self, student: Tensor, teacher: Tensor, **needed: Any) -> Tensor:
-        """Compares what the layers give for B images: student [B, ...], teacher [B, ...]."""
+        """Compares the outputs of the layers for B images: student [B, ...], teacher [B, ...]."""
         raise NotImplementedError(f"{type(self).__name__} must write forward()")
 
     def after_backward(self) -> None:
-        """Called once the gradient of a batch is there: what ``forward`` reads may change now."""
+        """Called after the backward pass of a batch: the state that ``forward`` reads may change now."""

@@ -51,7 +51,7 @@ def mixed_cross_entropy(
     label_smoothing: float = 0.0,
     class_weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of mixed images (mixup, CutMix) with the labels of both images that each is made of.
+    """Cross-entropy of mixed images (mixup, CutMix) with the labels of both images of each mix.
 
     Args:
         logits: of this device's mixed images, float [B, classes].
@@ -72,7 +72,7 @@ def mixed_cross_entropy(
 
 
 def balanced_class_weight(label: Tensor, num_classes: int) -> Tensor:
-    """Weights that give every class the same say: images / (classes × images of the class).
+    """Weights that give every class the same influence: images / (classes × images of the class).
 
     Args:
         label: int64 [N], of all training images; -1 where unlabelled.

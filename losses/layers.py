@@ -1,4 +1,4 @@
-"""What the losses on layers share."""
+"""Functions that the losses on layers share."""
 
 import torch
 from torch import Tensor

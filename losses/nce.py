@@ -12,7 +12,7 @@ class NCE(nn.Module):
     """Noise-contrastive estimation of the softmax over all instances (Wu et al., 2018, arXiv:1805.01978, Section 3.2).
 
     The probability that a feature f belongs to instance i, P(i|f) = exp(vᵢ·f / τ) / Z over n instances with a constant
-    Z, is learned by telling the instance from m that are drawn evenly from all n, with
+    Z, is learned by distinguishing the instance from m that are drawn uniformly from all n, with
     h = P / (P + m / n): -log h(i, f) - Σ log(1 - h(j, f)), the sum over the m drawn.
     Computed in float32, or float64 for float64 input.
 

@@ -9,8 +9,8 @@ from losses.unit import unit
 class NTXent(nn.Module):
     """Normalised temperature-scaled cross-entropy (Chen et al., 2020, arXiv:2002.05709, Equation 1 and Algorithm 1).
 
-    Every view is an anchor once. It has to find the other view of its image, by cosine similarity, among all views
-    of the batch but itself; the loss is the mean over all anchors. Computed in float32, or float64 for float64 input,
+    Every view is an anchor once. It has to identify the other view of its image, by cosine similarity, among all
+    other views of the batch; the loss is the mean over all anchors. Computed in float32, or float64 for float64 input,
     in memory that grows with the batch and not with its square.
 
     Args:

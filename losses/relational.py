@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: what images are to each other, not what each is (arXiv:1904.05068)."""
+"""Relational knowledge distillation: matches relations between images, not single outputs (arXiv:1904.05068)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from losses.precision import at_least_float32
 
 
 class RelationalDistance(FeatureLoss):
-    """Distances between images are to the student what they are to the teacher (RKD-D: Park et al., 2019).
+    """Matches the student's distances between images to the teacher's (RKD-D: Park et al., 2019).
 
     For every pair, the distance ‖xᵢ - xⱼ‖ divided by its mean over all pairs of two images; the loss is the Huber loss
     of the student's and the teacher's, the mean over all B² pairs, as published code takes it (there, an image and
@@ -38,7 +38,7 @@ class RelationalDistance(FeatureLoss):
 
 
 class RelationalAngle(FeatureLoss):
-    """Angles between images are to the student what they are to the teacher (RKD-A: Park et al., 2019).
+    """Matches the student's angles between images to the teacher's (RKD-A: Park et al., 2019).
 
     For every triplet, the cosine of the angle at xⱼ between xᵢ and xₖ; the loss is the Huber loss of the student's and
     the teacher's, the mean over all B³ triplets, as published code takes it (there, one image may be in a triplet more

@@ -7,7 +7,7 @@ from losses.precision import at_least_float32
 
 
 class SimilarityPreserving(FeatureLoss):
-    """Images that are alike to the teacher are alike to the student (Tung & Mori, 2019, arXiv:1907.09682).
+    """Matches pairwise image similarities to the teacher's (Tung & Mori, 2019, arXiv:1907.09682).
 
     The inner products of all B images make the matrix Q Qᵀ, whose rows are scaled to length one; the loss is the
     squared Frobenius distance of the student's and the teacher's, divided by B². Layers of any two shapes fit. Computed

@@ -40,9 +40,8 @@ COLUMNS = {
     "steps": ("steps", 1, 0),
 }
 
-_CITATION = (
-    r"\(([^();]*\b(?:19|20)\d\d)(?:, arXiv:([\d.]+\d))?(?:; (\w+): ([\d.]+\d))?\)"  # (Authors, year, arXiv:number)
-)
+# (Authors, year, arXiv:number; v2: number), of which only authors and year have to be there
+_CITATION = r"\(([^();]*\b(?:19|20)\d\d)(?:, arXiv:([\d.]+\d))?(?:; (\w+): ([\d.]+\d))?\)"
 _MARKED = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.S)
 
 

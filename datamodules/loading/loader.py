@@ -1,4 +1,4 @@
-"""A training loader that a resumed run enters where the killed one left."""
+"""A training loader that resumes at the batch where the previous run stopped."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from datamodules.loading.sampler import GlobalBatchSampler
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader whose position is in Lightning's checkpoints; on resuming, what was trained on is not loaded again.
+    """A DataLoader whose position is in Lightning's checkpoints; a resumed run does not load earlier batches again.
 
     The position is counted in global batches, so that a run may go on with another number of devices.
 

@@ -1,4 +1,4 @@
-"""Which images are in which batch, on one device and on many."""
+"""Assigns images to batches, on one device and on several."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler
 
 
 class GlobalBatchSampler(DistributedSampler[int]):
-    """Deals global batches over the devices: the ranks' k-th batches, one after the other, are the k-th global batch.
+    """Distributes global batches over the devices: the k-th batches of all ranks, in order, are the k-th global batch.
 
     A training epoch is a permutation that depends on the run's seed and the epoch alone, and drops the last,
     incomplete batch. An evaluation goes in order, once over each image: the last batch is dealt as evenly as it can be.

@@ -1,4 +1,4 @@
-"""Picture files of any kind to uint8 images of one size."""
+"""Decodes image files of any kind to uint8 images of one size."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

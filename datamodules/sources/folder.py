@@ -1,4 +1,4 @@
-"""Anyone's own pictures."""
+"""Images from a folder."""
 
 import hashlib
 import os

@@ -113,7 +113,7 @@ class MNIST(StandardImages):
 
 
 class FashionMNIST(StandardImages):
-    """70,000 pictures of clothes in ten classes, 28×28 grey pixels (Xiao et al., 2017, arXiv:1708.07747).
+    """70,000 images of clothes in ten classes, 28×28 grey pixels (Xiao et al., 2017, arXiv:1708.07747).
 
     10,000 are for testing.
 
@@ -143,7 +143,7 @@ class KMNIST(StandardImages):
 
 
 class CIFAR10(StandardImages):
-    """60,000 photographs in ten classes, 32×32 RGB pixels (Krizhevsky, 2009); 10,000 are for testing.
+    """60,000 images in ten classes, 32×32 RGB pixels (Krizhevsky, 2009); 10,000 are for testing.
 
     Arguments: see ``StandardImages``.
     """
@@ -154,7 +154,7 @@ class CIFAR10(StandardImages):
 
 
 class CIFAR100(StandardImages):
-    """60,000 photographs in a hundred classes, 32×32 RGB pixels (Krizhevsky, 2009); 10,000 are for testing.
+    """60,000 images in a hundred classes, 32×32 RGB pixels (Krizhevsky, 2009); 10,000 are for testing.
 
     Arguments: see ``StandardImages``.
     """
@@ -181,7 +181,7 @@ class SVHN(StandardImages):
 
 
 class STL10(StandardImages):
-    """13,000 photographs in ten classes, 96×96 RGB pixels, and 100,000 unlabelled ones (Coates et al., 2011).
+    """13,000 images in ten classes, 96×96 RGB pixels, and 100,000 unlabelled ones (Coates et al., 2011).
 
     5,000 are for training and 8,000 for testing. The unlabelled ones come from a broader distribution.
 

@@ -1,1 +1,1 @@
-"""Other images, labels or order, made from a DataModule."""
+"""DataModules that change the images, labels or order of another DataModule."""

@@ -1,4 +1,4 @@
-"""Few labels: any DataModule of which most labels are hidden."""
+"""Few labels: hides most labels of any DataModule."""
 
 import copy
 

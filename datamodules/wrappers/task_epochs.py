@@ -1,4 +1,4 @@
-"""The epochs of a sequence of tasks, and what a Trainer has to be told of them."""
+"""The epochs of a sequence of tasks, and their effect on the Trainer."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

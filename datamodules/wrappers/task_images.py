@@ -1,4 +1,4 @@
-"""The images of all tasks as one dataset, and what is done to the pictures of a task."""
+"""The images of all tasks as one dataset, and the change of the images in each task."""
 
 import hashlib
 from collections.abc import Callable, Sequence

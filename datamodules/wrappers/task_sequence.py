@@ -1,4 +1,4 @@
-"""Task after task: any DataModule as a sequence to learn from without a look back."""
+"""Turns any DataModule into a sequence of tasks for continual learning."""
 
 import math
 from collections import Counter

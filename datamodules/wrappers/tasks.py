@@ -1,4 +1,4 @@
-"""What is known of a sequence of tasks before there is an image."""
+"""The number of classes per task and the scenario, known before the images are read."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -60,7 +60,7 @@ class Tasks:
 
 
 class TaskBatch(NamedTuple):
-    """What a ``TaskSequence`` hands out: a ``Batch`` that says of which task each image is.
+    """A batch of a ``TaskSequence``: a ``Batch`` with the task of each image.
 
     Attributes:
         image: uint8 [B, C, H, W], with C 1 (grey) or 3 (RGB).

@@ -9,7 +9,7 @@ from recipes.augment.keys import Key
 class Views(nn.Module, ABC):
     """Draws one random view of every image of a batch, on the device of the batch; keeps no state.
 
-    A pipeline, and also each of its operations. Same key, same pixels, in whatever batch an image comes.
+    A pipeline and each of its operations are views. The same key gives the same pixels in every batch.
     Subclasses write ``view``.
     """
 

@@ -16,7 +16,7 @@ Padding = Literal["border", "zeros"]
 
 
 class Geometry(Views):
-    """An operation that moves pixels: it says for each pixel of its output where in its input to look.
+    """An operation that moves pixels: it maps each pixel of the output to a position in the input.
 
     Coordinates run from -1 to 1 over the width (x) and the height (y), edge to edge (``align_corners=False``).
     Several in a row look up the image once, bilinearly and without antialiasing.

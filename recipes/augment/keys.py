@@ -1,4 +1,4 @@
-"""Stateless random numbers: what is drawn depends on what it is drawn for, never on what was drawn before."""
+"""Stateless random numbers: each number is a function of a key, not of earlier draws."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ _SAMPLE = 0xD1342543DE82EF95  # a second increment: a multiplier of Steele and V
 
 
 class Key(NamedTuple):
-    """Says for what random numbers are drawn: same key, same numbers, on any device and in any batch.
+    """Identifies random numbers: the same key gives the same numbers, on any device and in any batch.
 
     Attributes:
         seed: of the run.

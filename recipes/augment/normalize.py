@@ -5,7 +5,7 @@ from recipes.augment.base import check_image, to_float
 
 
 class Normalize(nn.Module):
-    """Turns images into what an encoder reads: (image - mean) / std per channel, image in [0, 1].
+    """Normalises images for an encoder: (image - mean) / std per channel, image in [0, 1].
 
     Mean and std are in the state dict, so that a trained encoder keeps those it was trained with.
     Until ``set`` is called they are 0 and 1. Images with one channel use the first of each.

@@ -219,7 +219,7 @@ class DeiTViews(Compose):
 
 
 class HandwritingViews(Compose):
-    """Views of digits and letters: another slant, size, place and pen, never mirrored.
+    """Views of digits and letters: random slant, size, position and stroke, without mirroring.
 
     Args:
         degrees: the largest rotation in degrees.

@@ -1,4 +1,4 @@
-"""Frozen copies of networks: one that follows them slowly, and one that keeps them as they were."""
+"""Frozen copies of networks: a moving average, and a snapshot."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ class FrozenCopy(nn.Module):
 
 
 class MomentumCopy(FrozenCopy):
-    """A frozen copy of networks that follows them slowly: a target, a key encoder, a teacher.
+    """A frozen copy that follows its networks as a moving average: a target, a key encoder, a teacher.
 
     It begins equal to them. ``update`` moves its parameters ξ towards theirs θ, in place and in one call for all:
     ξ ← τ ξ + (1 - τ) θ (He et al., 2020, arXiv:1911.05722, Equation 2; Grill et al., 2020, arXiv:2006.07733,
@@ -60,7 +60,7 @@ class MomentumCopy(FrozenCopy):
 
 
 class Snapshot(FrozenCopy, Replicated):
-    """Networks, applied one after the other, as they were when it was taken: frozen, and always in eval mode.
+    """A frozen copy of networks, applied one after the other, from the time of ``take``; always in eval mode.
 
     Unlike ``MomentumCopy`` it takes the buffers too, such as the running statistics of batch norm, and moves only when
     ``take`` is called.

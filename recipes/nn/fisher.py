@@ -17,7 +17,7 @@ _NUMBERS = 1 << 26  # of gradients of single images in memory: 256 MiB in float3
 
 
 def diagonal_fisher(network: nn.Module, image: Tensor, classes: Tensor, chunk_size: int = 32) -> list[Tensor]:
-    """The diagonal of the Fisher information of a classifier: how much each number of its parameters matters.
+    """The diagonal of the Fisher information of a classifier: the importance of each of its parameters.
 
     F = 1/N Σₙ Σ_c p(c|xₙ) (∂ log p(c|xₙ) / ∂θ)², where p is the softmax over some of the classes: the expectation over
     labels is exact, no label is drawn, and no gradient is a mean over images before it is squared (van de Ven, 2025,

@@ -15,7 +15,7 @@ def projection_head(
     output_batch_norm: bool = False,
     output_bias: bool = True,
 ) -> nn.Sequential:
-    """A multilayer perceptron from features to the space where a loss is taken.
+    """A multilayer perceptron that maps features to projections, on which a loss is computed.
 
     =================  ======  ==========  =================  ========================================================
     as in              layers  batch_norm  output_batch_norm  source

@@ -9,7 +9,7 @@ from recipes.nn.replicated import Replicated
 
 
 class Memory(Replicated):
-    """Unit vectors that change in a run and are no parameters.
+    """A buffer of unit vectors that is updated during training and has no gradient.
 
     Every device is given what all devices have computed (``Recipe.gather``), and begins with the same random vectors,
     so that all hold the same.

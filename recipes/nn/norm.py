@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class CrossDeviceBatchNorm(LayerSync):
-    """Makes the batch norm of a model see the global batch: a plugin for the Trainer, on any kind of device.
+    """Computes batch norm over the global batch: a plugin for the Trainer, on any kind of device.
 
     While a model is trained on several devices, its batch norm layers normalise with the mean and the variance of the
     batches of all devices together, and their gradients and running statistics are those of one device that has the
@@ -90,7 +90,7 @@ def average_running_statistics(module: nn.Module, gather: Callable[[Tensor], Ten
 
 
 def has_local_batch_norm(module: nn.Module) -> bool:
-    """Whether a module has batch norm that sees the images of its own device alone."""
+    """Whether a module has batch norm over the images of its own device only."""
     return any(_is_local(part) for part in module.modules())
 
 
@@ -107,7 +107,7 @@ class _Changed(nn.Module):
 
 
 class _AcrossDevices(_Changed):
-    """Takes them over the batches of all devices."""
+    """Computes the batch statistics over all devices."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.training and distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -121,7 +121,7 @@ class _AcrossDevices(_Changed):
 
 
 class _InGroups(_Changed):
-    """Takes them over each part of the device's batch."""
+    """Computes the batch statistics over each part of the device's batch."""
 
     groups: int
 

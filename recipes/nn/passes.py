@@ -14,7 +14,7 @@ Tensors = TypeVar("Tensors", bound=tuple[Any, ...])
 
 
 def in_micro_batches(function: Callable[[Tensors], Tensor], batch: Tensors, size: int | None) -> Tensor:
-    """Computes something of every image, holding what its gradient needs for only ``size`` images at a time.
+    """Applies a function to every image, with the activations of only ``size`` images in memory at a time.
 
     What a loss over the whole batch sends back is exact: in the backward pass the micro-batches are computed again,
     one after the other, each with its part of the gradient (gradient caching: Gao et al., 2021, arXiv:2101.06983,
@@ -49,7 +49,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def sees_the_batch(module: nn.Module) -> bool:
-    """Whether what a module gives for an image depends on the other images: whether it has batch norm in training."""
+    """Whether the output of a module for an image depends on other images: whether it has batch norm in training."""
     return any(isinstance(part, _BatchNorm) and part.training for part in module.modules())
 
 

@@ -3,7 +3,7 @@ from torch.nn import functional as F
 
 
 def feature_std(feature: Tensor) -> Tensor:
-    """How far features spread over the sphere: 1 where evenly, 0 where all are the same.
+    """Spread of features over the sphere: 1 if they spread evenly, 0 if all are equal.
 
     The standard deviation of each dimension of the L2-normalised features, averaged over the dimensions, × √F. (Chen &
     He, 2021, arXiv:2011.10566, Section 4.1, plot it without the √F, where an even spread is 1 / √F.)

@@ -9,9 +9,9 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNor
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Sorts the trainable parameters of a module into those with and those without weight decay.
+    """Groups the trainable parameters of a module by whether they have weight decay.
 
-    Without are
+    Without weight decay are
 
     - the parameters of norm layers, by type, and all biases (Goyal et al., 2017, arXiv:1706.02677, Section 5.3, for
       batch norm; You et al., 2017, and the code of SimCLR, for both);

@@ -26,7 +26,7 @@ class RunSchedule(LRScheduler, ABC):
 
     @abstractmethod
     def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
-        """What the lr is multiplied by.
+        """Computes the factor of the lr.
 
         Args:
             step: the number of optimiser steps taken before this one: 0, ..., ``total_steps`` - 1 in a run, and
@@ -36,7 +36,7 @@ class RunSchedule(LRScheduler, ABC):
         """
 
     def start(self, total_steps: int, steps_per_epoch: float) -> None:
-        """Tells the length of the run, and sets the lr for the step that comes next.
+        """Sets the length of the run, and the lr of the next step.
 
         Args:
             total_steps: optimiser steps in the whole run, with those before a resume.
@@ -76,7 +76,7 @@ class RunSchedule(LRScheduler, ABC):
         return [lr * factor for lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and nothing else."""
+        """The step alone."""
         return {"step": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ class WarmupCosine(RunSchedule):
         super().__init__(optimizer)
 
     def start(self, total_steps: int, steps_per_epoch: float) -> None:
-        """Tells the length of the run; see ``RunSchedule.start``. Says if the warm-up does not fit into the run."""
+        """Sets the length of the run; see ``RunSchedule.start``. Logs a line if the warm-up does not fit into it."""
         super().start(total_steps, steps_per_epoch)
         asked, own = round(self.warmup_epochs * steps_per_epoch), self.warmup_steps(total_steps, steps_per_epoch)
         if asked != own:
@@ -139,7 +139,7 @@ class WarmupCosine(RunSchedule):
         return asked if asked <= total_steps else round(total_steps / 10)
 
     def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
-        """What the lr is multiplied by at a step; see the class."""
+        """Computes the factor of the lr at a step; see the class."""
         warmup = self.warmup_steps(total_steps, steps_per_epoch)
         if step < warmup:
             return (step + 1) / (warmup + 1)

@@ -50,7 +50,7 @@ def test_readme_has_python_to_run():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_in_readme_or_guide_is_understood(command, run, capsys):
     args = shlex.split(RUN.sub(str(run), command))[1:]
-    if args == ["list"]:
+    if args[0] == "list":
         main(args)
         return
     if args[0] in OF_OUR_OWN:  # their options are tested with them; here, that README names some that there are

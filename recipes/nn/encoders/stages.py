@@ -1,4 +1,4 @@
-"""The stages of a network, from the first layers to the last: what can be frozen, tuned or made anew by itself."""
+"""The stages of a network, from the first layers to the last; each can be frozen, fine-tuned or retrained."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +62,7 @@ def stage_of_state(encoder: Encoder) -> dict[str, int]:
 
 
 def stage_features(encoder: Encoder, image: Tensor) -> list[Tensor]:
-    """What each stage of an encoder makes of images, in one pass.
+    """Computes the features of each stage of an encoder in one pass.
 
     Args:
         encoder: of whose stages.
@@ -80,7 +80,7 @@ def stage_features(encoder: Encoder, image: Tensor) -> list[Tensor]:
 
 @contextmanager
 def watched_stages(encoder: Encoder) -> Iterator[list[Tensor]]:
-    """Reads what ``stage_features`` gives from a pass that somebody else makes.
+    """Reads the features of ``stage_features`` from a pass that the caller makes.
 
     Args:
         encoder: that is called inside.
@@ -116,7 +116,7 @@ def watched_stages(encoder: Encoder) -> Iterator[list[Tensor]]:
 
 
 def _opened(encoder: Encoder) -> list[tuple[str, nn.Module]]:
-    """The parts of an encoder's network; of too few, the largest that is a list of parts itself is taken apart."""
+    """The parts of an encoder's network; if there are too few, the largest sequential part is split."""
     parts = [(f"network.{name}", part) for name, part in encoder.network.named_children()]
     parts = parts or [("network", encoder.network)]
     while sum(_is_layer(part) for _, part in parts) < _FEWEST:
