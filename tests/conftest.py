@@ -1,5 +1,7 @@
+import inspect
 import json
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -24,12 +26,17 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Divides the tests among processes: by file, but by case those that share whole runs of a case."""
+    """Divides the tests among processes: by file, but by case those that share whole runs of a case.
+
+    Tests that start several processes are slow without being marked.
+    """
     for item in items:
         group = item.nodeid.partition("::")[0]
         if item.path.is_relative_to(WHOLE_RUNS):
             group = item.callspec.params.get("case", CASES[0]) if hasattr(item, "callspec") else CASES[0]
         item.add_marker(pytest.mark.xdist_group(str(group)))
+        if re.search(r"\bprocesses=[2-9]", inspect.getsource(item.function)):
+            item.add_marker(pytest.mark.slow)
     if config.getoption("--quick"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)

@@ -20,7 +20,7 @@ from recipes.cli.catalogue import config_file, config_names, data_names, recipe_
 from recipes.cli.run_directory import RUN_DIRECTORY, new_directory
 from tests.helpers.processes import run as run_in
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 SHORT = ["--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1", "--trainer.accelerator", "cpu"]
 SMALL = ["--model.encoder.widths", "[4,8]", "--data.batch_size", "512", "--probe.draws", "2", *SHORT]

@@ -61,6 +61,7 @@ def test_a_mistake_ends_with_code_2_and_one_line(args, words, capsys, tmp_path, 
         assert word in message, message
 
 
+@pytest.mark.slow
 def test_a_batch_size_that_does_not_divide_over_two_devices_names_both(tmp_path):
     devices = ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     command = [sys.executable, "-m", "recipes", *DIGITS, *devices, "--data.batch_size", "257"]

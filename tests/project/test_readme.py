@@ -37,6 +37,7 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("needs_run", "code"), BLOCKS)
 def test_python_of_readme_runs_as_printed(needs_run, code, run):
     exec(compile(RUN.sub(str(run), code) if needs_run else code, "README.md", "exec"), {})

@@ -16,7 +16,7 @@ from recipes.nn import TorchvisionEncoder
 from recipes.nn.encoders.torchvision import source_head
 from recipes.transfer.advisor import rule
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 CPU = ["--accelerator", "cpu"]
 SHORT = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]

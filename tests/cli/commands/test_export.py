@@ -22,7 +22,7 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 safetensors = pytest.importorskip("safetensors.torch")
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 SHORT = [
     *("--trainer.max_steps", "2", "--trainer.limit_test_batches", "0", "--trainer.limit_val_batches", "0"),
