@@ -1,6 +1,6 @@
 """What measures: tensors in, numbers out."""
 
-from recipes.evaluation.accuracy import accuracy
+from recipes.evaluation.classification import accuracy
 from recipes.evaluation.continual import MEASURES, AccuracyMatrix
 from recipes.evaluation.features import Collector, Features, extract, forward
 from recipes.evaluation.few_labels import few_label_draws

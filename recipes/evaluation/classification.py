@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from recipes.evaluation.tables import number
 
@@ -26,6 +27,11 @@ class Mistake(NamedTuple):
     true: str
     predicted: str
     confidence: float
+
+
+def accuracy(prediction: Tensor, label: Tensor, num_classes: int) -> float:
+    """The share of images [N] whose predicted class is right."""
+    return multiclass_accuracy(prediction, label, num_classes, average="micro").item()
 
 
 def confusion(label: Tensor, said: Tensor, classes: int) -> np.ndarray:

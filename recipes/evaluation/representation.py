@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.evaluation.accuracy import accuracy
+from recipes.evaluation.classification import accuracy
 from recipes.evaluation.features import Features
 from recipes.evaluation.few_labels import few_label_draws
 from recipes.evaluation.linear import linear_probe
