@@ -50,7 +50,7 @@ def handwriting():
 
 
 def trainer(devices=1, callbacks=(), **options):
-    options = {"precision": "64-true", "limit_val_batches": 0, **options}
+    options = {"max_epochs": -1, "precision": "64-true", "limit_val_batches": 0, **options}
     return quiet_trainer(devices, callbacks=list(callbacks), **options)
 
 
