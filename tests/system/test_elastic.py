@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recipes.cli.catalogue import recipe_names
-from tests.system.exactness import CASES, NOT_COVERED, Run, difference, packaged
+from tests.system.exactness import CASES, NOT_COVERED, Run, _relative, difference, packaged
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -42,3 +42,9 @@ def test_a_difference_of_one_weight_or_of_one_row_is_noticed(runs, tmp_path):
     metrics = tmp_path / "row" / "metrics.csv"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     assert difference(Run(tmp_path / "row"), whole) == math.inf
+
+
+def test_a_tensor_that_is_0_but_for_rounding_is_compared_by_its_size():
+    zero, other = torch.tensor([4e-17, 0.0]).double(), torch.tensor([0.0, -3e-17]).double()
+    assert 0 < _relative(zero, other) < 1e-10
+    assert _relative(zero + 1e-12, other) == pytest.approx(1e-12 / 3e-17, rel=1e-3)
