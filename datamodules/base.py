@@ -196,7 +196,7 @@ class ImageDataModule(LightningDataModule):
         train = self.splits.train
         labelled = (train.label >= 0).nonzero().flatten()
         if not len(labelled):
-            raise ValueError(f"{type(self).__name__} has no labelled training images here")
+            raise ValueError(f"{type(self).__name__} has no labelled training images")
         return self.in_order(train, labelled[::every])
 
     def in_order(

@@ -23,12 +23,15 @@ _CACHE_VERSION = 1  # of what ``decode`` does and of the cache file's content
 class ImageFolder(ImageDataModule):
     """Images from a folder, with or without class subfolders.
 
-    Three layouts are understood: ``root/train/<class>/*``, with ``root/val`` and ``root/test`` where there are any;
-    ``root/<class>/*`` alone, which is split here, with the classes in proportion and always in the same way; and
-    pictures without class folders, which are unlabelled and all for training. Pictures may be of any size and kind
-    (grey, RGB, palette, transparent, CMYK, 16-bit, turned by EXIF; of an animation the first frame). Each is scaled
-    until its shorter side is ``image_size`` (bilinear, antialiased) and cropped at the centre; transparent parts
-    become white.
+    Three layouts are supported:
+
+    * ``root/train/<class>/*``, optionally with ``root/val`` and ``root/test``;
+    * ``root/<class>/*`` only, which is split with the classes in proportion and in the same way in every run;
+    * images without class folders, which are unlabelled and all used for training.
+
+    Images may have any size and kind (grey, RGB, palette, transparent, CMYK, 16-bit, turned by EXIF; the first frame of
+    an animation is used). Each image is scaled until its shorter side is ``image_size`` (bilinear, antialiased) and
+    cropped at the centre. Transparent parts become white.
 
     Args:
         root: folder that holds the images.
@@ -49,8 +52,8 @@ class ImageFolder(ImageDataModule):
         paths: for each of the splits train, val and test, the file at each ``Batch.index``; after ``setup``.
 
     Raises:
-        FileNotFoundError: if ``root`` does not exist or a folder holds no pictures.
-        ValueError: if val or test has a class that train has not, if class folders and pictures lie side by side,
+        FileNotFoundError: if ``root`` does not exist or a folder has no images.
+        ValueError: if val or test has a class that train has not, if class folders and images are side by side,
             if a file cannot be read, or if an argument is out of its range.
     """
 
@@ -119,7 +122,7 @@ class ImageFolder(ImageDataModule):
 
         train = dataset("train")
         if train is None:
-            raise ValueError(f"{self.root} has no pictures left to train on")
+            raise ValueError(f"{self.root} has no images left for training")
         return Splits(pictures.class_names, train, dataset("val"), dataset("test"))
 
     def _split(self, pictures: "_Pictures", bad: list[int]) -> dict[str, Tensor]:
@@ -132,7 +135,7 @@ class ImageFolder(ImageDataModule):
         label = pictures.label[pool]
         for i, name in enumerate(pictures.class_names):
             if not (label == i).any():
-                raise ValueError(f"none of the training pictures of the class {name} in {self.root} can be read")
+                raise ValueError(f"none of the training images of the class {name} in {self.root} can be read")
         labelled = bool(pictures.class_names)
         val = round(self.val_fraction * len(pool)) if labelled and "val" not in parts else 0
         test = round(self.test_fraction * len(pool)) if labelled and alone else 0
@@ -215,7 +218,7 @@ def _find(root: Path) -> _Pictures:
 def _existing(root: Path) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with pictures alone"
+            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with images only"
         )
     return root
 
@@ -227,13 +230,13 @@ def _find_classes(folder: Path) -> dict[str, list[Path]]:
     pictures = [path for path in entries if _is_picture(path)]
     if classes and pictures:
         raise ValueError(
-            f"{folder} holds folders ({classes[0].name}) and pictures ({pictures[0].name}) side by side: "
-            "put every picture into the folder of its class, or all of them into one folder without others"
+            f"{folder} holds folders ({classes[0].name}) and images ({pictures[0].name}) side by side: "
+            "put every image into the folder of its class, or all of them into one folder without others"
         )
     found = {path.name: [file for file in _walk(path) if _is_picture(file)] for path in classes} or {"": pictures}
     for name, members in found.items():
         if not members:
-            raise FileNotFoundError(f"{folder / name} holds no pictures (of {', '.join(EXTENSIONS)})")
+            raise FileNotFoundError(f"{folder / name} holds no images (of {', '.join(EXTENSIONS)})")
     return found
 
 

@@ -87,7 +87,7 @@ class SemiSupervised(ImageDataModule):
         known = (label >= 0).nonzero().flatten()
         if not len(known):
             raise ValueError(
-                f"{type(self.base).__name__} has no labelled training images here: it takes labels to keep"
+                f"{type(self.base).__name__} has no labelled training images: SemiSupervised needs labelled data"
             )
         sizes = torch.bincount(label[known], minlength=len(splits.class_names))
         kept = torch.full_like(sizes, self.labels_per_class or 0)
@@ -95,7 +95,10 @@ class SemiSupervised(ImageDataModule):
             kept = (sizes.double() * self.fraction).round().long().clamp(min=1)
         for name, size, number in zip(splits.class_names, sizes.tolist(), kept.tolist(), strict=True):
             if number > size:
-                raise ValueError(f"{number} labelled images of the class {name} are asked for, but it has only {size}")
+                raise ValueError(
+                    f"the class {name} has {size} labelled images, but {number} must keep their label: lower "
+                    "labels_per_class or label more images"
+                )
         chosen = known[per_class(label[known], kept)]
         train = copy.copy(splits.train)
         train.label = torch.full_like(label, -1).index_copy_(0, chosen, label[chosen])

@@ -79,7 +79,7 @@ class Solarize(Views):
     """Inverts the values that are not below a threshold; equal to torchvision's ``RandomSolarize``.
 
     Args:
-        threshold: between 0 and 1, where values are in [0, 1].
+        threshold: value from which pixels are inverted, in [0, 1].
         p: the share of images that are solarised.
 
     Raises:

@@ -180,7 +180,7 @@ class RandomAffine(Geometry):
         scale: range of the magnification.
         shear: the largest horizontal shear, in degrees, below 90.
         p: the share of images that are moved.
-        padding: what lies outside the image: "zeros" (black) or "border" (its border pixels go on).
+        padding: values outside the image: "zeros" (black) or "border" (the border pixels repeated).
 
     Raises:
         ValueError: if an argument is out of its range.

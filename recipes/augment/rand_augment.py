@@ -26,7 +26,7 @@ class RandAugment(Views):
     Grey images (C = 1) have no ``Color`` to change.
 
     Args:
-        operations: how many are drawn for each image, with replacement, and applied one after the other, >= 1.
+        operations: number of operations for each image, >= 1. They are drawn with replacement and applied in turn.
         magnitude: mean of the magnitudes, between 0 and 10.
         magnitude_std: standard deviation of the magnitudes, at least 0; they are clipped to [0, 10].
         p: the share of drawn operations that are applied.
@@ -59,7 +59,7 @@ class RandAugment(Views):
         """Draws one operation for each image.
 
         Args:
-            key: for what the random numbers are drawn.
+            key: key of the random numbers.
 
         Returns:
             The operation's place in the list, int64 [B], -1 for none; and its level, float [B]: a tenth of the

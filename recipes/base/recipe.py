@@ -19,7 +19,7 @@ from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
 
 class AnyRecipe(LightningModule):
-    """What the command chooses a recipe from.
+    """Common base of all recipes, from which the command chooses one.
 
     It has no arguments, because jsonargparse hands a base class's null on to a subclass whose own default is a class:
     a recipe would lose its schedule.
@@ -197,21 +197,19 @@ class Recipe(AnyRecipe):
 
     @property
     def total_steps(self) -> int:
-        """How many optimiser steps the whole run has, with those before a resume.
+        """Number of optimiser steps of the whole run, including those before a resume.
 
         Raises:
-            ValueError: if the run has no end.
+            ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run.
         """
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
-            raise ValueError(
-                "the run has no end: a schedule over the run needs trainer.max_epochs or trainer.max_steps"
-            )
+            raise ValueError("the schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
         return int(total)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What DDP need not send from the first device to the others at every step: it is the same on all."""
+        """Buffers that are equal on all devices, so DDP need not broadcast them at every step."""
         same = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Replicated))
         return [name for name, _ in self.named_buffers() if name.startswith(same)]
 

@@ -23,11 +23,11 @@ from recipes.optim import LARS, WarmupCosine
 class BYOL(Recipe):
     """Self-supervised learning without negatives: predicts a momentum target (Grill et al., 2020, arXiv:2006.07733).
 
-    From one view of an image, an online network predicts what a target network, its slowly moving average, makes of
-    another view. There are no negatives: that not all images get the same features rests on the predictor, on the
-    target and on the gradient that does not reach it (Section 3.2). The options below take these away one by one, as
-    the paper does. Whether projections collapse, ``train/projection_std`` shows: 1 where they spread evenly over the
-    sphere, 0 where all are the same; ``val/effective_rank`` and ``val/feature_std`` say the same of features.
+    The online network sees one view of an image and predicts the target network's projection of another view. The
+    target network is a moving average of the online network. There are no negatives: collapse to a constant is avoided
+    by the predictor, the target network and the stop-gradient (Section 3.2). The options below remove these one by one,
+    as in the paper. ``train/projection_std`` shows whether the projections collapse: it is 1 if they spread evenly over
+    the sphere, and 0 if all are equal. ``val/effective_rank`` and ``val/feature_std`` show this for the features.
 
     Args:
         encoder: network f(·) that maps images [B, C, H, W] to features [B, F].
@@ -79,7 +79,7 @@ class BYOL(Recipe):
         self.loss = BootstrapLoss(negatives_weight, temperature)
 
     def on_train_start(self) -> None:
-        """Warns where batch norm is not that of the global batch (as in the published code)."""
+        """Warns if batch norm does not use the global batch, as the published code does."""
         self.warn_of_local_batch_norm()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What runs beside training: evaluation, monitoring, pictures and the run's directory."""
+"""Callbacks: evaluation, monitoring, pictures and the run directory."""
 
 from recipes.callbacks.monitoring.collapse import CollapseMonitor
 from recipes.callbacks.monitoring.health import Health

@@ -51,7 +51,7 @@ CALLBACKS = {  # those that every run has, by the word that their options begin 
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, and which word was probably meant."""
+    """Parser whose errors are one line, with a suggestion for a misspelt word."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one line and ends the process with code 2."""
@@ -92,7 +92,7 @@ class Command(LightningCLI):
         about = "name of the run, the folder of its directory in --runs; by default the name of the config"
         run.add_argument("--name", type=str | None, help=about)
         run.add_argument("--runs", type=str, default="runs", help="folder for the directories of all runs")
-        about = "backend of torch.compile for the encoder, such as inductor; null does not compile"
+        about = "backend of torch.compile for the encoder, such as inductor; if null, the encoder is not compiled"
         run.add_argument("--compile", type=str | None, help=about)
         run.add_argument("--import", type=str | list[str] | None, help=IMPORT_HELP)
         for key, callback in CALLBACKS.items():

@@ -195,13 +195,13 @@ class ContinualRecipe(Classifier):
             return
         if not isinstance(data, TaskSequence):
             raise ValueError(
-                f"{type(self).__name__} learns a sequence of tasks, and the data is {type(data).__name__}: give a "
-                "TaskSequence, with the data as its base"
+                f"the data is {type(data).__name__}: {type(self).__name__} requires a sequence of tasks. Give a "
+                "TaskSequence with the data as its base"
             )
         if data.tasks != self.tasks:
             raise ValueError(
-                f"the recipe was made for {self.tasks}, and the data has {data.tasks}: give data with the same tasks, "
-                "or make the recipe with those of the data"
+                f"the data has {data.tasks}, but the recipe was created for {self.tasks}: create the recipe with "
+                "tasks=data.tasks"
             )
         if stage == "fit":
             self.task_start.tell_cuts(data.epochs_per_task[1:])

@@ -16,14 +16,14 @@ _DRAW, _RECORDED = 3, 4  # as in replay.py
 class DERpp(ReplayRecipe):
     """Continual learning: replays stored images, labels and logits (Buzzega et al., 2020, arXiv:2004.07211).
 
-    With every image that is kept goes what the network answered to it: its logits. To the cross-entropy of the new
-    task come two terms, each on images of past tasks drawn for it: ``logit_weight`` × the mean squared difference from
-    the logits that were kept, and ``replay_weight`` × the cross-entropy of their labels.
+    The network's logits are stored with every buffered image. Two terms, each on its own sample from the buffer, are
+    added to the cross-entropy of the new task: ``logit_weight`` × the mean squared difference from the stored logits,
+    and ``replay_weight`` × the cross-entropy of the stored labels.
 
-    The published code keeps the logits that come up in training, and compares them with those of another view. Here
-    they are recorded when a task ends, in eval mode, and compared on the very view that they are of: it belongs to the
-    image, and never changes. Logits of classes whose task had not begun take no part. And all images of a step pass
-    through the network together, so that batch norm sees the mix, where the published code has three passes.
+    The published code stores logits during training and compares them with the logits of another view. Here the logits
+    are computed at the end of a task, in eval mode, and compared on the same view, which is fixed for each image.
+    Logits of classes whose task had not begun are not compared. All images of a step pass through the network together,
+    so batch norm uses the mixed batch; the published code makes three passes.
 
     Args:
         logit_weight: weight α of the stored logits, >= 0. With 0, the logits have no influence.

@@ -12,21 +12,23 @@ from recipes.nn import Encoder, QuadraticPenalty, diagonal_fisher
 class EWC(ContinualRecipe):
     """Continual learning: penalises changes of important weights (Kirkpatrick et al., 2017, arXiv:1612.00796).
 
-    After each task A, the Fisher information F of its images says how much each weight θᵢ matters for what the network
-    answers. From then on, an elastic spring of that strength holds the weight to the value that it had (Equation 3):
+    After each task A, the Fisher information F of its images measures how much each weight θᵢ influences the network's
+    predictions. In later tasks, a quadratic penalty of that strength keeps the weight near its value θ*_A,i at the end
+    of task A (Equation 3):
 
         L(θ) = L_B(θ) + Σ_A Σᵢ λ/2 F_A,i (θᵢ - θ*_A,i)²
 
-    The sum over tasks is kept as one quadratic, which is equal to it: memory and time do not grow with the tasks.
-    The online form (Schwarz et al., 2018, arXiv:1805.06370) holds to the last θ* alone, with F ← γ F + F_A.
+    The sum over tasks is stored as one equal quadratic, so memory and time do not grow with the number of tasks. The
+    online form (Schwarz et al., 2018, arXiv:1805.06370) uses the last θ* only, with F ← γ F + F_A.
 
-    F is exact, the mean over images of the expectation over labels, in eval mode and on images as they are: see
-    ``recipes.nn.diagonal_fisher``. What λ means depends on that: where F is a sum over N images, the same penalty has
-    λ/N, and where gradients are averaged over a batch before they are squared, λ is larger by orders of magnitude.
-    ``train/penalty_ratio`` is the penalty over the cross-entropy: where it stays far below 1, λ holds nothing.
+    F is exact: the mean over images of the expectation over labels, in eval mode and without augmentation (see
+    ``recipes.nn.diagonal_fisher``). The scale of λ depends on this definition. If F is a sum over N images, the same
+    penalty has λ/N. If gradients are averaged over a batch before they are squared, λ is larger by orders of magnitude.
+    ``train/penalty_ratio`` is the penalty over the cross-entropy. If it stays far below 1, the penalty has no effect.
 
-    Knowing the task, it forgets little. In the scenario ``class`` it stays near fine-tuning, here as elsewhere (van de
-    Ven & Tolias, 2019, arXiv:1904.07734, Table 4): no penalty on weights teaches a network to tell the tasks apart.
+    If the task is known at test time, EWC forgets little. In the scenario ``class`` its accuracy stays near that of
+    fine-tuning, as in the literature (van de Ven & Tolias, 2019, arXiv:1904.07734, Table 4), because a penalty on
+    weights does not train the network to distinguish the tasks.
 
     Args:
         ewc_weight: weight λ of the penalty, >= 0. With 0, the method is fine-tuning.

@@ -10,8 +10,8 @@ from recipes.nn import Encoder
 class FeatureExtraction(FineTuning):
     """Continual learning: trains the encoder on the first task, and then only the head of each new task.
 
-    What old tasks are classified by, θ_s and θ_o, never changes, so that in the scenario ``task`` nothing is forgotten
-    (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(c)); the price is paid by the new tasks.
+    The encoder θ_s and the old heads θ_o, which classify the old tasks, never change. In the scenario ``task`` nothing
+    is therefore forgotten (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(c)), but new tasks are learned less well.
 
     Args:
         later_lr_factor: factor on the learning rate in all tasks after the first, > 0 (Li & Hoiem, 2016, Section 3: 0.1

@@ -15,20 +15,22 @@ from recipes.nn import Encoder, QuadraticPenalty, TensorList
 class SI(ContinualRecipe):
     """Continual learning: penalises changes of weights that reduced the loss (Zenke et al., 2017, arXiv:1703.04200).
 
-    While a task is learned, each step of the optimiser adds to ω of a weight by how much the weight lowered the loss:
-    minus its gradient times its change, whose sum over weights and steps is the loss that the task has lost. When the
-    task ends, with Δ the way that the weight has come in the task,
+    Each weight is penalised in proportion to how much it reduced earlier losses. During a task, each optimiser step
+    adds minus the gradient of a weight times its change to the weight's ω. The sum over weights and steps approximates
+    the decrease of the loss in the task. At the end of the task,
 
         Ω ← max(0, Ω + ω / (Δ² + ξ)),
 
-    and from then on the loss is L + c Σ Ω (θ - θ*)², with θ* the weights at the end of the last task. As in the
-    published code, gradients are those of L alone, without the penalty, and Ω is not negative.
+    where Δ is the total change of the weight during the task. In later tasks the loss is L + c Σ Ω (θ - θ*)², where θ*
+    are the weights at the end of the last task. As in the published code, the gradients in ω are those of L without the
+    penalty, and Ω is not negative.
 
-    Gradients are those before any clipping, changes those that the optimiser made: ω is about L on the way that was
-    taken. ``train/penalty_ratio`` is the penalty over the cross-entropy.
+    The gradients are taken before clipping, and the changes are those that the optimiser made. ``train/penalty_ratio``
+    is the penalty over the cross-entropy.
 
-    Knowing the task, it forgets little. In the scenario ``class`` it stays near fine-tuning, here as elsewhere (van de
-    Ven & Tolias, 2019, arXiv:1904.07734, Table 4): no penalty on weights teaches a network to tell the tasks apart.
+    If the task is known at test time, SI forgets little. In the scenario ``class`` its accuracy stays near that of
+    fine-tuning, as in the literature (van de Ven & Tolias, 2019, arXiv:1904.07734, Table 4), because a penalty on
+    weights does not train the network to distinguish the tasks.
 
     Args:
         si_weight: weight c of the penalty, >= 0. With 0, the method is fine-tuning.

@@ -82,10 +82,10 @@ class InstanceDiscrimination(Recipe):
         if data is not None and hasattr(data, "splits"):
             self.size_bank(len(data.splits.train))
         elif not len(self.bank):
-            raise ValueError("num_images is not given, and this run has no DataModule to take it from: give it")
+            raise ValueError("num_images is required without a DataModule: pass the number of training images")
 
     def size_bank(self, num_images: int) -> None:
-        """Makes the bank for so many images, unless it is made already: then it has to be for as many."""
+        """Creates the bank for the given number of images, or checks the size of an existing bank."""
         if not len(self.bank):
             self.bank.allocate(num_images)
         elif len(self.bank) != num_images:

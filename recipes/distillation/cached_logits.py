@@ -21,7 +21,7 @@ View = Callable[[Batch], Tensor]
 
 
 class TaughtBatch(NamedTuple):
-    """A batch with what the teacher says of it.
+    """A batch with the teacher's logits.
 
     Attributes:
         image: as in ``Batch``.
@@ -39,9 +39,9 @@ class TaughtBatch(NamedTuple):
 class CachedLogits:
     """The logits [N, classes] of all training images, by the index of the image, in a file that is mapped to memory.
 
-    The name of the file is a hash of the teacher's weights, the images, the views of the first of them, and the
-    precision: nothing else can be read by mistake. The first process computes the file if it is not there; it appears
-    under its name when it is whole. When it is opened, the logits of the first images are computed again and compared.
+    The name of the file is a hash of the teacher's weights, the images, the views of the first images and the
+    precision, so a wrong file is never read. The first process computes the file if it is missing, and renames it to
+    its name when it is complete. Opening the file recomputes the logits of the first images and compares them.
 
     Args:
         folder: folder of the file; processes on other machines must see it too.
@@ -52,8 +52,8 @@ class CachedLogits:
         trainer: Trainer whose device and precision are used.
 
     Raises:
-        ValueError: if the file does not have what the teacher says.
-        FileNotFoundError: if this process does not see the file that the first one wrote.
+        ValueError: if the file does not match the teacher and the images.
+        FileNotFoundError: if this process cannot read the file that the first process wrote.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class CachedLogits:
             unfinished.replace(self.path)
         trainer.strategy.barrier()
         if not self.path.is_file():
-            raise FileNotFoundError(f"the first process wrote {self.path}, and this one sees none: use a shared folder")
+            raise FileNotFoundError(
+                f"{self.path} was written by the first process but is missing here: use a shared folder"
+            )
         self.logits = np.load(self.path, mmap_mode="r")
         found = torch.from_numpy(self.logits[: len(expected)].copy())
         if self.logits.shape[0] != len(train) or not _alike(found, expected):
-            raise ValueError(
-                f"{self.path} does not have what the teacher says of these images: delete it, and run again"
-            )
+            raise ValueError(f"{self.path} does not match this teacher and these images: delete the file and run again")
 
     def join(self, batch: Batch) -> TaughtBatch:
         """Adds their logits to images on the CPU."""

@@ -19,21 +19,21 @@ _NEVER_SEEN = -2  # in place of the label of a training image
 class ContrastiveDistillation(FeatureLoss):
     """Contrastive representation distillation, CRD (Tian et al., 2020, arXiv:1910.10699).
 
-    A linear layer and a scaling to length one embed what the student's layer gives, and others what the teacher's
-    gives. The student's embedding of an image has to find the teacher's of the same image among those of m other
-    images, and the teacher's the student's: -log h(own) - Σ log(1 - h(negative)), the sum over the m negatives
-    (Equation 18), with h = P / (P + m / n) and P = exp(student · teacher / τ) / Z over n training images. As in the
-    published code, Z is estimated on the first batch and kept, one for each of the two. The loss is the sum of both,
-    each the mean over the images of the batch.
+    Two linear layers embed the outputs of the student's and of the teacher's layer as vectors of length one. The
+    student's embedding of an image is trained to identify the teacher's embedding of the same image among those of m
+    negatives, and the teacher's embedding to identify the student's. Each of the two terms is
+    -log h(own) - Σ log(1 - h(negative)), summed over the m negatives (Equation 18), where h = P / (P + m / n) and
+    P = exp(student · teacher / τ) / Z over n training images. As in the published code, Z is estimated on the first
+    batch and then constant, with one value for each term. The loss is the sum of the two terms, averaged over the
+    images of the batch.
 
-    The embeddings to be found stand in two memory banks, one row for each training image, which move once the gradient
-    of a batch is there. The images drawn as negatives are those of the whole batch; the published code draws anew for
-    each image, which has the same expectation. Of those drawn, an image leaves out itself, and by default all of its
-    own class; m is the number of those that it keeps. The class of a training image is known once it was in a batch.
-    Until then its row is a random vector, which is a negative for all other images; so is, always, an image without a
-    label.
+    Two memory banks hold one embedding per training image, one bank for the student and one for the teacher. They are
+    updated after the backward pass. All images of a batch share the drawn negatives; the published code draws negatives
+    for each image, which has the same expectation. An image skips itself among the drawn images and, by default, all
+    images of its class; m is the number that remains. The class of a training image is known after its first batch.
+    Until then its row is a random vector and a negative for all other images. An image without a label always is one.
 
-    Maps [C, H, W] are averaged over their places, and tokens [N, F] over their number.
+    Maps [C, H, W] are averaged over their positions, and tokens [N, F] over the tokens.
 
     Args:
         negatives: number of images that are drawn as negatives for a batch, >= 1. An image may be drawn twice.
@@ -82,7 +82,7 @@ class ContrastiveDistillation(FeatureLoss):
         self._seen: tuple[Tensor, ...] | None = None
 
     def build(self, student: Sequence[int], teacher: Sequence[int], images: int) -> None:
-        """Makes the two embeddings, and a row for each training image in each bank."""
+        """Creates the two embedding layers and the banks, with one row for each training image."""
         self.student_embedding = nn.Linear(_width(student), self.embedding_dim)
         self.teacher_embedding = nn.Linear(_width(teacher), self.embedding_dim)
         self.student_bank = _LabelledBank(images, self.embedding_dim, self.bank_momentum)

@@ -19,17 +19,17 @@ from recipes.optim import WarmupCosine
 class DeiT(Student):
     """Distillation: trains a vision transformer with a distillation token (Touvron et al., 2021, arXiv:2012.12877).
 
-    A class token learns the labels, and a distillation token what a teacher, best a convolutional one, says of the same
-    augmented and mixed images. Each has a linear layer on top, and the loss is
+    A class token is trained on the labels. A distillation token is trained on the predictions of a teacher (preferably
+    a convolutional network) for the same augmented and mixed images. Each token has a linear layer, and the loss is
 
         (1 - distillation_weight) · CE(class logits, labels) + distillation_weight · L(distillation logits, teacher),
 
-    where L is the cross-entropy with the class that the teacher finds most probable (``hard``, Equation 3), or T² times
-    that with all its probabilities at the temperature T (``soft``, Equation 2). The class is predicted from the mean of
-    both logits. Images without a label (-1) learn from the teacher alone. The views are not repeated in a batch
-    ("repeated augmentation", Table 9).
+    where L is the cross-entropy with the teacher's most probable class (``hard``, Equation 3), or T² times the
+    cross-entropy with the teacher's probabilities at the temperature T (``soft``, Equation 2). The class is predicted
+    from the mean of both logits. Images without a label (-1) are trained on the teacher only. Views are not repeated in
+    a batch ("repeated augmentation", Table 9).
 
-    Without a teacher it is the training of Table 9 alone, of any encoder: a ``ViT`` with the class token, say.
+    Without a teacher, DeiT is the training of Table 9 for any encoder, for example a ``ViT`` with the class token.
 
     Args:
         encoder: network that maps images [B, C, H, W] to features [B, F]. With a teacher it must be a ``ViT`` with
@@ -102,11 +102,12 @@ class DeiT(Student):
         self.label_smoothing = label_smoothing
 
     def on_teacher_loaded(self) -> None:
-        """Checks that the teacher knows classes, too."""
+        """Checks that the teacher is a classifier, too."""
         super().on_teacher_loaded()
         if self.teacher.num_classes is None:
             raise ValueError(
-                f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: choose a run of a classifier"
+                f"the teacher {', '.join(self.teacher.sources)} has no classification head: choose a run of a "
+                "classifier"
             )
 
     def token_logits(self, feature: Tensor) -> tuple[Tensor, Tensor]:

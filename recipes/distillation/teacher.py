@@ -1,4 +1,4 @@
-"""Networks that were trained before, and whose answers others learn."""
+"""Trained networks whose predictions other networks are trained to match."""
 
 import hashlib
 from pathlib import Path
@@ -18,7 +18,7 @@ TORCHVISION = "torchvision:"
 
 
 class Teacher(nn.Module):
-    """One trained classifier or several, frozen: in eval mode whatever ``train`` says, and without gradient.
+    """One or several trained classifiers, frozen: always in eval mode, also after ``train()``, and without gradient.
 
     The logits of several are averaged, so that their probabilities are the geometric mean, normalised, at every
     temperature (Hinton et al., 2015, arXiv:1503.02531, Section 1: "the arithmetic or geometric mean").
@@ -90,15 +90,15 @@ class Teacher(nn.Module):
         return self.member.encoder
 
     def packed(self) -> list[dict[str, Any]]:
-        """What ``unpacked`` makes the same teacher from, for a checkpoint: tensors and plain values.
+        """Returns the teacher as tensors and plain values for a checkpoint; ``unpacked`` reverses it.
 
         Raises:
-            ValueError: if a member was made in Python, of which nobody knows how to make it again.
+            ValueError: if a member was created in Python and has no configuration.
         """
         if unknown := [s for member, s in zip(self.members, self.sources, strict=True) if not member.made_from]:
             raise ValueError(
-                f"keep_teacher: {unknown[0]} was made in Python, and no checkpoint says how: save it by a run of the "
-                "recipes command, or leave keep_teacher out"
+                f"keep_teacher cannot save {unknown[0]}, which was created in Python and has no configuration: train "
+                "it with recipes fit, or set keep_teacher to false"
             )
         return [
             {"source": source, "made_from": member.made_from, "state_dict": member.state_dict()}
@@ -107,7 +107,7 @@ class Teacher(nn.Module):
 
 
 def unpacked(packed: list[dict[str, Any]]) -> Teacher:
-    """The teacher that ``Teacher.packed`` put into a checkpoint."""
+    """Restores the teacher that ``Teacher.packed`` put into a checkpoint."""
     members, sources = [], []
     for part in packed:
         source, made_from = part["source"], part["made_from"]
@@ -125,7 +125,7 @@ def unpacked(packed: list[dict[str, Any]]) -> Teacher:
 
 
 def teacher_from(names: str | list[str]) -> Teacher:
-    """Loads what was trained before; the state of random number generators stays as it is.
+    """Loads trained networks; the state of the random number generators does not change.
 
     Args:
         names: of one teacher or several. Each is the directory of a run, or of runs of which the newest is taken; a
@@ -135,7 +135,7 @@ def teacher_from(names: str | list[str]) -> Teacher:
 
     Raises:
         FileNotFoundError: if there is no such run or file.
-        ValueError: if it cannot teach: it tells no classes apart, or others than the next teacher.
+        ValueError: if a teacher has no classification head, or its classes differ from those of the other teachers.
     """
     names = [names] if isinstance(names, str) else names
     if not names:

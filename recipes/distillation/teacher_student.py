@@ -94,7 +94,8 @@ class TeacherStudent(Student):
             )
         if teacher_logits == "cached" and {*self.layer_losses.teacher_layers} - {LOGITS}:
             raise ValueError(
-                "layer_losses read the teacher's layers, of which no file is kept: leave teacher_logits online"
+                "teacher_logits is cached: only logits are stored, but layer_losses also need the teacher's layers. "
+                "Set teacher_logits to online"
             )
         self.soft_target = SoftTarget(temperature, scale_t2)
         if final_temperature is not None:
@@ -171,8 +172,8 @@ class TeacherStudent(Student):
         super().on_teacher_loaded()
         if self.teacher.num_classes is None and (self.soft_weight or not len(self.layer_losses)):
             raise ValueError(
-                f"the teacher {', '.join(self.teacher.sources)} tells no classes apart: set soft_weight to 0 and give "
-                "layer_losses, or choose a run of a classifier"
+                f"the teacher {', '.join(self.teacher.sources)} has no classification head: set soft_weight to 0 "
+                "and give layer_losses, or choose a run of a classifier"
             )
         if len(self.layer_losses):
             data, classes = self._data("losses between layers are made for"), self.head.out_features

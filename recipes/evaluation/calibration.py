@@ -1,4 +1,4 @@
-"""How far the probabilities of a classifier can be trusted, and how a temperature changes them."""
+"""Calibration of a classifier: confidence against accuracy, before and after temperature scaling."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 TEMPERATURES = (1.0, 4.0, 20.0, 40.0)
 BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
 NETWORKS = ("teacher", "student")
-_RANGE = 0.01, 100.0  # of temperatures that are tried
+_RANGE = 0.01, 100.0  # temperatures that are tried
 
 
-class Answers(NamedTuple):
-    """What teacher and student say of a set of labelled images.
+class Predictions(NamedTuple):
+    """The logits of teacher and student for a set of labelled images.
 
     Attributes:
         teacher: logits float64 [N, classes].
@@ -33,12 +33,12 @@ class Answers(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """How often a classifier is right, by how sure it is: the highest probability, in bins of equal width.
+    """Accuracy by confidence (the highest probability), in bins of equal width.
 
     Attributes:
-        count: images of each bin, int64 [bins].
-        accuracy: share of them that are right; not a number where there are none.
-        confidence: mean of their highest probability; not a number where there are none.
+        count: number of images in each bin, int64 [bins].
+        accuracy: share of correctly classified images; not a number for an empty bin.
+        confidence: mean of the highest probability; not a number for an empty bin.
     """
 
     count: np.ndarray  # type: ignore[assignment]  # hides tuple.count
@@ -46,20 +46,20 @@ class Reliability(NamedTuple):
     confidence: np.ndarray
 
 
-def comparison(test: Answers, temperatures: Mapping[str, float], val_images: int) -> dict[str, Any]:
+def comparison(test: Predictions, temperatures: Mapping[str, float], val_images: int) -> dict[str, Any]:
     """Measures teacher and student.
 
     Args:
-        test: what they say of the test images.
-        temperatures: of ``teacher`` and ``student``, that suit other images best; may be empty.
-        val_images: how many of these there were.
+        test: logits of both networks for the test images.
+        temperatures: best temperatures of ``teacher`` and ``student`` on the validation images; may be empty.
+        val_images: number of these validation images.
 
     Returns:
-        What ``distillation.json`` holds.
+        The content of ``distillation.json``.
     """
-    said = {name: getattr(test, name) for name in NETWORKS}
+    predicted = {name: getattr(test, name) for name in NETWORKS}
     errors: dict[str, dict[str, float | None]] = {}
-    for name, logits in said.items():
+    for name, logits in predicted.items():
         scaled = logits / temperatures[name] if name in temperatures else None
         errors[name] = {
             "before": calibration_error(logits, test.label),
@@ -69,7 +69,7 @@ def comparison(test: Answers, temperatures: Mapping[str, float], val_images: int
         "split": "test",
         "images": len(test.label),
         "agreement": (test.teacher.argmax(1) == test.student.argmax(1)).double().mean().item(),
-        "accuracy": {name: (x.argmax(1) == test.label).double().mean().item() for name, x in said.items()},
+        "accuracy": {name: (x.argmax(1) == test.label).double().mean().item() for name, x in predicted.items()},
         "calibration_error": {"bins": BINS, **errors},
         "fitted_temperature": {"validation_images": val_images, **{name: temperatures.get(name) for name in NETWORKS}},
         "teacher_entropy_bits": {f"{t:g}": entropy(test.teacher, t).mean().item() for t in TEMPERATURES},
@@ -77,20 +77,20 @@ def comparison(test: Answers, temperatures: Mapping[str, float], val_images: int
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The entropy of softened probabilities, in bits: [N], from 0 to log2(classes).
+    """Computes the entropy of softened probabilities, in bits: [N], from 0 to log2(classes).
 
     Args:
         logits: [N, classes].
-        temperature: T, > 0, that the logits are divided by.
+        temperature: divisor T of the logits, > 0.
     """
     log_p = F.log_softmax(logits / temperature, dim=1)
     return -(log_p.exp() * log_p).sum(1) / math.log(2)
 
 
 def best_temperature(logits: Tensor, label: Tensor) -> float:
-    """The temperature, from 0.01 to 100, that gives the labels the highest likelihood (Guo et al., 2017).
+    """Finds the temperature, from 0.01 to 100, with the highest likelihood of the labels (Guo et al., 2017).
 
-    Where every image is right the likelihood has no maximum, and the temperature is one at which it is 1 in float64.
+    If all images are classified correctly, the likelihood has no maximum: the temperature makes it 1 in float64.
 
     Args:
         logits: float64 [N, classes], N > 0.
@@ -106,7 +106,7 @@ def best_temperature(logits: Tensor, label: Tensor) -> float:
 
 
 def calibration_error(logits: Tensor, label: Tensor) -> float:
-    """The expected calibration error in [0, 1]: by how much confidence and accuracy differ in a bin, in the mean.
+    """Computes the expected calibration error in [0, 1]: the mean over bins of |confidence - accuracy|.
 
     Args:
         logits: [N, classes].
@@ -116,16 +116,16 @@ def calibration_error(logits: Tensor, label: Tensor) -> float:
 
 
 def reliability(logits: Tensor, label: Tensor) -> Reliability:
-    """Accuracy and confidence in the bins of the calibration error.
+    """Computes accuracy and confidence in the bins of the calibration error.
 
     Args:
         logits: [N, classes].
         label: int64 [N].
     """
-    confidence, said = logits.softmax(1).max(1)
+    confidence, predicted = logits.softmax(1).max(1)
     place = (confidence * BINS).long().clamp(max=BINS - 1)
     count, sure, right = (
-        torch.bincount(place, weights, BINS).numpy() for weights in (None, confidence, (said == label).double())
+        torch.bincount(place, weights, BINS).numpy() for weights in (None, confidence, (predicted == label).double())
     )
     with np.errstate(invalid="ignore"):
         return Reliability(count, right / count, sure / count)

@@ -122,8 +122,8 @@ def check_rows(column: object, batch: Batch) -> Tensor:
         return column
     given = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
     raise ValueError(
-        f"callbacks measure what validation_step and test_step return: it has to be the features of the batch, "
-        f"[{len(batch.index)}, F], and is {given}"
+        f"validation_step and test_step must return the features of the batch as a tensor of shape "
+        f"[{len(batch.index)}, F]; got {given}"
     )
 
 

@@ -37,7 +37,7 @@ def knn(
         ValueError: if ``k`` or ``temperature`` is not positive.
     """
     if k < 1:
-        raise ValueError(f"k is {k}: at least one neighbour has to vote")
+        raise ValueError(f"k is {k}: it must be at least 1")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}: it must be positive")
     neighbour, image = F.normalize(bank.feature), F.normalize(query.feature)

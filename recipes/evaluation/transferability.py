@@ -109,18 +109,18 @@ def log_me(feature: Tensor, label: Tensor, num_classes: int) -> float:
 def leep(probability: Tensor, label: Tensor, num_classes: int) -> float:
     """LEEP, the log expected empirical prediction (Nguyen et al., 2020, arXiv:2002.12462).
 
-    The classifier that an encoder was trained with says with which probability p(z | x) an image x of the target is of
-    its own class z. The images of the target say which of their classes y go with z: P(y | z) = P(y, z) / P(z), where
-    P(y, z) is the mean over all images of p(z | x) · 1[x is of y]. LEEP is the mean over all images of
-    log Σ_z P(y | z) p(z | x), with y the class of x. Classes z that no image has any probability of play no part.
+    The encoder's own classifier predicts the probability p(z | x) of its source class z for an image x of the target.
+    The target images give P(y | z) = P(y, z) / P(z) for their classes y, where P(y, z) is the mean over all images of
+    p(z | x) · 1[x is of y]. LEEP is the mean over all images of log Σ_z P(y | z) p(z | x), where y is the class of x.
+    Classes z with probability zero for all images are skipped.
 
-    Higher is better; 0 where z says y for certain, and no lower than with a classifier that says the same of every
-    image: minus the entropy of the labels.
+    Higher is better. LEEP is 0 if the source class determines the target class. The minimum is minus the entropy of the
+    labels, reached by a classifier with the same output for every image.
 
     Args:
         probability: p(z | x) [N, S], each row of sum 1.
         label: int64 [N], from 0 on.
-        num_classes: how many classes the target has.
+        num_classes: number of classes of the target.
 
     Returns:
         The score, at most 0.

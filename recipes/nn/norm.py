@@ -20,9 +20,9 @@ class CrossDeviceBatchNorm(LayerSync):
 
     While a model is trained on several devices, its batch norm layers normalise with the mean and the variance of the
     batches of all devices together, and their gradients and running statistics are those of one device that has the
-    whole batch. The devices' batches may differ in size. In eval mode, layers are as they ever were.
+    whole batch. The devices' batches may differ in size. In eval mode the layers behave as usual.
 
-    On CUDA this is the arithmetic of ``torch.nn.SyncBatchNorm``, which refuses all other devices; elsewhere, each
+    On CUDA this is the arithmetic of ``torch.nn.SyncBatchNorm``, which supports CUDA only; on other devices, each
     device's count, mean and variance are gathered and merged (Chan et al., 1979, "Updating Formulae and a Pairwise
     Algorithm for Computing Sample Variances"). One layer costs one collective forward and one backward.
 
@@ -36,18 +36,18 @@ class CrossDeviceBatchNorm(LayerSync):
         Trainer(devices=2, plugins=CrossDeviceBatchNorm())
 
     Raises:
-        ValueError: in training, if all devices together have one value per channel, of which there is no variance.
+        ValueError: in training, if all devices together have one value per channel, which has no variance.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Makes the batch norm layers of a model see the global batch, in place."""
+        """Makes the batch norm layers of a model normalise the global batch, in place."""
         for part in model.modules():
             if _is_local(part):
                 part.__class__ = _with(_AcrossDevices, type(part))  # type: ignore[arg-type]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Makes them see the batch of their own device alone, in place."""
+        """Makes the layers normalise the batch of their own device only, in place."""
         for part in model.modules():
             if isinstance(part, _AcrossDevices):
                 part.__class__ = type(part).__bases__[-1]
@@ -59,11 +59,11 @@ def split_batch_norm(module: nn.Module, groups: int) -> None:
 
     In training, the batch is cut into ``groups`` of equal size, first to last, as if each were on a device of its own
     (the "SplitBatchNorm" of MoCo's published CIFAR-10 demo). Running statistics take the mean over the groups. In eval
-    mode layers are as they ever were. ``CrossDeviceBatchNorm`` leaves such layers alone.
+    mode the layers behave as usual. ``CrossDeviceBatchNorm`` does not change such layers.
 
     Args:
-        module: whose batch norm layers are changed. They stay the same objects; a second call sets another number.
-        groups: how many parts there are, at least 1; the batch has to divide by it.
+        module: network with batch norm layers. They stay the same objects; a second call sets another number.
+        groups: number of parts, >= 1; a divisor of the batch size.
     """
     for part in module.modules():
         if _is_local(part):
@@ -75,12 +75,12 @@ def split_batch_norm(module: nn.Module, groups: int) -> None:
 def average_running_statistics(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
     """Replaces the running statistics of batch norm by their mean over the devices, in place.
 
-    For layers that see their own device alone: as the statistics move by a share of each batch's, what comes out is as
-    if they had moved by the mean over all devices' batches.
+    For layers that normalise the batch of their own device. The statistics are moving averages, so the mean equals the
+    moving average of the mean over all devices' batches.
 
     Args:
-        module: with batch norm layers.
-        gather: joins tensors [1, ...] of all devices to [devices, ...].
+        module: network with batch norm layers.
+        gather: function that joins tensors [1, ...] of all devices to [devices, ...].
     """
     layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     own = [buffer for part in layers for buffer in (part.running_mean, part.running_var) if buffer is not None]

@@ -33,7 +33,7 @@ class LARS(Optimizer):
         momentum: momentum, in [0, 1).
         weight_decay: weight of the L2 penalty, >= 0 (SimCLR: 1e-6).
         trust_coefficient: eta in the paper, > 0 (SimCLR: 0.001).
-        eps: keeps the ratio finite for tiny gradients, >= 0 (the paper and SimCLR: 0).
+        eps: number added to the divisor of the trust ratio, >= 0 (the paper and SimCLR: 0).
         nesterov: whether to step by the velocity of the next step; needs momentum.
 
     Raises:

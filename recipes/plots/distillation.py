@@ -1,4 +1,4 @@
-"""How a student and its teacher are shown: softened probabilities, agreement and calibration."""
+"""Figures of a student and its teacher: softened probabilities, agreement and calibration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recipes.evaluation.calibration import (
     BINS,
     NETWORKS,
     TEMPERATURES,
-    Answers,
+    Predictions,
     Reliability,
     calibration_error,
     entropy,
@@ -41,14 +41,14 @@ def spread(surprise: Tensor, images: int = _IMAGES) -> Tensor:
 
 
 def softened(images: Tensor, logits: Tensor, label: Tensor, names: Sequence[str], of: int) -> Figure:
-    """Draws what a teacher says of images at several temperatures; of many classes, the most probable ten.
+    """Draws a teacher's probabilities at several temperatures; if there are many classes, the most probable ten.
 
     Args:
         images: [B, C, H, W], uint8 or float in [0, 1].
-        logits: of the teacher [B, classes].
-        label: int64 [B].
-        names: of the classes.
-        of: how many images they were chosen from.
+        logits: the teacher's logits [B, classes].
+        label: classes of the images, int64 [B].
+        names: names of the classes.
+        of: number of images that they were chosen from.
     """
     classes = len(names)
     shown = min(classes, _CLASSES)
@@ -88,18 +88,18 @@ def softened(images: Tensor, logits: Tensor, label: Tensor, names: Sequence[str]
     return figure
 
 
-def agreement(test: Answers, names: Sequence[str]) -> Figure:
-    """Draws how often the student says which class (columns) where the teacher says which (rows).
+def agreement(test: Predictions, names: Sequence[str]) -> Figure:
+    """Draws the joint counts of the teacher's (rows) and the student's (columns) predicted classes.
 
     Args:
-        test: what they say.
-        names: of the classes.
+        test: logits of teacher and student.
+        names: names of the classes.
     """
     matrix = confusion(test.teacher.argmax(1), test.student.argmax(1), len(names))
     figure = confusion_matrix(matrix, names)
     axes, bar = figure.axes
-    axes.set_ylabel("class that the teacher says")
-    axes.set_xlabel("class that the student says")
+    axes.set_ylabel("teacher's prediction")
+    axes.set_xlabel("student's prediction")
     bar.set_ylabel("share of the teacher's class (%)")
     if len(names) > _LINES:
         axes.set_xticks([], minor=True)
@@ -112,12 +112,12 @@ def agreement(test: Answers, names: Sequence[str]) -> Figure:
     return figure
 
 
-def calibration(test: Answers, temperatures: Mapping[str, float]) -> Figure:
-    """Draws how often teacher and student are right, by how sure they are, before and after temperature scaling.
+def calibration(test: Predictions, temperatures: Mapping[str, float]) -> Figure:
+    """Draws accuracy by confidence for teacher and student, before and after temperature scaling.
 
     Args:
-        test: what they say.
-        temperatures: of ``teacher`` and ``student``; if empty, only what is before is drawn.
+        test: logits of teacher and student.
+        temperatures: temperatures of ``teacher`` and ``student``. If empty, draws only the unscaled probabilities.
     """
     columns = 2 if temperatures else 1
     figure = new_figure(0.6 + 3.6 * columns, 7.8)

@@ -19,15 +19,15 @@ from recipes.optim import WarmupCosine
 class MeanTeacher(Classifier):
     """Semi-supervised learning: matches a moving-average teacher (Tarvainen & Valpola, 2017, arXiv:1703.01780).
 
-    A student learns from the few labelled images, and to say of every image what its teacher says of another view of
-    it. The teacher is the moving average of the student's weights, and the better classifier of the two: accuracies and
-    predicted probabilities are the teacher's, features the student's. ``datamodules.SemiSupervised`` puts labelled
-    and unlabelled (-1) images into every batch.
+    The student is trained on the labelled images, and on all images to match the teacher's prediction for another view.
+    The teacher's weights are a moving average of the student's, and the teacher classifies better. Accuracies and
+    predicted probabilities are therefore the teacher's; features are the student's. ``datamodules.SemiSupervised`` puts
+    labelled and unlabelled (-1) images into every batch.
 
-    The loss is the cross-entropy, the mean over the labelled images, plus w × consistency, the mean over all images.
-    After step n = 1, 2, ... the teacher keeps τ = min(1 - 1 / (n + 1), momentum) of its weights, so that it is at first
-    the plain average of all students. The ramp-up is of T = rampup × (steps of the run) steps: at step t = n - 1 < T, w
-    is ``consistency_weight`` × exp(-5 (1 - t / T)²) and the momentum ``rampup_momentum``.
+    The loss is the cross-entropy, averaged over the labelled images, plus w × consistency, averaged over all images.
+    After step n = 1, 2, ... the teacher keeps the share τ = min(1 - 1 / (n + 1), momentum) of its weights. It is
+    therefore the plain average of all students at first. The ramp-up lasts T = rampup × (steps of the run) steps: at
+    step t = n - 1 < T, w is ``consistency_weight`` × exp(-5 (1 - t / T)²) and the momentum is ``rampup_momentum``.
 
     Args:
         consistency: measure of the difference between the student's and the teacher's probabilities: ``mse``, the mean

@@ -37,11 +37,11 @@ def cache_features(recipe: Recipe) -> None:
 
 
 def warn_of_random_weights(encoder: Encoder) -> None:
-    """Warns if what is to be kept was made with random weights; of a network of somebody else's nothing is known."""
+    """Warns if the encoder has random weights. Nothing is known about the weights of a wrapped network."""
     if not encoder.pretrained and type(encoder) is not Encoder:
         rank_zero_warn(
-            "the encoder has random weights, in which there is nothing to keep: set encoder.weights, such as to the "
-            "directory of a run"
+            "the encoder has random weights, so there is nothing to transfer: set encoder.weights, for example to a "
+            "run directory"
         )
 
 

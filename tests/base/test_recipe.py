@@ -238,7 +238,7 @@ def test_lr_batch_size_has_to_be_positive():
 
 
 def test_a_run_without_end_says_that_the_schedule_needs_one(tmp_path):
-    with pytest.raises(ValueError, match="the run has no end"):
+    with pytest.raises(ValueError, match="the schedule needs the length of the run"):
         trainer(tmp_path, max_epochs=-1).fit(build("SimCLR"), Digits())
 
 

@@ -101,7 +101,7 @@ def test_a_constant_tau_of_0_makes_the_target_the_online_network_and_of_1_leaves
 def test_a_rising_tau_needs_a_run_with_an_end_and_a_constant_one_does_not(tmp_path):
     options = {"max_epochs": -1, "max_time": {"seconds": 1}}
     trainer(tmp_path, **options).fit(byol(constant_momentum=True), Digits(batch_size=128))
-    with pytest.raises(ValueError, match="the run has no end"):
+    with pytest.raises(ValueError, match="the schedule needs the length of the run"):
         trainer(tmp_path, **options).fit(byol(), Digits(batch_size=128))
 
 

@@ -99,4 +99,4 @@ def test_an_empty_folder_is_refused_in_one_line(run, tmp_path, capsys):
     (tmp_path / "new").mkdir()
     with pytest.raises(SystemExit):
         predict(run, "new")
-    assert "recipes: error: new holds no pictures" in capsys.readouterr().err
+    assert "recipes: error: new holds no images" in capsys.readouterr().err

@@ -286,9 +286,9 @@ def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(ValueError, match="a fresh encoder has nothing to keep"):
         Joint(encoder, Tasks((2, 2)), fresh=True, warmup_epochs=1)
     recipe = made(FineTuning, sequence())
-    with pytest.raises(ValueError, match="the data is Digits: give a TaskSequence"):
+    with pytest.raises(ValueError, match="the data is Digits: FineTuning requires a sequence"):
         trainer().fit(recipe, Digits(size=8, batch_size=BATCH))
-    with pytest.raises(ValueError, match="was made for .*class.* and the data has .*task"):
+    with pytest.raises(ValueError, match="the data has .*task.*, but the recipe was created for .*class"):
         trainer().fit(recipe, sequence("task"))
 
 

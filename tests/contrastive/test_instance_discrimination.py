@@ -130,7 +130,7 @@ def test_without_a_datamodule_the_number_of_images_is_asked_for(tmp_path):
     data = Digits(batch_size=32)
     data.setup()
     trainer = Trainer(fast_dev_run=True, accelerator="cpu", default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="num_images is not given"):
+    with pytest.raises(ValueError, match="num_images is required"):
         trainer.fit(recipe_of(), data.train_dataloader())
 
 

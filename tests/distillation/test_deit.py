@@ -243,5 +243,5 @@ def test_what_does_not_suit_is_refused(arguments, message):
 
 def test_a_teacher_that_knows_no_classes_is_refused_when_training_starts():
     teacher = Teacher([SimCLR(ConvNet((4, 6)))], ["runs/simclr"])
-    with pytest.raises(ValueError, match="the teacher runs/simclr tells no classes apart"):
+    with pytest.raises(ValueError, match="the teacher runs/simclr has no classification head"):
         quiet_trainer(max_steps=1).fit(build(teacher=teacher), Digits(size=8))

@@ -170,7 +170,7 @@ def test_mean_teacher_run_teaches_with_the_averaged_network():
 def test_a_run_without_classes_teaches_features_alone(tmp_path):
     seed_everything(0, verbose=False)
     simclr = Teacher([SimCLR(ConvNet((4, 8)))], ["simclr"])
-    with pytest.raises(ValueError, match="tells no classes apart: set soft_weight to 0"):
+    with pytest.raises(ValueError, match="has no classification head: set soft_weight to 0"):
         fit(student(teacher=simclr))
     layers = [LayerLoss(SimilarityPreserving(), 1.0)]
     fit(student(teacher=simclr, soft_weight=0.0, layer_losses=layers))
@@ -293,7 +293,7 @@ def test_temperature_moves_in_equal_steps_to_its_end():
         ({"teacher_logits": "saved"}, "'online' or 'cached'"),
         ({"hint_epochs": 2}, "needs layer_losses"),
         ({"layer_losses": [LayerLoss(Hint(), 0.0)]}, "weight of Hint is 0.0"),
-        ({"layer_losses": [LayerLoss(Hint())], "teacher_logits": "cached"}, "leave teacher_logits online"),
+        ({"layer_losses": [LayerLoss(Hint())], "teacher_logits": "cached"}, "Set teacher_logits to online"),
         ({"layer_losses": [LayerLoss(Hint(), student_layer="netwrk.2")]}, "did you mean 'network.2'"),
         ({"layer_losses": [LayerLoss(Hint(), student_layer="stage:9")]}, r"stage:0 \("),
     ],
@@ -443,7 +443,7 @@ def test_file_of_logits_that_was_damaged_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[200:400] = bytes(200)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="delete it, and run again"):
+    with pytest.raises(ValueError, match="delete the file and run again"):
         fit(student(teacher_logits="cached", logits_folder=str(tmp_path)), epochs=1)
 
 

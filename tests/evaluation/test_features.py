@@ -96,7 +96,7 @@ def test_images_without_label_or_with_several_can_be_left_out() -> None:
 
 @pytest.mark.parametrize("wrong", [None, torch.zeros(4), torch.zeros(3, 2), {"feature": torch.zeros(4, 2)}])
 def test_what_is_no_row_of_features_for_each_image_is_refused(wrong: object) -> None:
-    with pytest.raises(ValueError, match=r"it has to be the features of the batch, \[4, F\]"):
+    with pytest.raises(ValueError, match=r"must return the features of the batch as a tensor of shape \[4, F\]"):
         Collector(torch.device("cpu")).add(wrong, batches(1, 4)[0])  # type: ignore[arg-type]
 
 

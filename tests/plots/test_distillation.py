@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from recipes.evaluation.calibration import Answers, comparison, reliability
+from recipes.evaluation.calibration import Predictions, comparison, reliability
 from recipes.plots.distillation import agreement, calibration, softened, spread
 
 NAMES = ("cat", "dog", "owl")
@@ -35,13 +35,13 @@ def texts(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def answers(classes: int, images: int = 300) -> tuple[Answers, list[str]]:
+def predictions(classes: int, images: int = 300) -> tuple[Predictions, list[str]]:
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, classes, (images,), generator=generator)
     teacher = torch.randn(images, classes, generator=generator, dtype=torch.float64)
     teacher[torch.arange(images), label] += 5
     student = teacher + torch.randn(images, classes, generator=generator, dtype=torch.float64)
-    return Answers(teacher, student, label, torch.arange(images)), [f"a $name_ {i}" for i in range(classes)]
+    return Predictions(teacher, student, label, torch.arange(images)), [f"a $name_ {i}" for i in range(classes)]
 
 
 def test_images_are_chosen_at_equal_distances_in_the_order_of_entropy() -> None:
@@ -51,7 +51,7 @@ def test_images_are_chosen_at_equal_distances_in_the_order_of_entropy() -> None:
 
 @pytest.mark.parametrize("classes", [2, 10, 11, 1000])
 def test_of_many_classes_the_ten_most_probable_are_drawn(classes: int) -> None:
-    test, names = answers(classes)
+    test, names = predictions(classes)
     figure = softened(torch.rand(2, 3, 8, 8), test.teacher[:2], test.label[:2], names, 300)
     panel = figure.axes[1]
     expected = list(range(classes))
@@ -63,26 +63,26 @@ def test_of_many_classes_the_ten_most_probable_are_drawn(classes: int) -> None:
 
 
 def test_all_pictures_of_a_thousand_classes_are_drawn(tmp_path: Path) -> None:
-    test, names = answers(1000)
+    test, names = predictions(1000)
     agreement(test, names).savefig(tmp_path / "agreement.png", dpi=30)
     calibration(test, {"teacher": 2.0, "student": 0.5}).savefig(tmp_path / "calibration.png", dpi=30)
     found = comparison(test, {}, 0)
     assert found["teacher_entropy_bits"]["40"] == pytest.approx(math.log2(1000), abs=0.01)
 
 
-def test_rows_of_the_agreement_are_what_the_teacher_says() -> None:
+def test_rows_of_the_agreement_are_the_teachers_predictions() -> None:
     logits = torch.eye(3, dtype=torch.float64)
-    test = Answers(logits[[0, 0, 1]], logits[[0, 2, 1]], torch.tensor([1, 1, 1]), torch.arange(3))
+    test = Predictions(logits[[0, 0, 1]], logits[[0, 2, 1]], torch.tensor([1, 1, 1]), torch.arange(3))
     figure = agreement(test, NAMES)
     matrix = figure.axes[0].images[0].get_array()
     assert matrix[0].tolist() == [50, 0, 50]
     assert matrix[1].tolist() == [0, 100, 0]
-    assert figure.axes[0].get_ylabel() == "class that the teacher says"
+    assert figure.axes[0].get_ylabel() == "teacher's prediction"
     assert any("they agree on 66.7 %" in text and "grey" in text for text in texts(figure))
 
 
 def test_the_diagram_shows_accuracy_gap_and_share() -> None:
-    test, _ = answers(5)
+    test, _ = predictions(5)
     figure = calibration(test, {"teacher": 2.0, "student": 0.5})
     titles = [axes.get_title().split("\n")[0] for axes in figure.axes]
     assert titles == ["teacher, as it is", "teacher, T = 2", "student, as it is", "student, T = 0.5"]

@@ -373,7 +373,7 @@ def test_data_whose_labels_are_all_shown_will_do(tmp_path):
 
 
 def test_a_run_without_an_end_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="the run has no end"):
+    with pytest.raises(ValueError, match="the schedule needs the length of the run"):
         fit(tmp_path, max_epochs=-1)
 
 

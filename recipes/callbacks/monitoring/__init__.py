@@ -1,1 +1,1 @@
-"""What watches a run while it trains."""
+"""Callbacks that monitor training."""

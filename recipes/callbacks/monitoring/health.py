@@ -10,11 +10,11 @@ class Health(Callback):
     """Shows whether training is stable, and whether it waits for data.
 
     ``train/grad_norm`` is the global 2-norm of the gradients that the optimiser gets: unscaled, averaged over devices,
-    before clipping. It is computed on the steps that are logged and on no others.
+    before clipping. It is computed only on the steps that are logged.
 
     ``train/data_wait`` is the share, in [0, 1], of the wall time since the last logged step that the first device's
-    process spent between two training batches: above all, waiting for the next one. Validation does not count. A GPU
-    works on while its process waits, so that a small share costs nothing; a large one asks for more workers.
+    process spent between two training batches, mostly waiting for the next batch. Validation does not count. A GPU
+    continues to work while its process waits, so a small share costs nothing. If the share is large, use more workers.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Reports what a classifier gets right and wrong, class by class and picture by picture."""
+"""Reports the results of a classifier for each class, and its worst mistakes."""
 
 import json
 from typing import Any
@@ -13,17 +13,21 @@ from recipes.plots.classes import confusion_matrix, mistake_sheet
 
 
 class ClassReport(Callback):
-    """Reports at the end of the test what a classifier confuses; does nothing for a recipe without a classifier.
+    """Reports the confusion matrix and results per class after the test; does nothing for recipes without classifier.
 
-    ``classes.json`` in the run directory has, for each class, precision, recall, F1 and the number of test images
-    (``support``), null where there is nothing to divide by; their means over the classes that have a value
-    (``macro``); the confusion matrix, a row for each true class; and the worst mistakes, those with the highest
-    confidence in a wrong class. ``pictures/confusion.png`` shows the matrix, ``pictures/mistakes.png`` the images of
-    the worst mistakes. With a ``WandbLogger``, the pictures go to Weights & Biases too. Test images without a label
-    take no part. Nothing is written under ``fast_dev_run``.
+    ``classes.json`` in the run directory has:
+
+    * for each class precision, recall, F1 and the number of test images (``support``); null if the divisor is zero;
+    * ``macro``: the means of these numbers over the classes that have a value;
+    * the confusion matrix, with one row for each true class;
+    * the worst mistakes: the misclassified images with the highest confidence.
+
+    ``pictures/confusion.png`` shows the confusion matrix, and ``pictures/mistakes.png`` the images of the worst
+    mistakes. Both are also logged to Weights & Biases if a ``WandbLogger`` is used. Test images without a label are
+    skipped. Nothing is written under ``fast_dev_run``.
 
     Args:
-        mistakes: at most so many of the worst mistakes are reported, >= 0; 0 leaves them out.
+        mistakes: largest number of worst mistakes in the report, >= 0. With 0, mistakes are not reported.
 
     Raises:
         ValueError: if ``mistakes`` is negative.

@@ -1,4 +1,4 @@
-"""Reports what a continual learner knows of every task after every task, and what it cost."""
+"""Reports the accuracy on every task after every task, and the cost of training."""
 
 import json
 import os
@@ -25,20 +25,20 @@ class ContinualReport(Callback):
 
     At the end of training, and of a test, a table has the accuracy on each task after the last one, and the average
     accuracy, average incremental accuracy, learning accuracy, backward transfer, forward transfer and forgetting
-    (``recipes.evaluation.continual``); task-aware, where it is known of which task an image is, and task-agnostic.
-    ``continual.json`` in the run directory has these numbers, both matrices, null where nothing was measured, the
+    (``recipes.evaluation.continual``), both task-aware (the task of each image is known) and task-agnostic.
+    ``continual.json`` in the run directory has these numbers, both accuracy matrices (null if not measured), the
     protocol, and the cost:
 
-    * ``seconds`` of training on each task, with what happens when it begins and ends, and without measuring;
-    * ``parameters``, and ``bytes`` of the module's parameters and buffers; ``on_top`` has the bytes of each part beside
-      encoder, normalisation and head, such as a copy of the old network or stored images;
-    * ``flops_per_image`` of the first batch of the last epoch of each task, forward and backward, over the images that
-      came from the data: additions and multiplications of matrix products, convolutions and attention, replayed images
-      and old networks included. Null where a part of the recipe is compiled, which hides them.
+    * ``seconds``: training time of each task, including its beginning and end, without evaluation;
+    * ``parameters``, and ``bytes`` of the module's parameters and buffers; ``on_top`` has the bytes of each part other
+      than encoder, normalisation and head, such as a copy of the old network or stored images;
+    * ``flops_per_image``: additions and multiplications of matrix products, convolutions and attention, forward and
+      backward, in the first batch of the last epoch of each task, divided by the number of images from the data.
+      Replayed images and old networks are included. Null if a part of the recipe is compiled, which hides the counts.
 
-    ``pictures/accuracy-matrix.png`` shows the matrices, ``pictures/accuracy-over-tasks.png`` how accuracies change, and
-    ``pictures/forgetting.png`` which tasks are forgotten. With a ``WandbLogger``, the pictures go to Weights & Biases
-    too. Nothing is written under ``fast_dev_run``.
+    ``pictures/accuracy-matrix.png`` shows the matrices, ``pictures/accuracy-over-tasks.png`` the accuracies over the
+    tasks, and ``pictures/forgetting.png`` the forgetting of each task. The pictures are also logged to Weights & Biases
+    if a ``WandbLogger`` is used. Nothing is written under ``fast_dev_run``.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Reports what a student took over from its teacher, and what the temperature shows of the teacher."""
+"""Reports how far a student agrees with its teacher, and the calibration of both."""
 
 import json
 from typing import Any
@@ -9,42 +9,45 @@ from torch import Tensor, nn
 
 from recipes.callbacks.reporting.files import images_of, picture_directory, save
 from recipes.callbacks.running.feature_collector import FeatureCollector
-from recipes.evaluation.calibration import NETWORKS, Answers, best_temperature, comparison, entropy
+from recipes.evaluation.calibration import NETWORKS, Predictions, best_temperature, comparison, entropy
 from recipes.evaluation.features import Features, extract
 from recipes.plots.distillation import agreement, calibration, softened, spread
 
 
 class DistillationReport(Callback):
-    """Compares student and teacher at the end of the test; does nothing for a recipe that has no teacher at hand.
+    """Compares student and teacher at the end of the test; does nothing for a recipe without a loaded teacher.
 
-    ``distillation.json`` in the run directory has the share of test images that both take for the same class, the
-    accuracy and the expected calibration error (15 bins) of both, and the mean entropy of the teacher, in bits, at the
-    temperatures 1, 4, 20 and 40. If there are validation images, it has the temperatures that suit them best, and the
-    errors on the test images with their logits divided by these too (temperature scaling, Guo et al., 2017,
-    arXiv:1706.04599).
+    ``distillation.json`` in the run directory has the agreement (the share of test images for which both predict the
+    same class), the accuracy and the expected calibration error (15 bins) of both networks, and the teacher's mean
+    entropy in bits at the temperatures 1, 4, 20 and 40. If there are validation images, the file also has each
+    network's best temperature on them, and the calibration error on the test images with logits divided by this
+    temperature (temperature scaling, Guo et al., 2017, arXiv:1706.04599).
 
-    ``pictures/temperature.png`` shows the teacher's probabilities at the four temperatures for some test images;
-    ``pictures/agreement.png`` which classes the student says where the teacher says which; ``pictures/calibration.png``
-    how often both are right, by how sure they are. With a ``WandbLogger``, the pictures go to Weights & Biases too.
-    Test images without a label take no part. Nothing is written under ``fast_dev_run``.
+    The pictures, which are also logged to Weights & Biases if a ``WandbLogger`` is used:
+
+    * ``pictures/temperature.png``: the teacher's probabilities at the four temperatures, for some test images;
+    * ``pictures/agreement.png``: the joint counts of the teacher's and the student's predicted classes;
+    * ``pictures/calibration.png``: the accuracy of both networks by confidence.
+
+    Test images without a label are skipped. Nothing is written under ``fast_dev_run``.
     """
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Asks for the logits of both."""
+        """Requests the logits of both networks."""
         if _has_teacher(pl_module):
             FeatureCollector.of(trainer).collect("teacher_logits")
             FeatureCollector.of(trainer).collect("logits")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Passes the validation images through both networks, and writes the report."""
+        """Computes the logits of the validation images with both networks, and writes the report."""
         if not _has_teacher(pl_module):
             return
         collected = FeatureCollector.of(trainer)
-        test, val = _answers(*(collected.gather()[name] for name in ("teacher_logits", "logits"))), None
+        test, val = _predictions(*(collected.gather()[name] for name in ("teacher_logits", "logits"))), None
         data: Any = getattr(trainer, "datamodule", None)
         if data is not None and hasattr(data, "splits") and data.splits.val is not None:
             both = extract({"both": _Both(pl_module)}, data.in_order(data.splits.val), trainer)["both"]
-            val = _answers(*(both._replace(feature=part) for part in both.feature.tensor_split(2, dim=1)))
+            val = _predictions(*(both._replace(feature=part) for part in both.feature.tensor_split(2, dim=1)))
         pictures = picture_directory(trainer)
         if pictures is None or test is None:
             return
@@ -81,9 +84,9 @@ def _has_teacher(recipe: LightningModule) -> bool:
     return bool(getattr(recipe, "has_teacher", False))
 
 
-def _answers(teacher: Features, student: Features) -> Answers | None:
-    """Those for the labelled images, on the CPU; None where there are none."""
+def _predictions(teacher: Features, student: Features) -> Predictions | None:
+    """Keeps the labelled images, on the CPU; None if there are none."""
     teacher, student = (each.labelled().to("cpu") for each in (teacher, student))
     if not len(teacher.label):
         return None
-    return Answers(teacher.feature.double(), student.feature.double(), teacher.label, teacher.index)
+    return Predictions(teacher.feature.double(), student.feature.double(), teacher.label, teacher.index)

@@ -22,17 +22,23 @@ _FLUSH = 1000  # losses that wait on the device
 
 
 class Pictures(Callback):
-    """Draws what a run did, as PNG files in ``pictures/`` of the run directory.
+    """Draws the figures of a run, as PNG files in ``pictures/`` of the run directory.
 
-    At the end of training: ``loss.png``, the training loss of every step on the first device, with ``val/knn`` where
-    it was measured; and ``views.png``, random views of some training images, for a recipe that has ``views``.
-    At the end of the test: ``tsne.png``, the test images before and after training, and ``neighbours.png``, the
-    training images that the trained encoder finds most similar to some test images. Both need ``RepresentationProbe``,
-    whose features they show. With a ``WandbLogger``, all go to Weights & Biases too. Nothing is drawn under
+    At the end of training:
+
+    * ``loss.png``: the training loss of every step on the first device, and ``val/knn`` if it was measured;
+    * ``views.png``: random views of some training images, for a recipe that has ``views``.
+
+    At the end of the test, from the features of ``RepresentationProbe``, which must be a callback of the run:
+
+    * ``tsne.png``: the test images before and after training;
+    * ``neighbours.png``: the training images whose features are most similar to those of some test images.
+
+    All figures are also logged to Weights & Biases if a ``WandbLogger`` is used. Nothing is drawn under
     ``fast_dev_run``.
 
     Args:
-        points: at most so many test images are shown in ``tsne.png``, > 0. t-SNE takes some seconds for 1,000.
+        points: largest number of test images in ``tsne.png``, > 0. t-SNE takes some seconds for 1,000 images.
 
     Raises:
         ValueError: if ``points`` is not positive.

@@ -15,20 +15,25 @@ from recipes.evaluation.features import join
 
 
 class PredictionFile(Callback):
-    """Writes what ``predict_step`` gives for each image to files in the run directory.
+    """Writes the outputs of ``predict_step`` for each image to files in the run directory.
 
-    ``numpy.load`` reads ``predictions.npz``: ``index`` [N] is the position of each image in the dataset, in ascending
-    order, ``label`` [N] its class or -1, ``feature`` [N, F] its features; a recipe with a classifier adds
-    ``probability`` [N, classes] (or ``score``, where it knows no probabilities), and a table for people,
-    ``predictions.csv``: a line for each image with its ``file`` below the root of the data (or, where images are no
-    files, its ``index``), the most probable ``class`` and the ``probability`` of that.
+    ``numpy.load`` reads ``predictions.npz``, which has these arrays:
 
-    The images are those of the DataModule's ``predict_dataloader``: the test images, or all where there is no test
-    split. So of a folder of pictures without class folders it is every picture; of one with class folders it is the
-    test split, and every picture with ``--data.val_fraction 0 --data.test_fraction 0``.
+    * ``index`` [N]: the position of each image in its dataset, in ascending order;
+    * ``label`` [N]: the class of the image, or -1;
+    * ``feature`` [N, F]: the features of the image;
+    * ``probability`` [N, classes]: the predicted probabilities, for a recipe with a classifier. If the classifier has
+      no probabilities, such as an SVM, the array is ``score``.
+
+    A classifier also writes ``predictions.csv``, with one line for each image: its ``file`` relative to the root of the
+    data (or its ``index`` if images are not files), its most probable ``class`` and the ``probability`` of this class.
+
+    The images are those of the DataModule's ``predict_dataloader``: the test images, or all images if there is no test
+    split. A folder without class folders has no test split. With class folders,
+    ``--data.val_fraction 0 --data.test_fraction 0`` predicts all images.
 
     Args:
-        filename: of the NumPy file; ends in .npz. The table has the same name with .csv.
+        filename: name of the NumPy file, ending in .npz. The table has the same name, ending in .csv.
 
     Raises:
         ValueError: if ``filename`` does not end in .npz.

@@ -41,10 +41,10 @@ class RepresentationProbe(Callback):
     over areas if it is larger than 32 × 32. Their row is left out if there are too many images.
 
     Args:
-        every_n_epochs: number of epochs between two measurements, >= 0; the last epoch is always measured. 0 never
-            measures, at the end of the test neither. A measurement passes the whole bank through the encoder.
-        k: number of neighbours that vote, > 0 (Wu et al., 2018, arXiv:1805.01978, Section 3.4). All images of a smaller
-            bank vote, and a line says so.
+        every_n_epochs: number of epochs between two measurements, >= 0; the last epoch is always measured. With 0,
+            nothing is measured, also after the test. A measurement passes the whole bank through the encoder.
+        k: number of neighbours that vote, > 0 (Wu et al., 2018, arXiv:1805.01978, Section 3.4). If the
+            bank is smaller, all its images vote, and a line is printed.
         temperature: softmax temperature of the votes, > 0 (ibid.: 0.07).
         labels_per_class: numbers of labels per class of the few-label columns, each > 0; an empty list leaves them out.
         draws: number of times that these labels are drawn, > 0; the columns show mean ± standard deviation.

@@ -1,4 +1,4 @@
-"""How long an encoder was trained."""
+"""Counts epochs, images and seconds of training."""
 
 import time
 from typing import Any
@@ -9,8 +9,8 @@ class TrainingClock:
 
     Attributes:
         epochs: number of epochs.
-        images: number of images of all devices, those of every epoch.
-        seconds: time between the batches and in them.
+        images: number of images over all devices and epochs.
+        seconds: time in batches and between them.
     """
 
     def __init__(self) -> None:

@@ -9,19 +9,19 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint so that its name always stands for a whole file: the old one or the new one.
+    """Writes checkpoints atomically: the file is always complete, either the old one or the new one.
 
-    The file is written beside its place, as ``<name>.part``, brought to the disk and renamed. Lightning writes it to
-    the system's temporary folder and moves it from there; where that is another file system, moving is copying, and a
-    run that is killed meanwhile is left with half a file. What a killed run leaves of a ``.part`` is overwritten by the
-    next checkpoint of that name, and never loaded. Other than local paths (``s3://...``) are written by Lightning.
+    The file is written to the same folder as ``<name>.part``, flushed to the disk and renamed. Lightning writes to the
+    system's temporary folder and moves the file. If that folder is on another file system, moving is copying, and a run
+    that is killed meanwhile leaves half a file. A ``.part`` file left by a killed run is never loaded; the next
+    checkpoint with that name overwrites it. Lightning writes paths that are not local (``s3://...``).
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes ``checkpoint`` to ``path``.
 
         Raises:
-            OSError: if there is no room for it, or no permission; what stood at ``path`` is still there.
+            OSError: if there is no space or no permission; the previous file at ``path`` is kept.
         """
         system, name = url_to_fs(str(path))
         if not isinstance(system, LocalFileSystem):

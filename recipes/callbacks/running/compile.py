@@ -3,16 +3,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class CompileEncoder(Callback):
-    """Compiles the encoder with ``torch.compile`` for training; the rest of a recipe stays as it is.
+    """Compiles the encoder with ``torch.compile`` for training; the other parts are not compiled.
 
-    The first step waits for the compilation. Names in checkpoints do not change. Outside training steps nothing is
-    compiled: for the few batches of an evaluation, of other sizes, that would take longer than it saves.
+    The first step waits for the compilation. Names in checkpoints do not change. Only training
+    steps are compiled: an evaluation has few batches of other sizes, so compiling would cost more time than it saves.
 
     Args:
-        backend: of ``torch.compile``.
+        backend: backend of ``torch.compile``, such as ``inductor``.
 
     Raises:
-        ValueError: if there is no such backend.
+        ValueError: if torch has no such backend.
     """
 
     def __init__(self, backend: str = "inductor") -> None:

@@ -4,14 +4,14 @@ from torch import nn
 
 
 class MaxNorm(Callback):
-    """Holds the incoming weights of every hidden unit of the encoder to a largest norm, after each step.
+    """Limits the norm of the incoming weights of every hidden unit of the encoder, after each step.
 
-    A unit whose weight vector has grown longer is scaled back to that length (Hinton et al., 2012,
-    arXiv:1207.0580), which goes with dropout and large learning rates. Linear layers and convolutions have such units;
-    the head of a classifier has none, and biases do not count.
+    A longer weight vector is scaled back to the largest norm (Hinton et al., 2012, arXiv:1207.0580). The limit is meant
+    for dropout and large learning rates. It applies to linear layers and convolutions of the encoder, without biases;
+    the head of a classifier is not limited.
 
     Args:
-        largest: norm of the weights that come into a unit, > 0.
+        largest: largest norm of the incoming weights of a unit, > 0.
 
     Raises:
         ValueError: if ``largest`` is not positive.

@@ -7,12 +7,12 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 class RunDirectory(Callback):
-    """Keeps the configuration of a run: in its directory, in its checkpoints, and in Weights & Biases where used.
+    """Saves the configuration of a run to its directory, its checkpoints and, if used, Weights & Biases.
 
     Args:
-        directory: of the run.
-        config: the whole configuration, as YAML.
-        model: that of the recipe alone, with the values that come from the DataModule, as YAML.
+        directory: run directory.
+        config: whole configuration, as YAML.
+        model: configuration of the recipe, with the values that come from the DataModule, as YAML.
     """
 
     def __init__(self, directory: Path, config: str, model: str) -> None:

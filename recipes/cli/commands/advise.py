@@ -1,4 +1,4 @@
-"""``recipes advise``: measures encoders on your pictures, and says which to take and how to train it."""
+"""``recipes advise``: measures encoders on your images, and recommends an encoder and a training strategy."""
 
 import dataclasses
 import inspect
@@ -28,11 +28,11 @@ from recipes.transfer import advisor
 from recipes.transfer.advisor import STRATEGIES, Advice, Measurement
 from recipes.transfer.verification import check_validation, held, verify
 
-SMALL_PICTURES = 64  # pixels; the networks of torchvision and timm are mostly trained on 224
+SMALL_IMAGES = 64  # pixels; the networks of torchvision and timm are mostly trained on 224
 
 
 class _Candidate(NamedTuple):
-    """An encoder and what was measured of it."""
+    """An encoder and its measurement."""
 
     named: NamedEncoder
     measurement: Measurement
@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
 
     Raises:
         ValueError: if an argument is wrong, the data have no labels, one class or fewer images than classes, or an
-            encoder, its weights and the pictures do not fit.
+            encoder, its weights and the images do not fit.
         FileNotFoundError: if the data, a run or a file of weights is not there.
         OSError: if weights cannot be downloaded.
     """
@@ -58,7 +58,7 @@ def main(args: list[str]) -> None:
 def _advise(parser: ArgumentParser, options: Namespace) -> None:
     if not options.encoder:
         raise ValueError(
-            "no encoder is given: say --encoder resnet18 --weights DEFAULT, or --encoder runs/<name>/<time>"
+            "no encoder is given: add --encoder resnet18 --weights DEFAULT, or --encoder runs/<name>/<time>"
         )
     names = list(options.encoder)
     weights = _weights(names, options.weights)
@@ -112,28 +112,31 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="recipes advise",
-        description="Measures encoders on your pictures, and says which to take and how to train it.",
+        description="Measures encoders on your images, and recommends an encoder and a training strategy.",
         exit_on_error=False,
     )
-    parser.add_subclass_arguments(
-        ImageDataModule, "data", help="the pictures, such as ImageFolder with --data.root pictures"
-    )
+    about = "DataModule with the images, such as ImageFolder with --data.root images"
+    parser.add_subclass_arguments(ImageDataModule, "data", help=about)
     parser.set_defaults({"data": {"class_path": "datamodules.Digits"}})
-    about = "a network of torchvision (resnet18), timm:<name>, or a run's directory or checkpoint; several are ranked"
+    about = "torchvision network (resnet18), timm:<name>, run directory or checkpoint; several encoders are ranked"
     parser.add_argument("--encoder", type=str, nargs="+", help=about)
-    about = "for all networks or one each: DEFAULT or another name of torchvision's, or a file; a run has its own"
+    about = "pretrained weights, one for all encoders or one each: DEFAULT or another torchvision name, a file, or "
+    about += "null for random weights; a run has its own weights"
     parser.add_argument("--weights", type=str, nargs="*", help=about)
-    about = "whether to train briefly by every strategy, to see whether the advice holds"
+    about = "whether to train briefly with every strategy, to check the advice on the validation images"
     parser.add_argument("--verify", type=bool, default=False, help=about)
-    parser.add_argument("--steps", type=int | None, help="of the optimiser for every strategy of --verify; 500 if null")
-    parser.add_argument("--output", type=str, default="advice.yaml", help="where the configuration is written")
-    parser.add_argument("--seed", type=int, default=0, help="of --verify, and in the configuration")
-    parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, gpu, ...")
+    about = "number of optimiser steps for each strategy of --verify, > 0; if null, uses 500"
+    parser.add_argument("--steps", type=int | None, help=about)
+    parser.add_argument("--output", type=str, default="advice.yaml", help="file for the recommended configuration")
+    about = "seed of the random numbers of --verify, and seed_everything in the configuration"
+    parser.add_argument("--seed", type=int, default=0, help=about)
+    about = "device that Lightning uses: auto, cpu, gpu, ...; auto uses a GPU if there is one"
+    parser.add_argument("--accelerator", type=str, default="auto", help=about)
     return parser
 
 
 def _config(data: Namespace) -> dict[str, Any]:
-    """The DataModule as a YAML file names it: only what differs from its defaults."""
+    """Configuration of the DataModule, without arguments that have their default value."""
     given = data.as_dict()
     kind = getattr(datamodules, given["class_path"].rpartition(".")[2], None)
     defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()} if kind else {}
@@ -166,7 +169,7 @@ def _measured(name: str, weights: str | None, data: ImageDataModule, trainer: An
     elif isinstance(named.encoder, TorchvisionEncoder):
         head = source_head(name, weights)
     if not named.encoder.pretrained:
-        rank_zero_warn(f"{name} has random weights, so that there is nothing to transfer: say --weights")
+        rank_zero_warn(f"{name} has random weights, so there is nothing to transfer: set --weights")
     return _Candidate(named, advisor.measure(name, named.encoder, data, trainer, head))
 
 
@@ -212,25 +215,23 @@ def _print_data(console: Console, data: ImageDataModule, best: _Candidate) -> No
     )
     channels, height, width = data.image_shape
     large = isinstance(best.named.encoder, TimmEncoder | TorchvisionEncoder)
-    if large and min(height, width) < SMALL_PICTURES:
+    if large and min(height, width) < SMALL_IMAGES:
         arguments = inspect.signature(type(data)).parameters
         option = next((f"--data.{name} 224" for name in ("image_size", "size") if name in arguments), "")
         advice = f"try {option}" if option else "enlarge them"
-        console.print(
-            f"The pictures are {height} × {width}: {m.encoder} wants larger ones, of about 224 pixels; {advice}."
-        )
+        console.print(f"The images are {height} × {width}: {m.encoder} works best with about 224 pixels; {advice}.")
 
 
 def _scores_table(measurements: list[Measurement]) -> Table:
     k = measurements[0].k
     caption = (
         f"kNN: leave-one-out accuracy of {k} neighbour{'s' * (k > 1)}; random: that of the same network with random "
-        "weights. Similarity: how much of what the random network leaves unexplained of the labels is explained."
+        "weights. Similarity: fraction of the label variance left unexplained by the random network that is explained."
     )
     if len(measurements) > 1:
         caption += (
-            " Best first, by LogME: it needs no classifier of the encoder, and weighs how well the features explain "
-            "the labels against how many features there are."
+            " Sorted by LogME, best first. LogME needs no classifier of the encoder. It weighs how well the features "
+            "explain the labels against the number of features."
         )
     table = new_table(collapse_padding=False, caption=caption, caption_justify="left")
     table.add_column("encoder", overflow="fold")
@@ -257,7 +258,7 @@ def _results_table(results: dict[str, dict[str, Any]], advised: str, data: Image
     count = int((val.label >= 0).sum())
     table = new_table(
         collapse_padding=False,
-        title="What the strategies give",
+        title="Results of the strategies",
         caption=f"One of the {count} validation images is {100 / count:.1f} points.",
     )
     table.add_column("strategy", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What the commands of their own do alike with their arguments."""
+"""Parsing of arguments, shared by the commands that are not subcommands of Lightning's command line."""
 
 import logging
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from recipes.cli.messages import one_line
 
 @contextmanager
 def parsed(parser: ArgumentParser, args: list[str]) -> Iterator[Namespace]:
-    """Parses arguments, and has Lightning say nothing while they are acted upon.
+    """Parses arguments, and silences Lightning's messages while the command runs.
 
     Args:
-        parser: with ``exit_on_error=False``.
-        args: of the command.
+        parser: parser with ``exit_on_error=False``.
+        args: arguments of the command.
 
     Raises:
         ValueError: if an argument is wrong, in one line.
@@ -30,7 +30,7 @@ def parsed(parser: ArgumentParser, args: list[str]) -> Iterator[Namespace]:
         raise ValueError(one_line(str(error), parser)) from None
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = log.level
-    log.setLevel(logging.WARNING)  # each of several Trainers would say what devices there are
+    log.setLevel(logging.WARNING)  # otherwise each Trainer lists the devices
     try:
         yield options
     finally:

@@ -20,9 +20,9 @@ class NamedEncoder(NamedTuple):
     """An encoder and where it is from.
 
     Attributes:
-        encoder: with its weights.
-        config: that makes the same encoder in a YAML file: ``class_path`` and ``init_args``.
-        recipe: that trained the encoder, with all of its weights, where the name was that of a run.
+        encoder: encoder with its weights.
+        config: ``class_path`` and ``init_args`` of the encoder, for a YAML file.
+        recipe: recipe that trained the encoder, with its weights; None if the name is not a run.
     """
 
     encoder: Encoder
@@ -31,14 +31,14 @@ class NamedEncoder(NamedTuple):
 
 
 def named_encoder(name: str, weights: str | None = None, in_channels: int = 3) -> NamedEncoder:
-    """Makes the encoder that a name on the command line means.
+    """Creates the encoder that a name on the command line means.
 
     Args:
-        name: of a network of torchvision (``resnet18``), ``timm:`` and that of a network of timm, ``ConvNet`` or
-            ``ResNet`` of ``recipes.nn``, or the directory or a checkpoint of a run, whose encoder is taken.
-        weights: ``DEFAULT`` or another name of torchvision's weights for the network, ``DEFAULT`` for timm's, or a file
-            of weights or the directory of a run. None starts at random. The encoder of a run has its own.
-        in_channels: channels of the images, 1 or 3.
+        name: name of a torchvision network (``resnet18``), ``timm:<name>``, ``ConvNet`` or ``ResNet`` of
+            ``recipes.nn``, or a run directory or checkpoint, whose encoder is used.
+        weights: ``DEFAULT`` or another name of torchvision's weights for the network, ``DEFAULT`` for timm's, a file of
+            weights or a run directory. If None, weights are random. The encoder of a run has its own weights.
+        in_channels: number of channels of the images, 1 or 3.
 
     Returns:
         The encoder, its configuration and, for a run, its recipe.

@@ -43,11 +43,12 @@ def main(args: list[str]) -> None:
         ValueError: if an option is wrong; also what ``export`` raises.
     """
     parser = _Parser(prog="recipes export", description="Writes the model of a run to files for other programs.")
-    parser.add_argument("--ckpt_path", required=True, help="directory of a run, or a checkpoint")
-    parser.add_argument("--output", help="folder for the files; by default export/ in the directory of the run")
-    about = "torch: model.pt2; onnx: model.onnx; safetensors: the weights of encoder and model (default: all)"
+    parser.add_argument("--ckpt_path", required=True, help="run directory or checkpoint")
+    parser.add_argument("--output", help="folder for the files; by default export/ in the run directory")
+    about = "formats to write: torch (model.pt2), onnx (model.onnx), safetensors (weights of encoder and model); "
+    about += "by default all"
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help=about)
-    about = "height and width of the images in pixels; by default those of the images that the run was made with"
+    about = "height and width of the images in pixels, > 0; by default those of the images of the run"
     parser.add_argument("--image_size", type=int, help=about)
     parser.add_argument("--import", help=IMPORT_HELP)  # taken out of the arguments before: here for the help
     options = parser.parse_args(args)
@@ -88,7 +89,7 @@ def export(
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint does not say how large images are and ``image_size`` does not either, if the
+        ValueError: if neither the checkpoint nor ``image_size`` gives the size of the images, if the
             encoder does not take such images, or if a file gives other outputs than the recipe.
         ImportError: if a package of the extra ``export`` is not installed.
     """
@@ -169,7 +170,7 @@ def _image_shape(recipe: Recipe, path: Path, image_size: int | None) -> tuple[in
             raise ValueError(f"image_size is {image_size}: it must be at least 1")
         return recipe.encoder.in_channels, image_size, image_size
     if recipe.image_shape is None:
-        raise ValueError(f"{path} does not say how large its images were: give --image_size")
+        raise ValueError(f"{path} has no image size: give --image_size")
     return recipe.image_shape
 
 

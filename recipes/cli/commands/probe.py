@@ -1,4 +1,4 @@
-"""``recipes probe``: how good the features of each stage of an encoder are, by several heads."""
+"""``recipes probe``: measures the features of each stage of an encoder with several classifiers."""
 
 import json
 import warnings
@@ -49,24 +49,31 @@ def main(args: list[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="recipes probe",
-        description="Measures how good the features of each stage of an encoder are, by several heads.",
+        description="Measures the features of each stage of an encoder with several classifiers.",
         exit_on_error=False,
     )
-    parser.add_subclass_arguments(ImageDataModule, "data", help="the images, such as Digits or ImageFolder")
+    parser.add_subclass_arguments(
+        ImageDataModule, "data", help="DataModule with the images, such as Digits or ImageFolder"
+    )
     parser.set_defaults({"data": {"class_path": "datamodules.Digits"}})
-    about = "a network of torchvision (resnet18), timm:<name>, ConvNet, ResNet, or a run's directory or checkpoint"
+    about = "torchvision network (resnet18), timm:<name>, ConvNet, ResNet, run directory or checkpoint"
     parser.add_argument("--encoder", type=str, required=True, help=about)
-    about = "DEFAULT or another name of torchvision's weights, or a file; a run has its own"
+    about = (
+        "pretrained weights: DEFAULT or another torchvision name, or a file; a run has its own; if null, random weights"
+    )
     parser.add_argument("--weights", type=str | None, help=about)
-    about = f"which of {', '.join(HEADS)} to fit: neighbours, L-BFGS, C chosen on validation images, {_EPOCHS} epochs"
+    about = "classifiers to fit: knn (nearest neighbours), logistic (regression by L-BFGS), svm (linear, C chosen on "
+    about += f"validation images), sgd (linear layer, {_EPOCHS} epochs)"
     parser.add_argument("--heads", type=list[str], default=["knn", "logistic", "svm"], help=about)
-    about = "whether to measure the encoder with random weights too, as the reference"
+    about = "whether to measure the encoder with random weights too, as a reference"
     parser.add_argument("--random", type=bool, default=True, help=about)
-    parser.add_argument("--k", type=int, default=200, help="neighbours that vote")
-    parser.add_argument("--temperature", type=float, default=0.07, help="of their votes")
-    parser.add_argument("--runs", type=str, default="runs", help="folder in which the run makes its directory")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and of SGD")
-    parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, gpu, ...")
+    parser.add_argument("--k", type=int, default=200, help="number of neighbours that vote, >= 1")
+    about = "softmax temperature of the neighbours' votes, > 0"
+    parser.add_argument("--temperature", type=float, default=0.07, help=about)
+    parser.add_argument("--runs", type=str, default="runs", help="folder for the directories of all runs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights and of SGD")
+    about = "device that Lightning uses: auto, cpu, gpu, ...; auto uses a GPU if there is one"
+    parser.add_argument("--accelerator", type=str, default="auto", help=about)
     return parser
 
 
@@ -107,8 +114,8 @@ def _labelled_splits(data: ImageDataModule) -> list[str]:
     classes = labels["train"][labels["train"] >= 0].unique()
     if len(classes) < 2:
         raise ValueError(
-            f"the labelled training images are of {len(classes)} class{'es' * (len(classes) != 1)}: heads need two at "
-            "least; put the images of each class into a folder of its own"
+            f"the labelled training images are of {len(classes)} class{'es' * (len(classes) != 1)}: heads need at "
+            "least two; put the images of each class into a folder of its own"
         )
     if found == ["train"]:
         raise ValueError(f"{type(data).__name__} has no labelled validation or test images to measure on")

@@ -13,7 +13,7 @@ class Encoder(nn.Module):
     Args:
         network: maps float images [B, C, H, W] to features [B, F].
         feature_dim: F, the number of features of an image, > 0.
-        in_channels: C, 1 or 3.
+        in_channels: number of channels C of the images, 1 or 3.
 
     Attributes:
         pretrained: whether it was made with weights that were trained before.

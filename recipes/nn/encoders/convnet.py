@@ -13,9 +13,9 @@ class ConvNet(Encoder):
 
     Args:
         widths: channels of the stages; the last is the number of features.
-        in_channels: C, 1 or 3.
+        in_channels: number of channels C of the images, 1 or 3.
         norm: ``batch``, or ``group``: statistics of each image alone.
-        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
+        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
 
     Raises:
         ValueError: if ``widths`` is empty, a width not positive, or ``norm`` unknown.

@@ -8,14 +8,14 @@ class MLP(Encoder):
     """A multilayer perceptron on the pixels, for tiny square images: linear layer, batch norm and ReLU, repeated.
 
     Args:
-        image_size: H and W of the images.
-        in_channels: C, 1 or 3.
+        image_size: height and width of the images in pixels.
+        in_channels: number of channels C of the images, 1 or 3.
         hidden: widths of the layers; the last is the number of features.
         batch_norm: whether the layers have batch norm.
         dropout: share of the hidden units that are left out in training, in [0, 1). A run with dropout does not resume
             bit for bit.
         input_dropout: share of the pixels that are left out in training, in [0, 1).
-        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
+        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
 
     Raises:
         ValueError: if ``image_size`` is not positive, ``hidden`` is empty, a width is not positive or a share is out of

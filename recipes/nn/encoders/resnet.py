@@ -17,11 +17,11 @@ class ResNet(Encoder):
     Args:
         depth: number of layers, 6n + 2: 20, 26, 32, 38, 44, 50, 56, ...
         width: channels of the first stage; there are four times as many features.
-        in_channels: C, 1 or 3.
-        zero_init_residual: starts every block as the identity, by a zero scale in its last batch norm
+        in_channels: number of channels C of the images, 1 or 3.
+        zero_init_residual: whether every block starts as the identity, by a zero scale in its last batch norm
             (Goyal et al., 2017, arXiv:1706.02677, Section 5.1).
         norm: ``batch``, or ``group``: statistics of each image alone.
-        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
+        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
 
     Raises:
         ValueError: if ``depth`` is not 6n + 2, ``width`` not positive, or ``norm`` unknown.

@@ -9,10 +9,12 @@ class TimmEncoder(Encoder):
     """Any network of timm, without its classifier. Needs the extra ``timm``.
 
     Args:
-        name: as in ``timm.list_models()``, with or without a tag: ``resnet18``, ``vit_tiny_patch16_224``, ...
-        in_channels: C, 1 or 3. With ``pretrained``, timm sums the first convolution over RGB for 1.
+        name: name in ``timm.list_models()``, with or without a tag: ``resnet18``, ``vit_tiny_patch16_224``, ...
+        in_channels: number of channels C of the images, 1 or 3. With ``pretrained`` and 1 channel, timm sums the first
+            convolution over RGB.
         pretrained: whether to download the weights that timm has for ``name``.
-        image_size: H and W of the images, for networks made for one size (most transformers). None is its own.
+        image_size: H and W of the images, for networks of a fixed size (most
+            transformers). If null, uses the size of the network.
         weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None keeps those of
             ``pretrained``.
 

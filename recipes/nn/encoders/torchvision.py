@@ -22,14 +22,14 @@ class TorchvisionEncoder(Encoder):
     Auxiliary classifiers and the dropout just before the removed layer go too.
 
     Args:
-        name: as in ``torchvision.models``: ``resnet18``, ``vit_b_16``, ``convnext_tiny``, ...
+        name: name in ``torchvision.models``: ``resnet18``, ``vit_b_16``, ``convnext_tiny``, ...
         in_channels: C, 1 or 3. A grey image counts as an RGB image of three equal channels: for 1, the first
             convolution is summed over its three input channels.
         stem: ``small`` is for images of about 32 pixels: the first convolution becomes 3 × 3 with stride 1 and starts
             at random, the first max-pooling goes (Chen et al., 2020, arXiv:2002.05709, Appendix B.9). ResNet, ResNeXt
             and Wide ResNet only.
         weights: name of torchvision weights (``DEFAULT``, ``IMAGENET1K_V2``; downloaded once), or a file: a state_dict
-            of torchvision's network or of this encoder, or the checkpoint of a recipe. None starts at random.
+            of torchvision's network or of this encoder, or the checkpoint of a recipe. If null, weights are random.
         image_size: H and W of the images, for networks made for one size (``vit_*``, ``maxvit_t``; None is their 224).
         norm: ``batch`` leaves the network as it is; ``group`` puts group norm, with statistics of each image alone,
             in the place of batch norm.
@@ -107,7 +107,7 @@ def source_head(name: str, weights: str | None) -> nn.Linear | None:
     """The layer that a ``TorchvisionEncoder`` leaves out: it makes the logits of the classes that it was trained on.
 
     Args:
-        name: as in ``torchvision.models``.
+        name: name in ``torchvision.models``.
         weights: as of ``TorchvisionEncoder``, which has checked both.
 
     Returns:

@@ -16,12 +16,12 @@ class ViT(Encoder):
     """A small vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929): pre-norm, learned position embeddings.
 
     Args:
-        image_size: H and W of the images.
+        image_size: height and width of the images in pixels.
         patch_size: side of a patch; divides ``image_size``.
         dim: width of the tokens, and the number of features (half, with ``tokens``); a multiple of ``heads``.
         depth: number of transformer blocks.
         heads: number of attention heads.
-        in_channels: C, 1 or 3.
+        in_channels: number of channels C of the images, 1 or 3.
         mlp_ratio: width of the hidden layer of a block over ``dim`` (Table 1: 4).
         pool: features are the class ``token`` (Equation 4); or the ``mean`` of the patches, without a token (Appendix
             D.3); or ``tokens``, the class token and after it a distillation token, side by side (Touvron et al., 2021,
@@ -30,7 +30,7 @@ class ViT(Encoder):
             by themselves, and earlier blocks less, down to 0 for the first (stochastic depth: Huang et al., 2016,
             arXiv:1603.09382; 0.1 for DeiT). As with dropout, its random numbers are those of the device: a run with
             it depends on the number of devices, and a resumed one is not the same bit for bit.
-        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
+        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
 
     Raises:
         ValueError: if ``patch_size`` does not divide ``image_size``, ``heads`` does not divide ``dim``,
@@ -86,12 +86,12 @@ class DistilledViT(ViT):
 
     Args:
         name: ``deit_tiny``, ``deit_small`` or ``deit_base``: DeiT-Ti, DeiT-S or DeiT-B.
-        image_size: H and W of the images.
+        image_size: height and width of the images in pixels.
         patch_size: side of a patch; divides ``image_size``.
-        in_channels: C, 1 or 3.
+        in_channels: number of channels C of the images, 1 or 3.
         pool: features, as for ``ViT``: ``tokens`` for training with a teacher, ``token`` without.
         drop_path: as for ``ViT``; with 0, runs resume bit for bit.
-        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None starts at random.
+        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
 
     Raises:
         ValueError: if there is no such network, or as of ``ViT``.

@@ -171,9 +171,9 @@ def training_labels(data: ImageDataModule) -> Tensor:
     label = data.splits.train.label
     images, classes = int((label >= 0).sum()), data.num_classes
     if not images or not classes:
-        raise ValueError("the training images have no labels: put the pictures of each class into a folder of its own")
+        raise ValueError("the training images have no labels: put the images of each class into a folder of its own")
     if classes == 1:
-        raise ValueError(f"all training images are of one class ({data.class_names[0]}): there must be two at least")
+        raise ValueError(f"all training images are of one class ({data.class_names[0]}): there must be at least two")
     if images < classes:
         raise ValueError(
             f"there are {images} labelled training images for {classes} classes: give at least one for each"

@@ -27,8 +27,8 @@ class Strategy:
     """One way to make a classifier from an encoder.
 
     Attributes:
-        words: what is done.
-        settings: arguments of ``FineTune``; none for the SVM, which is a recipe of its own.
+        words: description of the strategy.
+        settings: arguments of ``FineTune``; empty for the SVM, which is a recipe.
     """
 
     words: str
@@ -38,13 +38,15 @@ class Strategy:
 # All that ``verify`` compares; the rule chooses among the last three.
 STRATEGIES = {
     "feature-extraction": Strategy(
-        "keep all layers and train a linear layer on their features", {"stages": "feature-extraction"}
+        "freeze all layers and train a linear layer on their features", {"stages": "feature-extraction"}
     ),
-    "svm": Strategy("keep all layers and fit a linear SVM on the features of one stage"),
+    "svm": Strategy("freeze all layers and fit a linear SVM on the features of one stage"),
     "fine-tune-last": Strategy(
-        "keep all layers but the last stage, and train that with a new head", {"stages": "fine-tune-last"}
+        "freeze all stages except the last, and train the last stage with a new head", {"stages": "fine-tune-last"}
     ),
-    "fine-tune-all": Strategy("train all layers gently, with a new head", {"stages": "fine-tune-all"}),
+    "fine-tune-all": Strategy(
+        "train all layers with a small learning rate, and a new head", {"stages": "fine-tune-all"}
+    ),
     "from-scratch": Strategy("train the network from random weights", {"stages": "from-scratch"}),
 }
 
@@ -55,11 +57,11 @@ Kinship = Literal["similar", "different"]
 RULE: dict[tuple[Size, Kinship], tuple[Advised, str]] = {
     ("small", "similar"): (
         "fine-tune-last",
-        "few images teach a whole network little, and what its first layers know suits them already",
+        "few images are not enough to train a whole network, and its first layers already suit similar images",
     ),
     ("small", "different"): (
         "fine-tune-all",
-        "there are few images, but the features were made for others and have to change",
+        "there are few images, but the features were learned from different images and have to change",
     ),
     ("large", "similar"): (
         "fine-tune-all",
@@ -67,21 +69,21 @@ RULE: dict[tuple[Size, Kinship], tuple[Advised, str]] = {
     ),
     ("large", "different"): (
         "fine-tune-all",
-        "there are enough images to train all layers; from other images, the weights are still mostly no worse a start "
-        "than random ones",
+        "there are enough images to train all layers; even weights learned from different images are mostly a better "
+        "or equal start than random weights",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do.
+    """The recommended strategy, with its reasons.
 
     Attributes:
-        size: of the data.
-        kinship: of the images with those that the encoder was trained on.
-        strategy: one of ``STRATEGIES``, all of whose training is done by ``FineTune``.
-        reasons: in plain words, with the numbers.
+        size: size of the data.
+        kinship: similarity of the images to those that the encoder was trained on.
+        strategy: name of a strategy in ``STRATEGIES`` that ``FineTune`` trains.
+        reasons: sentences with the measured numbers.
     """
 
     size: Size
@@ -91,7 +93,7 @@ class Advice:
 
 
 def choose(measurement: Measurement) -> Advice:
-    """Places a measurement in one of the four quadrants of the rule, and says what to do."""
+    """Chooses a strategy: places a measurement in one of the four quadrants of the rule."""
     m = measurement
     size: Size = "large" if m.median >= THRESHOLDS.large else "small"
     kinship: Kinship = "similar" if m.similarity >= THRESHOLDS.similar else "different"
@@ -103,8 +105,8 @@ def choose(measurement: Measurement) -> Advice:
     against = f", of a random encoder's for {m.random.knn:.1%}" if m.random else ""
     preposition = "to" if kinship == "similar" else "from"
     reasons.append(
-        f"The images are {kinship} {preposition} those that the encoder knows: its features explain "
-        f"{m.similarity:.0%} of what {reference} leaves unexplained of the classes (LogME; similar from "
+        f"The images are {kinship} {preposition} those that the encoder was trained on: its features explain "
+        f"{m.similarity:.0%} of the label variance that {reference} leaves unexplained (LogME; similar from "
         f"{THRESHOLDS.similar:.0%} on). Nearest neighbours of its features are right for {m.scores.knn:.1%} of the "
         f"images{against}."
     )

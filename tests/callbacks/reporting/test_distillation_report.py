@@ -92,7 +92,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def expected_logits(part: slice) -> dict[str, np.ndarray]:
-    """What both say of the labelled images of a split."""
+    """Logits of both networks for the labelled images of a split."""
     pixels = PIXELS.flatten(1).double().numpy() / 255
     mean, std = pixels.mean(), pixels.std()
     labelled = (LABELS[part] >= 0).numpy()
@@ -115,18 +115,18 @@ def error_by_hand(logits: np.ndarray, label: np.ndarray, temperature: float = 1.
 def test_the_report_has_the_numbers_of_their_definitions(tmp_path: Path) -> None:
     evaluate(tmp_path)
     found = report(tmp_path)
-    said, val = expected_logits(TEST), expected_logits(VAL)
+    logits, val = expected_logits(TEST), expected_logits(VAL)
     label, val_label = (LABELS[part][LABELS[part] >= 0].numpy() for part in (TEST, VAL))
     count = len(label)
     assert (found["split"], found["images"]) == ("test", count)
     assert count < 23  # some have no label
-    same = sum(a.argmax() == b.argmax() for a, b in zip(said["teacher"], said["student"]))
+    same = sum(a.argmax() == b.argmax() for a, b in zip(logits["teacher"], logits["student"]))
     assert 0 < same < count
     assert found["agreement"] == pytest.approx(same / count)
     temperatures = np.exp(np.linspace(np.log(0.01), np.log(100), 4001))
     assert found["fitted_temperature"]["validation_images"] == len(val_label)
     for name in ("teacher", "student"):
-        right = sum(row.argmax() == true for row, true in zip(said[name], label))
+        right = sum(row.argmax() == true for row, true in zip(logits[name], label))
         assert found["accuracy"][name] == pytest.approx(right / count)
         likelihood = [
             sum(np.log(softmax(row / t)[true]) for row, true in zip(val[name], val_label)) for t in temperatures
@@ -135,10 +135,10 @@ def test_the_report_has_the_numbers_of_their_definitions(tmp_path: Path) -> None
         fitted = found["fitted_temperature"][name]
         assert fitted == pytest.approx(best, rel=3e-3)
         errors = found["calibration_error"][name]
-        assert errors["before"] == pytest.approx(error_by_hand(said[name], label), abs=1e-5)
-        assert errors["after"] == pytest.approx(error_by_hand(said[name], label, fitted), abs=1e-5)
+        assert errors["before"] == pytest.approx(error_by_hand(logits[name], label), abs=1e-5)
+        assert errors["after"] == pytest.approx(error_by_hand(logits[name], label, fitted), abs=1e-5)
     for t in (1, 4, 20, 40):
-        bits = [-sum(p * math.log2(p) for p in softmax(row / t)) for row in said["teacher"]]
+        bits = [-sum(p * math.log2(p) for p in softmax(row / t)) for row in logits["teacher"]]
         assert found["teacher_entropy_bits"][str(t)] == pytest.approx(sum(bits) / count, rel=1e-6)
     assert pictures(tmp_path) == {"agreement.png", "calibration.png", "temperature.png"}
 
@@ -223,9 +223,9 @@ def test_the_bars_are_the_probabilities_and_green_is_the_right_class(tmp_path: P
     axes = drawn["temperature.png"].axes
     assert len(axes) == 6 * (1 + len(TEMPERATURES))
     labelled = (LABELS[TEST] >= 0).nonzero().flatten()
-    said = expected_logits(TEST)["teacher"]
-    bits = [-sum(p * math.log2(p) for p in softmax(row)) for row in said]
-    order = sorted(range(len(said)), key=bits.__getitem__)
+    logits = expected_logits(TEST)["teacher"]
+    bits = [-sum(p * math.log2(p) for p in softmax(row)) for row in logits]
+    order = sorted(range(len(logits)), key=bits.__getitem__)
     chosen = [order[round(i * (len(order) - 1) / 5)] for i in range(6)]
     for row, i in enumerate(chosen):
         image, *panels = axes[5 * row : 5 * row + 5]
@@ -234,7 +234,7 @@ def test_the_bars_are_the_probabilities_and_green_is_the_right_class(tmp_path: P
         true = int(LABELS[labelled[i]])
         assert image.get_xlabel() == NAMES[true]
         for panel, t in zip(panels, TEMPERATURES):
-            assert [bar.get_width() for bar in panel.patches] == pytest.approx(softmax(said[i] / t), rel=1e-5)
+            assert [bar.get_width() for bar in panel.patches] == pytest.approx(softmax(logits[i] / t), rel=1e-5)
             green = [bar.get_facecolor()[1] > 1.2 * bar.get_facecolor()[2] for bar in panel.patches]
             assert green == [number == true for number in range(3)]
         assert panels[0].get_title().endswith(f"{bits[i]:.2f} bits")

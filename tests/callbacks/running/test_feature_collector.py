@@ -175,7 +175,7 @@ def test_a_step_that_returns_no_features_is_refused_where_a_report_wants_them() 
         def test_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override]
             return self(batch.image).sum()
 
-    with pytest.raises(ValueError, match=r"it has to be the features of the batch, \[3, F\], and is \[\]"):
+    with pytest.raises(ValueError, match=r"the features of the batch as a tensor of shape \[3, F\]; got \[\]"):
         trainer(Reader("feature")).test(Plain(), loader(), verbose=False)
 
 

@@ -134,7 +134,7 @@ def test_torchvision_weights_bring_their_classifier_and_small_images_get_a_warni
     assert encoder["leep"] < 0
     assert encoder["config"]["init_args"] == {"name": "mobilenet_v3_small", "in_channels": 1, "weights": "DEFAULT"}
     text = " ".join(capsys.readouterr().out.split())
-    assert "The pictures are 8 × 8: mobilenet_v3_small wants larger ones" in text
+    assert "The images are 8 × 8: mobilenet_v3_small works best with about 224 pixels" in text
     assert "try --data.size 224" in text
 
 

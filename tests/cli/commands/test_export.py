@@ -203,7 +203,7 @@ def test_a_checkpoint_that_does_not_know_its_images_asks_for_their_size(convnet,
     checkpoint = torch.load(convnet / "checkpoints" / "last.ckpt", weights_only=True)
     del checkpoint["image_shape"]
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    with pytest.raises(ValueError, match="old.ckpt does not say how large its images were: give --image_size"):
+    with pytest.raises(ValueError, match="old.ckpt has no image size: give --image_size"):
         export.export(tmp_path / "old.ckpt", formats=["torch"])
     export.export(tmp_path / "old.ckpt", formats=["torch"], image_size=32)
     assert (tmp_path / "export" / "model.pt2").is_file()

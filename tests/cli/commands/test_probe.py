@@ -143,7 +143,7 @@ class TrainingAlone(Digits):
         (["--encoder", "ConvNet", "--weights", "nowhere.pt"], "no file nowhere.pt"),
         (["--encoder", "ConvNet", "--heads", "[knn,forest]"], "no head 'forest': heads are knn, logistic, svm, sgd"),
         (["--encoder", "ConvNet", "--heads", "[]"], "heads are empty"),
-        (["--encoder", "ConvNet", "--k", "0"], "at least one neighbour"),
+        (["--encoder", "ConvNet", "--k", "0"], "k is 0: it must be at least 1"),
         (["--encoder", "alexnet"], "choose larger images"),
         (["--encoder", "ConvNet", "--data", f"{__name__}.OneClass"], "are of 1 class"),
         (["--encoder", "ConvNet", "--data", f"{__name__}.TrainingAlone"], "no labelled validation or test images"),

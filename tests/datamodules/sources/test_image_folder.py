@@ -295,12 +295,12 @@ def test_a_missing_root_is_an_error_that_names_it(tmp_path):
 def test_an_empty_class_folder_is_an_error_that_names_it(folder, tmp_path):
     write(tmp_path, f"{folder.replace('dog', 'cat')}/a.png")
     (tmp_path / folder).mkdir()
-    with pytest.raises(FileNotFoundError, match=f"{folder} holds no pictures"):
+    with pytest.raises(FileNotFoundError, match=f"{folder} holds no images"):
         ready(tmp_path)
 
 
 def test_an_empty_root_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no pictures"):
+    with pytest.raises(FileNotFoundError, match="holds no images"):
         ready(tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_a_class_that_train_has_not_is_an_error_that_names_it(split, tmp_path):
 def test_class_folders_and_pictures_side_by_side_are_an_error(tmp_path):
     write(tmp_path, "cat/a.png")
     write(tmp_path, "b.png")
-    with pytest.raises(ValueError, match=r"\(cat\) and pictures \(b.png\) side by side"):
+    with pytest.raises(ValueError, match=r"\(cat\) and images \(b.png\) side by side"):
         ready(tmp_path)
 
 

@@ -265,17 +265,17 @@ def test_arguments_out_of_range_are_refused(options, words):
 
 
 def test_more_labels_than_a_class_has_are_refused_with_its_name():
-    with pytest.raises(ValueError, match="26 labelled images of the class b are asked for, but it has only 25"):
+    with pytest.raises(ValueError, match="class b has 25 labelled images, but 26 must keep their label"):
         ready(labels_per_class=26)
 
 
 def test_a_class_without_a_labelled_image_is_refused():
-    with pytest.raises(ValueError, match="1 labelled images of the class c are asked for, but it has only 0"):
+    with pytest.raises(ValueError, match="class c has 0 labelled images, but 1 must keep their label"):
         SemiSupervised(Three(label=torch.arange(20) % 2), 4, fraction=0.1, batch_size=16).setup()
 
 
 def test_images_without_labels_are_refused():
-    with pytest.raises(ValueError, match="Three has no labelled training images here"):
+    with pytest.raises(ValueError, match="Three has no labelled training images: SemiSupervised needs"):
         SemiSupervised(Three(label=torch.full((20,), -1)), 4, labels_per_class=1, batch_size=16).setup()
 
 
