@@ -24,7 +24,7 @@ from recipes.nn.frozen_stages import drop_gradients, zero_of
 class ContinualRecipe(Classifier):
     """A classifier that learns a sequence of tasks within one ``fit``.
 
-    A subclass writes ``training_step``, and those of these hooks that it needs:
+    A subclass writes ``training_step`` and the hooks that it needs:
 
     =================  ================================================  =============================================
     hook               called                                            written by
@@ -34,17 +34,17 @@ class ContinualRecipe(Classifier):
     ``frozen_stages``  in every training step and change of mode         FineTuning, FeatureExtraction
     =================  ================================================  =============================================
 
-    Logits are always those of all classes, [B, classes]. ``training_logits`` gives those of images in a training step
-    and ``unmasked_logits`` those of features. ``logits`` and ``classify`` mask the classes that have not come yet with
-    -inf; a prediction is the largest of them.
+    Logits always cover all classes, [B, classes]. ``training_logits`` computes the logits of images in a training step,
+    and ``unmasked_logits`` those of features. ``logits`` and ``classify`` set classes of later tasks to -inf; the
+    prediction is the class with the largest logit.
 
-    With the letters of Li & Hoiem (2016, arXiv:1606.09282): the encoder is θ_s, shared by all tasks; the head has a
-    linear layer for each task (in the scenario ``domain`` one for all), which are there from the start: θ_n that of
-    the task that is learned now, θ_o those of the tasks before it.
+    In the notation of Li & Hoiem (2016, arXiv:1606.09282), θ_s is the encoder, which all tasks share. The head has a
+    linear layer for each task (in the scenario ``domain`` one for all tasks), all created at the start: θ_n for the
+    current task and θ_o for the earlier tasks.
 
-    When a task begins, optimiser and schedule begin anew, and the schedule lasts as long as the task. What is frozen
-    gets no gradient and is left out by the optimiser, without a change of ``requires_grad``, which DDP would not see.
-    After each task, the images of all tasks are classified (``accuracy_matrix``): the test images or, where there are
+    When a task begins, optimiser and schedule are reset; the schedule lasts as long as the task. Frozen parameters get
+    no gradient and are skipped by the optimiser. ``requires_grad`` does not change, because DDP reads it only once.
+    After each task, the images of all tasks are classified (``accuracy_matrix``): the test images or, if there are
     none, the validation images.
 
     Args:

@@ -15,8 +15,9 @@ from recipes.nn import Encoder
 class FineTuning(ContinualRecipe):
     """Continual learning: sequential fine-tuning, the lower bound.
 
-    In the scenario ``task``, the heads of old tasks stay as they are (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(b)).
-    In ``class``, where all classes share one softmax, their rows go on learning, as the old logits are in the loss.
+    Trains on each new task in turn without any measure against forgetting. In the scenario ``task``, the heads of old
+    tasks do not change (Li & Hoiem, 2016, arXiv:1606.09282, Figure 2(b)). In ``class``, all classes share one softmax,
+    so the old heads continue to learn.
 
     Args:
         from_stage: first stage of the encoder that learns from the second task on, >= 0; the stages before it are

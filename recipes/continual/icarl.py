@@ -18,15 +18,15 @@ _FARTHEST = 5.0  # farther than any mean can be: unit vectors have a squared dis
 class ICaRL(ReplayRecipe):
     """Continual learning: classifies by the nearest mean of exemplars (Rebuffi et al., 2017, arXiv:1611.07725).
 
-    For each class it keeps exemplars, whose mean is near that of the class (herding, Algorithm 4), and divides the room
-    for them among the classes so far (Algorithm 5). The network learns with a sigmoid for each class, from the images
-    of the new task and from exemplars: the outputs of new classes shall be the labels, those of old classes what the
-    network said of the same images before the task (Algorithm 3). An image is of the class whose exemplars have the
-    nearest mean feature (Algorithm 1); while a task is learned, its classes have no exemplars, and accuracies are those
-    of the network's own outputs.
+    iCaRL stores exemplars of each class whose mean is near that of the class (herding, Algorithm 4), and divides the
+    buffer equally among the classes so far (Algorithm 5). The network is trained with a sigmoid for each class, on the
+    images of the new task and on exemplars. The targets are the labels for new classes, and the network's predictions
+    before the task for old classes (Algorithm 3). An image is assigned to the class whose exemplars have the nearest
+    mean feature (Algorithm 1). During a task, its classes have no exemplars, so accuracies are those of the network's
+    outputs.
 
-    The loss is the mean over images of the sum over the classes so far. The published code takes the mean over classes
-    too, and counts those to come as well, as new classes that no image is of.
+    The loss is the mean over images of the sum over the classes so far. The published code averages over classes too,
+    including the classes of later tasks, which have no images.
 
     Args:
         buffer_size: number K of exemplars of all classes together, >= 1.
@@ -116,7 +116,7 @@ class ICaRL(ReplayRecipe):
 
 
 class NearestMean(Replicated):
-    """Compares features with the mean feature of each class; all of them are scaled to length one (Algorithm 1).
+    """Compares features with the mean feature of each class, all scaled to length one (Algorithm 1).
 
     Args:
         dim: number F of features of an image.

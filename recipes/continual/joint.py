@@ -12,8 +12,8 @@ from recipes.nn import Encoder, MultiHead
 class Joint(ContinualRecipe):
     """Continual learning: trains on the images of all tasks so far, the upper bound.
 
-    An epoch of a task is one pass over the images of this task and of all before it, so that each epoch is longer than
-    those of the task before.
+    There is no limit on stored data. An epoch of a task is one pass over the images of this task and of all earlier
+    tasks, so epochs grow longer from task to task.
 
     Args:
         fresh: whether each task starts from random weights. If false, it starts from the weights of the previous task

@@ -12,9 +12,9 @@ from recipes.nn import Encoder, Policy, ReplayBuffer
 class Rehearsal(ReplayRecipe):
     """Continual learning: experience replay, which adds stored images to every batch.
 
-    As in "On Tiny Episodic Memories in Continual Learning" (Chaudhry et al., 2019, arXiv:1902.10486), each step is
-    taken on the batch and on images of the memory together, and batch norm sees the mix. There every image comes once,
-    and the memory changes with every batch; here the buffer takes in a task at its end.
+    As in "On Tiny Episodic Memories in Continual Learning" (Chaudhry et al., 2019, arXiv:1902.10486), each step uses
+    the batch and images from the buffer together, and batch norm uses the mixed batch. In the paper every image is used
+    once, and the buffer changes with every batch. Here the buffer stores images of a task when the task ends.
 
     Args:
         buffer_size: number of images of past tasks that the buffer stores, >= 1.

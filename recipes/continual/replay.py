@@ -15,9 +15,9 @@ _DRAW, _VIEW = 1, 2  # what else than the views of a batch (0) random numbers ar
 
 
 class ReplayRecipe(ContinualRecipe):
-    """What recipes share that keep images of past tasks, and show them again while a new task is learned.
+    """Base of the recipes that store images of past tasks and replay them during a new task.
 
-    The buffer takes in the images of a task at its end. Images that are shown again get a new view each time.
+    The buffer stores images of a task when the task ends. Replayed images get a new view each time.
 
     Args:
         buffer: storage for images of past tasks.

@@ -1,4 +1,4 @@
-"""What layers of a network give, by name, without a change to the network."""
+"""Reads the outputs of named layers without changing the network."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _STAGE = "stage:"
 
 
 def module_path(encoder: Encoder, layer: str) -> str:
-    """The path of the module of an encoder that a name means.
+    """Returns the path of the module of an encoder that a name means.
 
     Args:
         encoder: whose layer it is.
@@ -48,7 +48,7 @@ def module_path(encoder: Encoder, layer: str) -> str:
 
 @contextmanager
 def watched(encoder: Encoder, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Notes what layers give when images pass the encoder.
+    """Records the outputs of layers while images pass through the encoder.
 
     Args:
         encoder: that is called inside.
@@ -98,7 +98,7 @@ def outputs(recipe: Recipe, batch: Batch, layers: Iterable[str]) -> dict[str, Te
 def shapes(
     encoder: Encoder, layers: Iterable[str], image_shape: tuple[int, ...], num_classes: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """What layers give for one image, by their name.
+    """Computes the shapes of the layers' outputs for one image, by layer name.
 
     Args:
         encoder: that the layers are of.

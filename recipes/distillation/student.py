@@ -1,4 +1,4 @@
-"""What recipes with a teacher share: where it comes from, that it stays as it is, and how far the student agrees."""
+"""Base of the recipes with a teacher: loads the teacher, keeps it frozen, and measures the agreement."""
 
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -20,10 +20,10 @@ _BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
 
 
 class Student(Classifier):
-    """A classifier that has a teacher while it is trained. A subclass writes ``training_step``.
+    """A classifier that is trained with a teacher. A subclass writes ``training_step``.
 
-    The teacher is loaded when training starts. It is no part of the student: not of its parameters, nor of its
-    checkpoints, and ``train()`` does not reach it. It works on the Trainer's device and in its precision.
+    The teacher is loaded when training starts. It is not a submodule of the student, so the student's parameters and
+    checkpoints do not include it, and ``train()`` does not change it. It uses the Trainer's device and precision.
 
     Args:
         teacher: source of the teacher (see ``teacher_from``), several sources, or a ``Teacher``. The logits of several

@@ -24,12 +24,14 @@ from recipes.optim import WarmupCosine
 class TeacherStudent(Student):
     """Distillation: trains a student to match a teacher's predictions (Hinton et al., 2015, arXiv:1503.02531).
 
-    With L_soft, the cross-entropy between teacher and student at the temperature T, and L_hard, that between labels
-    and student at temperature 1, both the sum over classes and the mean over images, the loss is
+    The loss is
 
-        T² · soft_weight · L_soft + (1 - soft_weight) · L_hard + Σ weight · (loss between two layers).
+        T² · soft_weight · L_soft + (1 - soft_weight) · L_hard + Σ weight · (loss between two layers),
 
-    Teacher and student see the same view of an image. Images without a label (-1) take part in all but L_hard. For
+    where L_soft is the cross-entropy between teacher and student at the temperature T, and L_hard the cross-entropy
+    between labels and student at temperature 1. Both are sums over classes and means over images.
+
+    Teacher and student get the same view of an image. Images without a label (-1) are skipped in L_hard only. For
     self-distillation (born-again networks: Furlanello et al., 2018, arXiv:1805.04770) the teacher is a run with the
     same encoder. For FitNets (Romero et al., 2015, arXiv:1412.6550) give the loss ``losses.Hint`` and ``hint_epochs``.
 
@@ -168,7 +170,7 @@ class TeacherStudent(Student):
     # Before training, and between steps
 
     def on_teacher_loaded(self) -> None:
-        """Makes the parameters of the losses between layers too, now that both networks are there."""
+        """Creates the parameters of the losses between layers, which depend on both networks."""
         super().on_teacher_loaded()
         if self.teacher.num_classes is None and (self.soft_weight or not len(self.layer_losses)):
             raise ValueError(

@@ -21,27 +21,27 @@ from recipes.transfer.modes import lr_factors, modes, waiting_stages, with_new_s
 class FineTune(Classifier):
     """Transfer learning: fine-tunes a pretrained encoder, stage by stage.
 
-    A stage (``recipes.nn.stages``) is
+    Each stage (``recipes.nn.stages``) has a mode:
 
-    - ``frozen``: weights, running statistics and dropout stay as they are; no gradient is computed for it, and the
-      optimiser does not have it;
+    - ``frozen``: weights, running statistics and dropout do not change; the stage gets no gradient and is not in the
+      optimiser;
     - ``finetune``: trained with ``finetune_factor`` times the learning rate of the new parts;
-    - ``retrain``: starts anew with random weights, and is trained like the new parts.
+    - ``retrain``: reinitialised with random weights, and trained like the new parts.
 
-    ``stages`` names one for each, or all by one word:
+    ``stages`` lists one mode for each stage, or names a strategy:
 
     ======================  ============================================================================================
     ``feature-extraction``  all frozen; the features are computed once if there are no ``views``
-    ``fine-tune-last``      all but the last stage frozen
+    ``fine-tune-last``      the last stage fine-tuned, the others frozen
     ``fine-tune-all``       all fine-tuned
-    ``from-scratch``        all trained anew
-    ``gradual-unfreezing``  the head alone at first, and every ``unfreeze_every_n_epochs`` one stage more, from the last
-                            on (Howard & Ruder, 2018, arXiv:1801.06146, Section 3.3)
-    ``layer-decay``         all fine-tuned, each stage with ``layer_decay`` times the learning rate of the one after it,
-                            as vision transformers are (Bao et al., 2022, arXiv:2106.08254; He et al., 2022)
+    ``from-scratch``        all reinitialised and retrained
+    ``gradual-unfreezing``  only the head at first; every ``unfreeze_every_n_epochs`` epochs one more stage, from the
+                            last to the first (Howard & Ruder, 2018, arXiv:1801.06146, Section 3.3)
+    ``layer-decay``         all fine-tuned, each stage with ``layer_decay`` times the learning rate of the next stage,
+                            as for vision transformers (Bao et al., 2022, arXiv:2106.08254; He et al., 2022)
     ======================  ============================================================================================
 
-    Images without a label (-1) take no part in the loss.
+    Images without a label (-1) are skipped in the loss.
 
     Args:
         encoder: network that maps images [B, C, H, W] to features [B, F]. Its argument ``weights`` names its pretrained

@@ -11,7 +11,7 @@ from recipes.nn import TensorList
 class StartingPoint(TensorList):
     """The starting point of L2-SP (Li et al., 2018, arXiv:1802.01483): w⁰ of α/2 ||w - w⁰||².
 
-    Its tensors are in checkpoints, so that a resumed run is held to the same point.
+    Checkpoints contain its tensors, so a resumed run has the same starting point.
 
     Args:
         parameters: w, at the start of the training; they are copied.

@@ -15,7 +15,7 @@ class LinearProbe(FrozenClassifier):
     """Transfer learning: trains a linear classifier by SGD on the features of a frozen encoder.
 
     The encoder is in eval mode, has no gradient and is not in the optimiser. Without ``views`` the features of an image
-    never change: they are computed once, and training costs no more than that of a linear layer. Published protocols,
+    never change: they are computed once, so training costs as little as that of a linear layer. Published protocols,
     all for ImageNet, with random crops and flips (``views: SupervisedViews``) and without weight decay:
 
     - SimCLR (Chen et al., 2020, arXiv:2002.05709, Appendix B.6): Nesterov momentum, lr 0.1 × batch size / 256, batch

@@ -15,15 +15,15 @@ from recipes.transfer.frozen import FrozenClassifier
 class SVM(FrozenClassifier):
     """Transfer learning: linear support vector machines on the features of a frozen encoder.
 
-    They are solved once, before training begins, from the features of all training images; C is chosen on the
-    validation images. No step changes anything: there has to be one, after which the checkpoint is saved
-    (``trainer.max_epochs: 1``, ``trainer.limit_train_batches: 1``). The solution is in the linear layer ``head``, whose
-    outputs are decision values, not logits: their softmax says nothing, so that ``predict`` gives a ``score``
-    [B, classes] and no ``probability``. Under ``fast_dev_run``, where one batch of images may be of one class, nothing
-    is solved.
+    The SVMs are solved once, before training begins, from the features of all training images. C is chosen on the
+    validation images. Training steps change nothing, but one step is needed to save the checkpoint
+    (``trainer.max_epochs: 1``, ``trainer.limit_train_batches: 1``). The solution is in the linear layer ``head``. Its
+    outputs are decision values, not logits, so their softmax has no meaning: ``predict`` gives a ``score``
+    [B, classes] instead of a ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of images may
+    have one class only.
 
-    Linear classifiers on features of several stages, with a C for each task, are those that Goyal et al. (2019,
-    arXiv:1905.01235) compare encoders by.
+    Goyal et al. (2019, arXiv:1905.01235) compare encoders by linear SVMs on features of several stages, with a C for
+    each task.
 
     Args:
         grid: values of C to choose from, all > 0.

@@ -48,7 +48,7 @@ def advise(*args):
 
 
 def pictures(root, classes, side=16):
-    """Writes so many pictures of each class, each of a colour of its own."""
+    """Writes the given number of images of each class, each in its own colour."""
     for number, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True)
         for i in range(count):
@@ -64,7 +64,7 @@ def test_the_report_says_data_similarity_quadrant_strategy_and_the_command_to_ru
     (encoder,) = report["encoders"]
     assert f"neighbours of its features are right for {encoder['scores']['knn']:.1%} of the images" in text
     assert f"of a random encoder's for {encoder['random']['knn']:.1%}" in text
-    assert f"explain {encoder['similarity']:.0%} of what a random encoder leaves unexplained" in text
+    assert f"explain {encoder['similarity']:.0%} of the label variance that a random encoder leaves unexplained" in text
     advice = report["advice"]
     assert f"{advice['size']} data, {advice['kinship']} images. Advice: {advice['strategy']}." in text
     assert "recipes fit --config advice.yaml" in text
@@ -88,7 +88,7 @@ def test_the_advice_runs_as_it_stands(run, monkeypatch):
 
 
 def pictures_of_noise():
-    """Grey pictures that no encoder can know."""
+    """Grey images of noise, which no encoder can classify."""
     generator = torch.Generator().manual_seed(0)
     for name in ("a", "b"):
         os.makedirs(f"noise/{name}")
@@ -100,7 +100,7 @@ def pictures_of_noise():
 
 def test_several_encoders_are_ranked_by_log_me_and_the_best_is_advised(run, capsys):
     for names in (["ConvNet", run], [run, "ConvNet"]):  # one of the two has to be turned round
-        with pytest.warns(UserWarning, match="ConvNet has random weights, so that there is nothing to transfer"):
+        with pytest.warns(UserWarning, match="ConvNet has random weights, so there is nothing to transfer"):
             advise("--encoder", *names, "--weights", "null")
         found = json.loads(Path("advice.json").read_text())["encoders"]
         assert found[0]["scores"]["log_me"] > found[1]["scores"]["log_me"]
@@ -108,7 +108,7 @@ def test_several_encoders_are_ranked_by_log_me_and_the_best_is_advised(run, caps
         assert chosen == found[0]["config"]
         text = capsys.readouterr().out
         assert f"{found[0]['encoder']}: large data" in " ".join(text.split())
-    assert "Best first, by LogME" in " ".join(text.split())
+    assert "Sorted by LogME, best first" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
 
 
