@@ -99,7 +99,7 @@ def test_the_order_is_one_of_the_24_and_hue_is_equally_likely_at_each_place():
         counts[best] += errors[second] > errors[best] + 2e-5  # with factors near 1 the orders give nearly the same
     told_apart = sum(counts.values()).item()
     assert told_apart > n / 5
-    shares = torch.tensor([1 / 3, 1 / 3, 1 / 6, 1 / 6]).double()
+    shares = torch.tensor([2, 2, 1, 1], dtype=torch.float64) / 6
     assert stats.chisquare([int(count) for count in counts.values()], told_apart * shares).pvalue > 0.001
 
 
