@@ -87,7 +87,7 @@ class Classifier(Recipe):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
-        logits = self.batch_logits(batch, feature)
+        logits = self.step_columns["logits"] = self.batch_logits(batch, feature)
         self.val_accuracy(logits, batch.label)
         loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
         self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
@@ -97,7 +97,8 @@ class Classifier(Recipe):
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
-        self.test_accuracy(self.batch_logits(batch, feature), batch.label)
+        logits = self.step_columns["logits"] = self.batch_logits(batch, feature)
+        self.test_accuracy(logits, batch.label)
         self.log("test/accuracy", self.test_accuracy)
         return feature
 

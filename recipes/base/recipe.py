@@ -42,6 +42,8 @@ class Recipe(AnyRecipe):
         views: draws one random view of every image, see ``view``. Null, unless the method sets it.
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
         made_from: of a recipe that was loaded, what its checkpoint says besides its weights.
+        step_columns: rows [B, n] that the last validation or test step computed besides the features, such as
+            ``logits``. Reports read them instead of computing them again, and clear them.
 
     Raises:
         ValueError: if ``lr_batch_size`` is not positive.
@@ -68,6 +70,7 @@ class Recipe(AnyRecipe):
         self.lr_batch_size = lr_batch_size
         self.image_shape: tuple[int, ...] | None = None
         self.made_from: dict[str, Any] = {}
+        self.step_columns: dict[str, Tensor] = {}
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""

@@ -136,7 +136,7 @@ class ContinualRecipe(Classifier):
     @property
     def warming_up(self) -> bool:
         """Whether only the head of a new task learns, in its first epochs (Li & Hoiem, 2016, Section 3)."""
-        if self.task_start.warmup_epochs == 0 or self.task == 0 or self._trainer is None:
+        if self.task_start.warmup_epochs == 0 or self.task == 0 or not isinstance(self.datamodule, TaskSequence):
             return False
         epoch = self.data.epochs.epoch_in_task(self.current_epoch)
         return epoch < self.task_start.warmup_of(self.data.epochs_per_task[self.task])

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from datamodules import Batch
 from recipes.base.classifier import Classifier
 from recipes.distillation.teacher import Teacher, teacher_from, unpacked
-from recipes.nn import Encoder, LastResult
+from recipes.nn import Encoder
 
 _BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
 
@@ -55,7 +55,6 @@ class Student(Classifier):
         self.teacher_from = None if isinstance(teacher, Teacher) else teacher
         self.keep_teacher = keep_teacher
         self._teacher = [teacher] if isinstance(teacher, Teacher) else []  # a list, so that it is no submodule
-        self._last_logits = LastResult()
         self.val_agreement, self.test_agreement = MeanMetric(), MeanMetric()
         self.val_teacher_accuracy, self.test_teacher_accuracy = (
             MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
@@ -79,11 +78,8 @@ class Student(Classifier):
         return self._teacher[0]
 
     def teacher_logits(self, image: Tensor) -> Tensor:
-        """Returns the teacher's logits [B, classes] for images [B, C, H, W], uint8 or float in [0, 1], no gradient.
-
-        The teacher encodes a tensor of images once, also where a step and a report ask one after the other.
-        """
-        return self._last_logits.of(image, self.teacher)
+        """Returns the teacher's logits [B, classes] for images [B, C, H, W], uint8 or float in [0, 1], no gradient."""
+        return self.teacher(image)
 
     # The teacher's life: ``setup`` loads it before training or, if its file is gone, ``on_load_checkpoint`` takes it
     # from the checkpoint that the run resumes from (``keep_teacher``). If neither has found it, ``on_fit_start`` raises
@@ -159,7 +155,7 @@ class Student(Classifier):
         """Logs ``val/agreement`` and ``val/teacher_accuracy`` too, while the teacher is there."""
         feature = super().validation_step(batch, batch_idx)
         if self.has_teacher:
-            said = self.teacher_logits(batch.image)
+            said = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
             self.val_agreement(said.argmax(1) == self.logits(feature).argmax(1))
             self.val_teacher_accuracy(said, batch.label)
             self.log("val/agreement", self.val_agreement)
@@ -173,7 +169,7 @@ class Student(Classifier):
         self.test_calibration_error(logits, batch.label)
         self.log("test/calibration_error", self.test_calibration_error)
         if self.has_teacher:
-            said = self.teacher_logits(batch.image)
+            said = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
             self.test_agreement(said.argmax(1) == logits.argmax(1))
             self.test_teacher_accuracy(said, batch.label)
             self.log("test/agreement", self.test_agreement)

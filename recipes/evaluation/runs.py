@@ -12,6 +12,7 @@ import yaml
 
 REPORTS = ("evaluation", "classes", "distillation", "continual")
 _FILES = ("config.yaml", "metrics.csv", *(f"{name}.json" for name in REPORTS))  # of a run directory
+_NO_RUNS = ("probe.json", "predictions.npz")  # written by recipes probe and predict, into directories of their own
 _NAMED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")  # a run directory, by its time
 _DEPTH = 4  # folders between a given folder and its runs
 _OF_ONE_RUN = ("seed_everything", "ckpt_path", "name", "runs", "trainer.logger", "trainer.default_root_dir")
@@ -161,6 +162,8 @@ def alike(run: Run) -> tuple[str, str, str]:
 
 
 def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
+    if any((folder / name).is_file() for name in _NO_RUNS):
+        return
     if _NAMED.fullmatch(folder.name) or any((folder / name).is_file() for name in _FILES):
         yield folder
     elif depth:

@@ -67,6 +67,13 @@ class Grid:
         """Returns the other variants whose runs a variant starts from."""
         return re.findall("<run of (.+?)>", self.variants[variant])
 
+    def needed(self, variant: str) -> dict[str, str]:
+        """Computes the digests of the configs of all variants that a variant starts from, directly or not, by name."""
+        found: dict[str, str] = {}
+        for name in self.needs(variant):
+            found |= {name: self.configuration(name)} | self.needed(name)
+        return found
+
     def kept_variants(self) -> list[str]:
         """Returns the variants whose runs are kept: those that others need, and those of ``kept``."""
         needed = [name for variant in self.variants for name in self.needs(variant)]

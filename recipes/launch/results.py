@@ -28,14 +28,14 @@ def record(directory: Path, seed: int, minutes: float) -> Record:
     """
     last = last_values(read_metrics(directory / "metrics.csv"))
     accuracy, protocol, cost = _reported(directory)
-    training = protocol["training_minutes"]
+    training, images = protocol.get("training_minutes"), protocol.get("training_images_seen", 0)
     return {
         "seed": seed,
         "accuracy": accuracy,
         "metrics": {name: last[name] for name in last if re.match(_LOGGED, name)} | cost,
         "steps": int(last["step"]),
         "command_minutes": round(minutes, 2),
-        "images_per_second": round(protocol["training_images_seen"] / training / 60, 1) if training else 0.0,
+        "images_per_second": round(images / training / 60, 1) if training else 0.0,
         "protocol": protocol,
     }
 
@@ -59,9 +59,8 @@ def numbers(run: Record) -> dict[str, float]:
     return {
         **{name: value["mean"] if isinstance(value, dict) else value for name, value in accuracy.items()},
         **run["metrics"],
-        "epochs": run["protocol"]["epochs"],
+        **{name: run["protocol"][name] for name in ("epochs", "training_minutes") if name in run["protocol"]},
         "steps": run["steps"],
-        "training_minutes": run["protocol"]["training_minutes"],
         "command_minutes": run["command_minutes"],
         "images_per_second": run["images_per_second"],
     }
@@ -135,7 +134,9 @@ def measured_before(grid: Grid, seeds: Sequence[int], path: Path, others: Sequen
         for entry in result.get("variants", {}).values():
             if (variant := variants.get(entry["command"])) is not None:
                 for run in entry["runs"]:
+                    needed = grid.needed(variant)
                     same = run["configuration"] == grid.configuration(variant)
+                    same &= run.get("needed", needed) == needed  # files of before have no such entry
                     if same and (file == path or run["seed"] in seeds):
                         found[Job(variant, run["seed"])] = run
     return found

@@ -37,9 +37,9 @@ def measure(
 ) -> dict[str, Any]:
     """Runs what is missing in a JSON file, and writes the file after every run.
 
-    A run counts as measured if the file has the same command with the same seed, content of the configs and versions of
-    the packages. After a change of a recipe's code, ask for it ``again``. A run that is killed does not count: the next
-    call starts it anew.
+    A run counts as measured if the file has the same command with the same seed, content of the configs (its own, and
+    those of the runs that it starts from) and versions of the packages. After a change of a recipe's code, ask for it
+    ``again``. A run that is killed does not count: the next call starts it anew.
 
     Args:
         grid: the variants.
@@ -147,8 +147,8 @@ class KeptRuns:
         """Returns the folder of a run; None if the run is not kept."""
         if job.variant not in self.names:
             return None
-        command = hashlib.sha256(self.grid.arguments(job.variant).encode()).hexdigest()[:12]
-        return self.root / command / f"seed-{job.seed}"
+        key = self.grid.arguments(job.variant), self.grid.configuration(job.variant), self.grid.needed(job.variant)
+        return self.root / hashlib.sha256(repr(key).encode()).hexdigest()[:12] / f"seed-{job.seed}"
 
     def run(self, job: Job) -> Path | None:
         """Returns the directory that holds the run, as the arguments of other runs name it; None if there is none."""
@@ -188,6 +188,8 @@ def _run(
         future.result()
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     made_with = {"configuration": grid.configuration(job.variant), "jobs": jobs, "machine": results.machine()}
+    if needed := grid.needed(job.variant):
+        made_with["needed"] = needed
     words = [
         keeping.filled_in(word.replace("<root>", str(root)), job.seed) for word in _words(grid.arguments(job.variant))
     ]

@@ -20,7 +20,7 @@ from recipes.nn.norm import (
     has_local_batch_norm,
     split_batch_norm,
 )
-from recipes.nn.passes import LastResult, evaluating, in_micro_batches, sees_the_batch
+from recipes.nn.passes import evaluating, in_micro_batches, sees_the_batch
 from recipes.nn.quadratic_penalty import QuadraticPenalty
 from recipes.nn.replay_buffer import Policy, ReplayBuffer
 from recipes.nn.replicated import Replicated, TensorList
@@ -32,7 +32,6 @@ __all__ = [
     "DistilledViT",
     "Encoder",
     "FeatureQueue",
-    "LastResult",
     "FrozenStages",
     "MLP",
     "Memory",

@@ -83,7 +83,8 @@ def detached(module: nn.Module, layers: Iterable[str]) -> Iterator[None]:
 
 def zero_of(parameters: Iterable[nn.Parameter]) -> Tensor | float:
     """Zero times the parameters, a scalar: added to a loss, it gives each of them a gradient of zero."""
-    return sum((0 * parameter.sum() for parameter in parameters), start=0.0)
+    # of one number each: the sum of many may overflow in half precision, and 0 times infinity is not a number
+    return sum((0 * parameter.flatten()[0] for parameter in parameters), start=0.0)
 
 
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:

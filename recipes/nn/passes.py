@@ -1,6 +1,5 @@
-"""Ways to pass images through a network: in eval mode for a while, in micro-batches, once for several who ask."""
+"""Ways to pass images through a network: in eval mode for a while, and in micro-batches."""
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -63,26 +62,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, mode in modes.items():
             submodule.training = mode
-
-
-class LastResult:
-    """Keeps the last result of a function of a tensor, for callers that need it for the same tensor in turn.
-
-    The function is called again for every other tensor object, also for one of equal values. The result is left out
-    when its owner is copied or pickled.
-    """
-
-    def __init__(self) -> None:
-        self._of: weakref.ref[Tensor] | None = None
-        self._result: Any = None
-
-    def of(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns ``function(x)``, computed unless the last call had this very tensor ``x``."""
-        if self._of is None or self._of() is not x:
-            self._result = function(x)
-            self._of = weakref.ref(x)
-        result: Tensor = self._result
-        return result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()

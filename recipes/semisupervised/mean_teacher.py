@@ -12,7 +12,7 @@ from losses import labelled_cross_entropy
 from losses.precision import at_least_float32
 from recipes.augment import Compose, HorizontalFlip, RandomAffine, Views
 from recipes.base.classifier import Classifier
-from recipes.nn import Encoder, LastResult, MomentumCopy, check_momentum
+from recipes.nn import Encoder, MomentumCopy, check_momentum
 from recipes.optim import WarmupCosine
 
 
@@ -77,7 +77,6 @@ class MeanTeacher(Classifier):
         self.momentum = momentum
         self.views = views or Compose([RandomAffine(translate=4 / 32, padding="border"), HorizontalFlip(0.5)])
         self.teacher = MomentumCopy(self.encoder, self.head)
-        self._last_logits = LastResult()  # for a step and the reports on it
         self.val_student_accuracy, self.test_student_accuracy = (
             MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
         )
@@ -117,7 +116,7 @@ class MeanTeacher(Classifier):
 
     def batch_logits(self, batch: Batch, feature: Tensor) -> Tensor:
         """Returns the teacher's logits [B, classes] of the images; ``logits`` of the features are the student's."""
-        return self._last_logits.of(feature, lambda _: self.classify(batch.image))
+        return self.classify(batch.image)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss``, ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""

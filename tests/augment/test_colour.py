@@ -94,10 +94,13 @@ def test_the_order_is_one_of_the_24_and_hue_is_equally_likely_at_each_place():
         errors = {
             c: (apply_in_order(image[i], factors, (0, *order)) - result[i]).abs().max() for c, order in cases.items()
         }
-        best = min(errors, key=errors.get)
+        best, second = sorted(errors, key=errors.get)[:2]
         assert errors[best] < 2e-4
-        counts[best] += 1
-    assert stats.chisquare(list(counts.values()), [n / 3, n / 3, n / 6, n / 6]).pvalue > 0.001
+        counts[best] += errors[second] > errors[best] + 2e-5  # with factors near 1 the orders give nearly the same
+    told_apart = sum(counts.values()).item()
+    assert told_apart > n / 5
+    shares = torch.tensor([2, 2, 1, 1], dtype=torch.float64) / 6
+    assert stats.chisquare([int(count) for count in counts.values()], told_apart * shares).pvalue > 0.001
 
 
 def test_all_24_orders_come_down_to_the_place_of_hue():

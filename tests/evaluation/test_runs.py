@@ -95,6 +95,18 @@ def test_runs_that_have_not_finished_are_left_out_by_name(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("file", ["probe.json", "predictions.npz"])
+def test_what_probe_and_predict_write_is_no_run(file: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    other = tmp_path / "other" / "2026-01-02_03-04-05"
+    other.mkdir(parents=True)
+    (other / file).touch()
+    (other / "config.yaml").touch()
+    runs, notes = find_runs([tmp_path])
+    assert len(runs) == 1
+    assert not notes
+
+
 @pytest.mark.parametrize("trainer", [{"max_epochs": 4}, {"max_steps": 40, "max_epochs": -1}])
 def test_a_run_without_test_images_counts_when_it_has_made_all_its_steps(trainer: Any, tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, "folder", settings={"trainer": trainer}, rows=ROWS))

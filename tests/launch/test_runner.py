@@ -140,6 +140,19 @@ def test_a_run_that_others_start_from_comes_first_and_is_kept(jobs, measured):
     assert (again[0], only[0]) == (large, student)
 
 
+def test_a_run_counts_only_for_the_configs_of_the_runs_that_it_starts_from(measured, tmp_path):
+    config = tmp_path / "teacher.yaml"
+    config.write_text("seed_everything: 0\n")
+    grid = Grid(variants={**TAUGHT.variants, "large net": f"--config {config}"})
+    measured(grid, seeds=[0])
+    config.write_text("seed_everything: 1\n")
+    assert [words.split()[1] for words, *_ in measured(grid, seeds=[0], only=["student"])[1]] == [
+        str(config),
+        "simclr-digits",
+    ]
+    assert measured(grid, seeds=[0])[1] == []
+
+
 def test_half_a_kept_run_is_no_run_to_start_from(tmp_path):
     kept = KeptRuns(TAUGHT, tmp_path)
     job = Job("large net", 0)
@@ -231,6 +244,14 @@ def test_runs_of_no_epoch_and_of_one_epoch_have_their_numbers():
     assert random["metrics"].keys() == {"test/accuracy"}
     assert trained["metrics"].keys() >= {"test/accuracy", "val/accuracy", "val/effective_rank", "val/feature_std"}
     assert not any("knn" in name or "linear" in name for name in trained["metrics"])
+
+
+def test_a_run_without_a_report_has_what_it_logged(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,step,test/accuracy\n0,4,0.5\n")
+    record = results.record(tmp_path, seed=1, minutes=2.0)
+    assert results.numbers(record) == {
+        "test/accuracy": 0.5, "steps": 4, "command_minutes": 2.0, "images_per_second": 0.0,
+    }  # fmt: skip
 
 
 KILLED = f"""

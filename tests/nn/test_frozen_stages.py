@@ -83,3 +83,11 @@ def test_parameters_that_a_loss_does_not_depend_on_are_found():
     network["c"].requires_grad_(False)
     loss = (network["c"](network["a"](torch.ones(1, 2))) ** 2).sum()
     assert [id(p) for p in parameters_without(loss, network)] == [id(p) for p in network["b"].parameters()]
+
+
+def test_zero_of_large_layers_in_half_precision_is_zero():
+    parameter = nn.Parameter(torch.ones(70_000, dtype=torch.float16))  # whose sum is infinite
+    zero = zero_of([parameter])
+    zero.backward()
+    assert zero == 0
+    assert torch.equal(parameter.grad, torch.zeros(70_000, dtype=torch.float16))

@@ -234,7 +234,7 @@ def difference(run: Run, reference: Run) -> float:
     )
     if ours.keys() != theirs.keys():
         return math.inf
-    return max(_relative(ours[name], theirs[name]) for name in ours)
+    return max(_relative(ours[name], theirs[name], str(name[-1])) for name in ours)
 
 
 def _columns(run: Run, start: int) -> dict[str, Tensor]:
@@ -252,7 +252,7 @@ def _leaves(tree: Any, *place: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
         yield place, tree
 
 
-def _relative(a: Any, b: Any) -> float:
+def _relative(a: Any, b: Any, name: str = "") -> float:
     a, b = (torch.tensor(x, dtype=torch.float64) if isinstance(x, float) else x for x in (a, b))
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return 0.0 if a == b else math.inf
@@ -263,6 +263,7 @@ def _relative(a: Any, b: Any) -> float:
         return 0.0
     if not a.is_floating_point():
         return math.inf
-    # what is 0 but for rounding, as the running mean of what batch norm has centred, has no scale of its own
-    largest = 1.0 if max(a.abs().max(), b.abs().max()) < ZERO else b.abs().max().item()
+    # the running mean of what another batch norm has centred is 0 but for rounding, and has no scale of its own
+    centred = name.endswith("running_mean") and max(a.abs().max(), b.abs().max()) < ZERO
+    largest = 1.0 if centred else b.abs().max().item()
     return (a - b).abs().max().item() / largest

@@ -44,7 +44,8 @@ def test_a_difference_of_one_weight_or_of_one_row_is_noticed(runs, tmp_path):
     assert difference(Run(tmp_path / "row"), whole) == math.inf
 
 
-def test_a_tensor_that_is_0_but_for_rounding_is_compared_by_its_size():
+def test_a_running_mean_that_is_0_but_for_rounding_is_compared_by_its_size():
     zero, other = torch.tensor([4e-17, 0.0]).double(), torch.tensor([0.0, -3e-17]).double()
-    assert 0 < _relative(zero, other) < 1e-10
-    assert _relative(zero + 1e-12, other) == pytest.approx(1e-12 / 3e-17, rel=1e-3)
+    assert 0 < _relative(zero, other, "predictor.1.running_mean") < 1e-10
+    assert _relative(zero, other, "exp_avg_sq") == pytest.approx(4 / 3)
+    assert _relative(zero + 1e-12, other, "predictor.1.running_mean") == pytest.approx(1e-12 / 3e-17, rel=1e-3)

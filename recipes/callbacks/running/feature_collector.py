@@ -1,7 +1,7 @@
 """Collects what reports read of the images of a validation or a test, once for all of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import ExitStack
 from typing import Any
 
@@ -145,6 +145,7 @@ class FeatureCollector(Callback):
             self.every = self._fewer_images(columns)
             self._collector = self._new_collector()
         self._collector.add_columns(columns, batch, dataloader_idx)
+        getattr(pl_module, "step_columns", {}).clear()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drops the columns."""
@@ -168,7 +169,10 @@ class FeatureCollector(Callback):
     def _compute(self, name: str, recipe: LightningModule, batch: Batch, feature: Tensor) -> Tensor:
         if name.startswith(_STAGE):
             return self._stages[int(name.removeprefix(_STAGE))]
-        return (self._columns[name] or COLUMNS[name])(recipe, batch, feature)
+        if (column := self._columns[name]) is not None:
+            return column(recipe, batch, feature)
+        computed: dict[str, Tensor] = getattr(recipe, "step_columns", {})
+        return computed[name] if name in computed else COLUMNS[name](recipe, batch, feature)
 
     def _new_collector(self) -> Collector:
         return Collector(self._trainer.lightning_module.device, self._dtype, self._columns, self.every)
@@ -182,7 +186,8 @@ class FeatureCollector(Callback):
         trainer = self._trainer
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
-        images = sum(len(getattr(loader, "dataset", ())) for loader in loaders)
+        # an iterable dataset has no length: all of its images are collected
+        images = sum(len(data) for loader in loaders if isinstance(data := getattr(loader, "dataset", None), Sized))
         numbers = sum(column.shape[1] for column in columns.values())
         needed = images * (numbers * self._dtype.itemsize + _LABEL_BYTES)
         every = max(1, math.ceil(needed / self.max_bytes))

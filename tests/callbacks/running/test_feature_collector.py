@@ -38,7 +38,7 @@ class Counting(LightningModule):
 
     test_step = validation_step
 
-    def logits(self, feature: Tensor) -> Tensor:
+    def batch_logits(self, batch: Batch, feature: Tensor) -> Tensor:
         return feature[:, :2] * 10
 
 
@@ -136,6 +136,42 @@ def test_a_run_has_one_collector_and_drops_what_it_held() -> None:
     assert [len(reader.read) for reader in readers] == [3, 3]
     for first, *others in (reader.read for reader in readers):
         assert all(other.keys() == first.keys() for other in others)
+
+
+class Stepping(Counting):
+    """Its step leaves the logits of every other batch for the reports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step_columns: dict[str, Tensor] = {}
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        feature = self(batch.image)
+        if batch_idx % 2 == 0:
+            self.step_columns["logits"] = feature[:, :2] * -1
+        return feature
+
+
+def test_a_column_that_the_step_computed_is_read_once() -> None:
+    recipe, reader = Stepping(), Reader("logits")
+    trainer(reader).test(recipe, loader(), verbose=False)
+    feature = images().flatten(1).float()[:, :2]
+    expected = torch.cat([feature[:3] * -1, feature[3:6] * 10, feature[6:] * -1])
+    assert reader.read[0]["logits"].feature.equal(expected)
+    assert recipe.step_columns == {}
+
+
+class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """Seven images, and no length."""
+
+    def __iter__(self) -> Any:
+        return iter([Images()[i] for i in range(7)])
+
+
+def test_images_of_a_dataset_without_a_length_are_collected() -> None:
+    reader = Reader("feature")
+    trainer(reader).test(Counting(), DataLoader(Endless(), batch_size=3, collate_fn=collate), verbose=False)
+    assert reader.read[0]["feature"].index.tolist() == list(range(7))
 
 
 def test_a_collector_that_the_user_gives_is_used() -> None:

@@ -171,7 +171,7 @@ def no_internet(url, **options):
         (["--encoder", "resnet18", "--weights", "DEFAULT"], "cannot be downloaded .*no route to host.*give a file"),
         (["--encoder", "runs/nothing"], "no checkpoint at runs/nothing"),
         (["--encoder", "a", "b", "c", "--weights", "x", "y"], "3 encoders and 2 weights"),
-        (["--encoder", "ConvNet", "--verify", "maybe"], "verify is 'maybe'"),
+        (["--encoder", "ConvNet", "--verify", "maybe"], "verify is maybe"),
         (["--encoder", "ConvNet", "--data.sice", "3"], "did you mean 'size'"),
         (["--encoder", "ConvNet", "--date", "3"], "there is no option 'date'"),
     ],
