@@ -188,7 +188,7 @@ class ImageDataModule(LightningDataModule):
         """The labelled training images in order, none left out: for nearest neighbours and probes.
 
         Args:
-            every: takes one of so many labelled images, > 0, where all do not fit in memory.
+            every: step between the labelled images that are used, > 0. With 1, uses all.
 
         Raises:
             ValueError: if none is labelled.

@@ -55,7 +55,7 @@ class DecoupledSoftTarget(FeatureLoss):
         Args:
             student: logits [B, classes], of at least 2 classes.
             teacher: logits [B, classes]; they get no gradient.
-            label: int64 [B]; -1 where unlabelled: these images take no part.
+            label: int64 [B]; -1 for unlabelled images, which are skipped.
 
         Returns:
             A scalar; 0 where no image is labelled.

@@ -23,7 +23,7 @@ class FeatureLoss(nn.Module):
         """Makes the parameters and buffers, once, before training; by default there are none.
 
         Args:
-            student: shape of what the student's layer gives for one image, such as (channels, height, width).
+            student: shape of the output of the student's layer for one image, such as (channels, height, width).
             teacher: the same of the teacher.
             images: how many training images there are.
 

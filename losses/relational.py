@@ -64,7 +64,7 @@ class RelationalAngle(FeatureLoss):
         total = ours.new_zeros(())
         for start in range(0, len(ours), size):
             vertices = slice(start, start + size)
-            # Cosines are made anew for the gradient: what lives meanwhile are the distances.
+            # Cosines are recomputed for the gradient; only the distances are kept.
             total = total + checkpoint(_angular, ours, theirs, vertices, use_reentrant=False, preserve_rng_state=False)
         return total / max(1, len(ours)) ** 3
 

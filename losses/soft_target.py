@@ -44,7 +44,7 @@ class SoftTarget(nn.Module):
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Computes the loss of B images.
 
-        A class whose logits are -inf in both takes no part. Where only the teacher's is -inf, it has probability 0 in
+        A class whose logits are -inf in both is skipped. Where only the teacher's is -inf, it has probability 0 in
         the target; where only the student's is, the loss is about 1e38 times what it has in the target, or inf.
 
         Args:
@@ -70,7 +70,7 @@ def _cross_entropy(student: Tensor, teacher: Tensor, temperature: float, weight:
 
 
 class _Softened(Function):
-    """Differentiable once. For logits in half precision, probabilities are made anew: rounded, they would be lost."""
+    """Differentiable once. For half-precision logits, it recomputes probabilities, since rounding loses them."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float, weight: float) -> Tensor:

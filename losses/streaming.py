@@ -1,7 +1,7 @@
 """Log-sum-exps over all pairs of vectors, in memory that grows with the number of vectors and not with its square.
 
 Contrastive losses are means of them, less the logit of the positive. The matrix of logits is made in tiles, each of
-which is dropped after use and made anew for the gradient (Cheng et al., 2024, arXiv:2410.17243, Section 3.1).
+which is dropped after use and recomputed for the gradient (Cheng et al., 2024, arXiv:2410.17243, Section 3.1).
 """
 
 from itertools import combinations_with_replacement, product

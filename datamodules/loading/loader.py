@@ -13,10 +13,10 @@ from datamodules.loading.sampler import GlobalBatchSampler
 class ResumableLoader(DataLoader[Batch]):
     """A DataLoader whose position is in Lightning's checkpoints; a resumed run does not load earlier batches again.
 
-    The position is counted in global batches, so that a run may go on with another number of devices.
+    The position is counted in global batches, so that a run can resume on another number of devices.
 
     Attributes:
-        trainer: says how many batches were trained on; without one, those handed out count.
+        trainer: Trainer that counts the batches trained on. If None, counts the batches returned.
     """
 
     trainer: Trainer | None = None

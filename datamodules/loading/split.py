@@ -33,7 +33,7 @@ def split(label: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def per_class(label: Tensor, sizes: Tensor) -> Tensor:
-    """Draws so many images of each class; where all sizes are larger, these are among those.
+    """Draws the given number of images of each class. Larger numbers draw a superset.
 
     Args:
         label: int64 [N], the class of each image.

@@ -67,7 +67,7 @@ def decode_all(
         paths: of the N files.
         image_size: height and width of the images.
         channels: 1 (grey) or 3 (RGB).
-        skip: goes on after a file that cannot be decoded.
+        skip: whether to skip files that cannot be decoded.
         keep: keeps the images; without, files are only checked.
 
     Returns:

@@ -126,7 +126,7 @@ class ImageFolder(ImageDataModule):
         return Splits(pictures.class_names, train, dataset("val"), dataset("test"))
 
     def _split(self, pictures: "_Pictures", bad: list[int]) -> dict[str, Tensor]:
-        """The positions of the pictures of each split that has any."""
+        """The positions of the images of each non-empty split."""
         readable = torch.ones(len(pictures.paths), dtype=torch.bool)
         readable[bad] = False
         parts = {name: torch.tensor(rows)[readable[rows]] for name, rows in pictures.parts.items()}
@@ -224,7 +224,7 @@ def _existing(root: Path) -> Path:
 
 
 def _find_classes(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of each class folder; those of the class "" where there are pictures and no class folders."""
+    """The images of each class folder; if there are no class folders, the images of the class ""."""
     entries = _visible(folder)
     classes = [path for path in entries if path.is_dir()]
     pictures = [path for path in entries if _is_picture(path)]
@@ -266,7 +266,7 @@ def _read_cache(path: Path, key: str) -> tuple[Tensor | None, list[int]] | None:
     try:
         cache = torch.load(path, mmap=True, weights_only=True)
         return (cache["image"], cache["bad"]) if cache["key"] == key else None
-    except Exception:  # a file of any other kind: it is made anew
+    except Exception:  # any other kind of file: it is overwritten
         return None
 
 

@@ -30,8 +30,8 @@ class TaskSequence(ImageDataModule):
 
     The tasks are made in one of four ways:
 
-    - ``classes``: each has some of the classes of ``base``, all in its order or in a random one, or as ``class_groups``
-      says.
+    - ``classes``: each task has some of the classes of ``base``: those of ``class_groups``, or equally many in the
+      order of ``base`` or a random order.
     - ``permutation``: each has all images of ``base``, with the pixels in a random order of its own, the same for
       all images and channels; the first has them as they are (Goodfellow et al., 2013, arXiv:1312.6211).
     - ``rotation``: each has all images of ``base``, turned counterclockwise by ``angle`` more than the one before
@@ -158,8 +158,8 @@ class TaskSequence(ImageDataModule):
         if classes % self.num_tasks:
             fitting = [str(number) for number in range(1, classes + 1) if classes % number == 0]
             raise ValueError(
-                f"num_tasks is {self.num_tasks}, and {classes} classes do not divide into so many tasks: choose "
-                f"one of {', '.join(fitting)}, or say in class_groups which classes each task has"
+                f"num_tasks is {self.num_tasks}: it must divide the number of classes, {classes}. Choose one of "
+                f"{', '.join(fitting)}, or list the classes of each task in class_groups"
             )
         return Tasks((classes // self.num_tasks,) * self.num_tasks, self.scenario)
 

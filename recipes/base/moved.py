@@ -1,4 +1,4 @@
-"""Modules by the names that they had before: programs that import them by these names go on working."""
+"""Old names of modules that have moved, so that programs that import them continue to work."""
 
 import sys
 import warnings

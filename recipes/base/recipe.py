@@ -41,7 +41,7 @@ class Recipe(AnyRecipe):
     Attributes:
         views: draws one random view of every image, see ``view``. Null, unless the method sets it.
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
-        made_from: of a recipe that was loaded, what its checkpoint says besides its weights.
+        made_from: content of the checkpoint without weights, for a recipe that was loaded.
         step_columns: rows [B, n] that the last validation or test step computed besides the features, such as
             ``logits``. Reports read them instead of computing them again, and clear them.
 
@@ -246,7 +246,7 @@ class Recipe(AnyRecipe):
 
 
 def _of_channels(normalization: tuple[Any, Any] | None, channels: int) -> tuple[Any, Any] | None:
-    """Mean and standard deviation for images of so many channels; grey ones have the mean over those of RGB."""
+    """Returns mean and standard deviation for the given number of channels; grey images use the mean over RGB."""
     if normalization is None or len(normalization[0]) == channels:
         return normalization
     return tuple([sum(numbers) / len(numbers)] * channels for numbers in normalization)  # type: ignore[return-value]

@@ -212,7 +212,7 @@ class ContinualRecipe(Classifier):
             self._measure(row=0)
         elif self.ended < self.begun and sum(self.data.epochs_per_task[: self.begun]) <= self.current_epoch:
             self._end()
-        self.on_train_epoch_start()  # which Lightning leaves out where a run goes on after the last batch of an epoch
+        self.on_train_epoch_start()  # Lightning skips it if a run resumes after the last batch of an epoch
 
     def on_train_epoch_start(self) -> None:
         """Begins the task of this epoch, where it is a new one."""

@@ -81,7 +81,7 @@ class ICaRL(ReplayRecipe):
         return math.ceil(len(batch.index) * self.trainer.world_size * len(self.buffer) / images)
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
-        """Binary cross-entropy: for new classes with the labels, for old ones with what the old network says."""
+        """Computes the binary cross-entropy with labels for new classes, and with old predictions for old classes."""
         drawn = self.draw(batch, batch_idx)
         past = self.past(self.share(drawn), batch)
         image = torch.cat([self.view(batch, batch_idx), self.replayed_view(past, batch_idx)])

@@ -99,7 +99,7 @@ class SI(ContinualRecipe):
             self.penalty.move([*self.path], self.held)  # ω is 0
 
     def end_task(self) -> None:
-        """Makes ω of the task into Ω, and starts anew."""
+        """Adds ω of the task to Ω, and resets ω."""
         strength = []
         for parameter, ω, Ω, start in zip(self.held, self.path, self.penalty.weight, self.penalty.anchor, strict=True):
             new = ω / ((parameter - start).square() + self.damping)

@@ -11,7 +11,7 @@ class TaskStart:
 
     Args:
         warmup_epochs: epochs at the start of a task in which only its head learns, >= 0; 0 leaves the warm-up out.
-        later_lr_factor: what the learning rate is multiplied by, > 0; 1 changes nothing.
+        later_lr_factor: factor on the learning rate in later tasks, > 0.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -29,7 +29,7 @@ class TaskStart:
             raise ValueError(f"later_lr_factor is {self.later_lr_factor}: it must be positive; 1 changes nothing")
 
     def warmup_of(self, epochs: int) -> int:
-        """Epochs of the warm-up of a task of so many epochs: a tenth of them if ``warmup_epochs`` would be all."""
+        """Computes the warm-up epochs of a task: a tenth of the task if ``warmup_epochs`` is not shorter."""
         return self.warmup_epochs if self.warmup_epochs < epochs else epochs // 10
 
     def tell_cuts(self, epochs_per_task: Iterable[int]) -> None:

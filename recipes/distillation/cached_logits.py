@@ -61,12 +61,12 @@ class CachedLogits:
     ) -> None:
         train, device = data.splits.train, trainer.strategy.root_device
 
-        def said(batch: Batch) -> tuple[Tensor, Tensor]:
+        def predicted(batch: Batch) -> tuple[Tensor, Tensor]:
             seen = view(Batch(*(part.to(device) for part in batch[:3])))  # data may add more
             return seen, forward(teacher, seen, trainer).cpu()
 
         probes = train.__getitems__(list(range(min(_PROBES, len(train)))))
-        seen, expected = said(probes)
+        seen, expected = predicted(probes)
         names = digest, train.digest(), str(trainer.precision), hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()
         self.path = folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.npy"
         if trainer.is_global_zero and not self.path.is_file():
@@ -76,7 +76,7 @@ class CachedLogits:
             shape = len(train), expected.shape[1]
             logits = np.lib.format.open_memmap(unfinished, "w+", expected.numpy().dtype, shape)
             for batch in data.in_order(train, shared=False):
-                logits[batch.index.numpy()] = said(batch)[1].numpy()
+                logits[batch.index.numpy()] = predicted(batch)[1].numpy()
             logits.flush()
             unfinished.replace(self.path)
         trainer.strategy.barrier()

@@ -91,7 +91,7 @@ class ContrastiveDistillation(FeatureLoss):
         self.register_buffer("log_z", torch.full((2,), float("nan")))
 
     def forward(self, student: Tensor, teacher: Tensor, **needed: Any) -> Tensor:
-        """Compares what the layers give for the B images of all devices.
+        """Compares the outputs of the layers for the B images of all devices.
 
         Args:
             student: [B, F], [B, N, F] or [B, C, H, W].
@@ -140,7 +140,7 @@ class ContrastiveDistillation(FeatureLoss):
 
     @torch.no_grad()
     def _estimate_z(self, sides: list[tuple[Tensor, Tensor]], counted: Tensor) -> None:
-        """Sets Z to n times the mean of exp(logit) over what the images are compared with, unless it is known."""
+        """Sets Z to n times the mean of exp(logit) over the compared embeddings, unless Z is known."""
         if not self._z_is_known and self.log_z.isnan().any():  # asks the device once, as that makes it wait
             for place, (own, others) in enumerate(sides):
                 logits = torch.cat([own, others[counted]])

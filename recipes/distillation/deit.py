@@ -83,8 +83,8 @@ class DeiT(Student):
         pool = getattr(encoder, "pool", None)
         if teacher is not None and pool != "tokens":
             raise ValueError(
-                f"{type(encoder).__name__} has no distillation token for what the teacher says: choose a ViT with pool "
-                "'tokens', or recipe TeacherStudent for other encoders"
+                f"{type(encoder).__name__} has no distillation token, which a teacher requires: choose a ViT with pool "
+                "'tokens', or the recipe TeacherStudent for other encoders"
             )
         if teacher is None and pool == "tokens":
             raise ValueError(

@@ -101,7 +101,7 @@ class LayerLosses(nn.Module):
         """Computes all losses.
 
         Args:
-            student: what the layers of the student gave for a batch, by name.
+            student: outputs of the student's layers for a batch, by name.
             teacher: the same of the teacher.
             batch: of the images, with their labels and indices.
             gather: joins tensors of all devices (``Recipe.gather``).

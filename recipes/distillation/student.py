@@ -89,7 +89,7 @@ class Student(Classifier):
         """Loads the teacher unless it is there, and checks that it suits the student and the images.
 
         Args:
-            packed: the teacher as a checkpoint holds it; None takes it from where ``teacher`` says.
+            packed: the teacher from a checkpoint. If None, loads the teacher from ``teacher``.
 
         Raises:
             FileNotFoundError: if there is no such run or file.
@@ -155,9 +155,9 @@ class Student(Classifier):
         """Logs ``val/agreement`` and ``val/teacher_accuracy`` too, while the teacher is there."""
         feature = super().validation_step(batch, batch_idx)
         if self.has_teacher:
-            said = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.val_agreement(said.argmax(1) == self.logits(feature).argmax(1))
-            self.val_teacher_accuracy(said, batch.label)
+            taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
+            self.val_agreement(taught.argmax(1) == self.logits(feature).argmax(1))
+            self.val_teacher_accuracy(taught, batch.label)
             self.log("val/agreement", self.val_agreement)
             self.log("val/teacher_accuracy", self.val_teacher_accuracy)
         return feature
@@ -169,9 +169,9 @@ class Student(Classifier):
         self.test_calibration_error(logits, batch.label)
         self.log("test/calibration_error", self.test_calibration_error)
         if self.has_teacher:
-            said = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.test_agreement(said.argmax(1) == logits.argmax(1))
-            self.test_teacher_accuracy(said, batch.label)
+            taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
+            self.test_agreement(taught.argmax(1) == logits.argmax(1))
+            self.test_teacher_accuracy(taught, batch.label)
             self.log("test/agreement", self.test_agreement)
             self.log("test/teacher_accuracy", self.test_teacher_accuracy)
         return feature

@@ -61,7 +61,7 @@ def modes(text: str, encoder: Encoder) -> list[Mode]:
 
 
 def with_new_stages(encoder: Encoder, chosen: Sequence[Mode]) -> Encoder:
-    """The encoder with random weights in the stages that are to be trained anew; a new one, if these are all."""
+    """Reinitialises the stages that are retrained; returns a new encoder if these are all stages."""
     if "retrain" not in chosen:
         return encoder
     fresh = encoder.fresh()
@@ -93,6 +93,6 @@ def waiting_stages(count: int, epoch: int, every_n_epochs: int | None) -> range:
     Args:
         count: how many stages the encoder has.
         epoch: of the run, from 0.
-        every_n_epochs: after so many epochs each, one stage more is trained, from the last on; None trains all at once.
+        every_n_epochs: number of epochs after which one more stage is trained, last first. If None, trains all at once.
     """
     return range(0 if every_n_epochs is None else max(0, count - epoch // every_n_epochs))

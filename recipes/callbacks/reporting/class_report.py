@@ -52,11 +52,11 @@ class ClassReport(Callback):
         pictures = picture_directory(trainer)
         if pictures is None or not len(label):
             return
-        confidence, said = (logits.softmax(1) if pl_module.has_probabilities else logits).max(1)
+        confidence, predicted = (logits.softmax(1) if pl_module.has_probabilities else logits).max(1)
         classes = pl_module.head.out_features
         names = pl_module.class_names or [str(number) for number in range(classes)]
-        matrix = confusion(label, said, classes)
-        wrong = (said != label).nonzero().flatten()
+        matrix = confusion(label, predicted, classes)
+        wrong = (predicted != label).nonzero().flatten()
         worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][: self.mistakes]
         loader: Any = trainer.test_dataloaders
         files = file_names(getattr(trainer, "datamodule", None), loader)
@@ -65,7 +65,7 @@ class ClassReport(Callback):
                 index=(i := int(index[row])),
                 file=files[i] if files else None,
                 true=names[label[row]],
-                predicted=names[said[row]],
+                predicted=names[predicted[row]],
                 confidence=confidence[row].item(),
             )
             for row in worst

@@ -97,7 +97,7 @@ class ContinualReport(Callback):
             self._read_clock(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the clock go on."""
+        """Restarts the clock."""
         if self._paused:
             self._start_clock(pl_module)
 
@@ -153,9 +153,9 @@ class ContinualReport(Callback):
         text = json.dumps(report, indent=1) + "\n"
         pictures.mkdir(parents=True, exist_ok=True)
         (pictures.parent / FILE).write_text(text)
-        if self._printed == (said := json.dumps(report["matrix"])):  # a test after the training measures nothing new
+        if self._printed == (printed := json.dumps(report["matrix"])):  # a test after the training measures nothing new
             return
-        self._printed = said
+        self._printed = printed
         console = terminal()
         console.print(table(report))
         if report["expectation"]:

@@ -27,7 +27,7 @@ class RepresentationProbe(Callback):
     """Measures how well nearest neighbours (kNN) and logistic regression classify the features of the frozen encoder.
 
     The bank is the training set, in order, with test transforms and without unlabelled images. If its features exceed
-    24 GiB, it is every n-th labelled image, and the protocol says so. While training, ``val/knn`` and ``val/linear``
+    24 GiB, it is every n-th labelled image, and the protocol records it. While training, ``val/knn`` and ``val/linear``
     are the accuracies on the validation images, with all labels.
 
     At the end of the test, a table compares the trained encoder with the encoder that training started from and with

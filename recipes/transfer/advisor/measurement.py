@@ -93,7 +93,7 @@ class Measurement:
         It is the share of what a random encoder's features leave unexplained of the labels that the encoder's features
         explain. LogME is the mean logarithm of a normal density, to which a residual variance σ² contributes -log σ;
         a difference of d between two encoders stands for σ² that differ by the factor exp(-2 d). Without a random
-        encoder, what the shares of the classes leave unexplained counts.
+        encoder, the shares of the classes are the reference.
         """
         gain = self.scores.log_me - (self.random.log_me if self.random else self.prior)
         return 1 - math.exp(-2 * max(0.0, gain))
@@ -116,8 +116,8 @@ def measure(
         trainer: whose device and precision are used. None makes one.
         source_head: maps features [N, F] of the encoder to the logits [N, S] of the classes that it was trained on, on
             the CPU.
-        most_images: how many images are used at most; where there are more, so many of each class, the same ones
-            every time.
+        most_images: largest number of images that are used. If there are more, uses the same number of each class,
+            and the same images every time.
 
     Returns:
         The measurement.
@@ -182,7 +182,7 @@ def training_labels(data: ImageDataModule) -> Tensor:
 
 
 def _evenly(label: Tensor, count: Tensor, most: int) -> Tensor:
-    """The positions of the labelled images, or of at most so many: the same number of each class that has that many."""
+    """Positions of at most ``most`` labelled images, with the same number of each class that has enough images."""
     labelled = (label >= 0).nonzero().flatten()
     if len(labelled) <= most:
         return labelled

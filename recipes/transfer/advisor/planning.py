@@ -48,7 +48,7 @@ def fitting_batch_size(images: int) -> int:
 
 
 def fitting_steps(images: int) -> int:
-    """How many steps of the optimiser suit so many images: whole epochs, from about 500 to about 10,000 steps."""
+    """Computes the number of optimiser steps for a number of images: whole epochs, about 500 to 10,000 steps."""
     per_epoch = images // fitting_batch_size(images)
     steps = min(max(EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
     return max(FEWEST_EPOCHS, round(steps / per_epoch)) * per_epoch

@@ -522,7 +522,7 @@ def test_two_devices_together_get_the_batches_of_one_and_the_same_permutations(m
         ({"by": "tasks"}, "by is 'tasks': it must be one of classes, permutation, rotation, datasets"),
         (
             {"num_tasks": 4},
-            "6 classes do not divide into so many tasks: choose one of 1, 2, 3, 6, or say in class_groups",
+            "it must divide the number of classes, 6. Choose one of 1, 2, 3, 6, or list the classes",
         ),
         ({"num_tasks": 0}, "num_tasks is 0"),
         ({"num_tasks": 2, "scenario": "online"}, "scenario is 'online'"),
