@@ -11,12 +11,13 @@ Scenario = Literal["task", "class", "domain"]
 
 @dataclass(frozen=True)
 class Tasks:
-    """How many classes each task has, and what is asked of a network (van de Ven & Tolias, 2019, arXiv:1904.07734).
+    """Number of classes of each task, and the scenario (van de Ven & Tolias, 2019, arXiv:1904.07734).
 
     Args:
-        sizes: how many classes each task has.
-        scenario: in ``task`` every class has a label of its own, and it is told of which task an image is; in ``class``
-            the same, but it is not told; in ``domain`` all tasks have the same labels 0, 1, ..., and it is not told.
+        sizes: number of classes of each task, each > 0.
+        scenario: meaning of the labels. In ``task`` every class has its own label, and the task of each image is known.
+            In ``class`` every class has its own label, and the task is unknown. In ``domain`` all tasks share the
+            labels 0, 1, ..., and the task is unknown.
 
     Raises:
         ValueError: if there is no task or one without a class, or if in ``domain`` the tasks have unlike numbers of

@@ -83,7 +83,7 @@ class DeiT(Student):
         pool = getattr(encoder, "pool", None)
         if teacher is not None and pool != "tokens":
             raise ValueError(
-                f"{type(encoder).__name__} has no distillation token, which a teacher requires: choose a ViT with pool "
+                f"{type(encoder).__name__} has no distillation token for a teacher: choose a ViT with pool "
                 "'tokens', or the recipe TeacherStudent for other encoders"
             )
         if teacher is None and pool == "tokens":

@@ -89,7 +89,7 @@ class RepresentationProbe(Callback):
         self._encoders: dict[str, nn.Module] = {}  # by row, while the images pass that are measured
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copies the encoder as it was made: weights of a checkpoint come later."""
+        """Copies the encoder at initialisation: weights of a checkpoint come later."""
         if not self._references.is_of(pl_module):
             self._references.remember(pl_module, copied=self.references and self.every_n_epochs > 0)
             self._clock = TrainingClock()
