@@ -106,7 +106,7 @@ def best_temperature(logits: Tensor, label: Tensor) -> float:
 
 
 def calibration_error(logits: Tensor, label: Tensor) -> float:
-    """Computes the expected calibration error in [0, 1]: the mean over bins of |confidence - accuracy|.
+    """Computes the expected calibration error in [0, 1]: the mean over images of |confidence - accuracy| of the bin.
 
     Args:
         logits: [N, classes].
