@@ -24,6 +24,7 @@ from recipes.errors import nearest
 PACKAGES = ("recipes", "datamodules", "losses", "torch", "torchvision", "timm", "lightning")
 _named: list[str] = []  # modules that the user named in this process
 _searched: list[Path] = []  # folders besides those of the installed packages
+_only_trusted: list[bool] = []  # not empty while ``trusted_only`` lasts
 
 REMEDY = "add --import FILE (in Python: imports=[FILE]) if you trust that code"
 
@@ -61,8 +62,11 @@ def imported(module: str) -> ModuleType:
     """Imports a module.
 
     Raises:
-        ImportError: in one line, with the folders that were searched, or with the exception that its code raised.
+        ImportError: in one line, with the folders that were searched, or with the exception that its code raised; or
+            because the module is not trusted, under ``trusted_only``.
     """
+    if _only_trusted and not any(f"{module}.".startswith(f"{trusted}.") for trusted in (*PACKAGES, *_named)):
+        raise ImportError(_distrusted(module))
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -126,9 +130,11 @@ def trusted_only() -> Iterator[None]:
         import_path_allowlist=[*PACKAGES, *_named],
         instantiate_subclass_spec_in_any=False,
     )
+    _only_trusted.append(True)
     try:
         yield
     finally:
+        _only_trusted.pop()
         parsing_settings.clear()
         parsing_settings.update(before)
 
@@ -136,7 +142,11 @@ def trusted_only() -> Iterator[None]:
 def refusal(message: str) -> str | None:
     """What to tell the user where ``trusted_only`` refused a path: the words, or None for another message."""
     found = re.search(r"Importing '([\w.]+)' is not allowed", message)
-    return found and f"the checkpoint names {found[1]}, whose module is not trusted: {REMEDY}"
+    return found and _distrusted(found[1])
+
+
+def _distrusted(path: str) -> str:
+    return f"the checkpoint names {path}, whose module is not trusted: {REMEDY}"
 
 
 def _found(name: str, folders: Iterable[str | Path]) -> Path:

@@ -88,6 +88,9 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
                 first = ["--config", yaml.safe_dump(config)]
     if args[1:2] != ["--help"] and args[-1] == "--help" and "--model" in args[:-2]:
         return Prepared([args[0], "--model.help", args[args.index("--model") + 1]], False)
+    for option, value in zip(args, args[1:]):
+        if option in ("--model.help", "--data.help"):  # nothing else counts, and the imports are done
+            return Prepared([args[0], option, value], False)
     end = ["--import", json.dumps(list(dict.fromkeys(last)))] if last else []
     return Prepared([args[0], *first, *args[1:], *end], of_checkpoint)
 

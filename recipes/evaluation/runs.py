@@ -141,6 +141,10 @@ def find_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
             except ValueError as error:
                 left_out[directory.resolve()] = f"{directory} is left out: {error}."
                 continue
+            except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:  # the files were changed by hand
+                what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                left_out[directory.resolve()] = f"{directory} is left out: its files cannot be read ({what})."
+                continue
             before = newest.get(key := (*alike(run), run.seed))
             if before and bool(_trained(before)) > bool(_trained(run)):
                 run, before = before, run  # a later test of the same run has no curves
@@ -233,8 +237,9 @@ def _measures(last: Mapping[str, float], reports: Mapping[str, Any]) -> dict[str
         prefix = "test/" if row == "trained_encoder" else f"test/{row}/"
         for column, value in columns.items():
             found[f"{prefix}{column}"] = value["mean"] if isinstance(value, dict) else value
-    if classes := reports.get("classes"):
-        found["test/accuracy"] = classes["accuracy"]
+    aware = reports.get("continual", {}).get("view") == "aware"  # the class report does not know the task of an image
+    if (classes := reports.get("classes")) and not aware:
+        found.setdefault("test/accuracy", classes["accuracy"])
         found |= {f"test/macro_{name}": value for name, value in classes["macro"].items()}
     if distillation := reports.get("distillation"):
         found["test/agreement"] = distillation["agreement"]

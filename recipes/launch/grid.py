@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
+from recipes.errors import nearest
 from recipes.launch.configs import config_file
 
 
@@ -36,12 +37,28 @@ class Grid:
         about: subject of the comparison and its conditions; stored with the results.
         common: arguments of all variants, after their own.
         kept: variants whose runs are kept for other uses, beside those that other variants need.
+
+    Raises:
+        ValueError: if a run is named that is no variant, or a run needs itself.
     """
 
     variants: Mapping[str, str]
     about: str = ""
     common: str = ""
     kept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that every run that is named is a variant, and that no run needs itself."""
+        for variant in (*self.variants, *self.kept):
+            self._check(variant, ())
+
+    def _check(self, variant: str, needed_by: tuple[str, ...]) -> None:
+        if variant not in self.variants:
+            raise ValueError(f"there is no variant {variant!r}{nearest(variant, self.variants)}")
+        if variant in needed_by:
+            raise ValueError(f"variant {variant!r} needs its own run: {' needs '.join((*needed_by, variant))}")
+        for name in self.needs(variant):
+            self._check(name, (*needed_by, variant))
 
     def arguments(self, variant: str) -> str:
         """Returns the arguments of ``recipes fit``, as they are typed."""
@@ -85,5 +102,10 @@ class Grid:
         Args:
             seeds: of the runs.
             only: variants to run; if None, all variants.
+
+        Raises:
+            ValueError: if one of ``only`` is no variant.
         """
+        for variant in only or ():
+            self._check(variant, ())
         return [Job(variant, seed) for seed in seeds for variant in (only or self.variants)]

@@ -150,6 +150,26 @@ def test_no_part_of_the_configuration_in_a_checkpoint_names_strange_code(config,
     assert_nothing_ran()
 
 
+STRANGE = {"class_path": "strange.Net"}
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+@pytest.mark.parametrize(
+    ("changes", "config"),
+    [
+        ({}, {"trainer": {"max_epochs": STRANGE}}),
+        ({}, {"name": STRANGE}),
+        ({}, {"probe": {"k": STRANGE}}),
+        ({}, {"data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": "class_path='strange.Net'"}}}),
+        ({"temperature": STRANGE}, {}),
+        ({"unknown": STRANGE}, {}),
+    ],
+)
+def test_no_class_is_imported_where_no_class_belongs(command, changes, config, capsys):
+    refused([command, "--ckpt_path", saved(model(**changes), **config)], capsys)
+    assert_nothing_ran()
+
+
 def test_the_import_in_a_checkpoint_is_not_obeyed(capsys):
     checkpoint = saved(model(encoder={"class_path": "strange.Net"}), **{"import": ["strange.py"]})
     assert "--import FILE" in refused(["fit", "--ckpt_path", checkpoint], capsys)

@@ -54,6 +54,21 @@ def test_a_continual_run_has_the_measures_of_its_view_and_its_cost(tmp_path: Pat
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("view", "macro"), [("aware", False), ("agnostic", True)])
+def test_an_accuracy_is_the_logged_one_and_scores_by_class_are_of_its_view(
+    view: str, macro: bool, tmp_path: Path
+) -> None:
+    classes = {"accuracy": 0.25, "images": 360, "macro": {"precision": 0.5, "recall": 0.5, "f1": 0.5}}
+    continual = {
+        "recipe": "LwF", "view": view, "measures": {view: {}},
+        "cost": {"seconds": [], "flops_per_image": [], "bytes": {"parameters": 0, "buffers": 0}}, "protocol": {},
+    }  # fmt: skip
+    rows = [{"epoch": 0, "step": 9, "test/accuracy": 0.75}]
+    run = read_run(write_run(tmp_path, "lwf", 0, continual=continual, classes=classes, rows=rows))
+    assert run.measures["test/accuracy"] == 0.75
+    assert ("test/macro_f1" in run.measures) == macro
+
+
 def test_settings_have_dotted_keys_without_what_belongs_to_one_run(tmp_path: Path) -> None:
     encoder = {"class_path": "recipes.nn.ConvNet", "init_args": {"widths": [8, 16]}}
     model = {"class_path": "recipes.SimCLR", "init_args": {"encoder": encoder, "temperature": 0.5}}
@@ -93,6 +108,20 @@ def test_runs_that_have_not_finished_are_left_out_by_name(tmp_path: Path) -> Non
         f"{half} is left out: its evaluation.json is not complete JSON.",
         f"{unfinished} is left out: {reason}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("config.yaml", "a: [1"), ("config.yaml", "- 1"), ("evaluation.json", "[]"), ("evaluation.json", "{}"),
+     ("continual.json", '{"cost": 1}'), ("metrics.csv", "epoch,step\n0,1,2\n")],
+)  # fmt: skip
+def test_one_run_that_cannot_be_read_is_left_out_by_name(file: str, text: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    bad = write(tmp_path, "other", seed=1)
+    (bad / file).write_text(text)
+    runs, notes = find_runs([tmp_path])
+    assert len(runs) + len(notes) == 2
+    assert all(str(bad) in note for note in notes)
 
 
 @pytest.mark.parametrize("file", ["probe.json", "predictions.npz"])

@@ -153,6 +153,23 @@ def test_a_run_counts_only_for_the_configs_of_the_runs_that_it_starts_from(measu
     assert measured(grid, seeds=[0])[1] == []
 
 
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ({"one": "--x '<run of onne>'"}, r"there is no variant 'onne' \(did you mean 'one'\?\)"),
+        (
+            {"one": "--x '<run of two>'", "two": "--x '<run of one>'"},
+            "'one' needs its own run: one needs two needs one",
+        ),
+    ],
+)
+def test_a_grid_of_runs_that_cannot_be_is_refused(variants, words):
+    with pytest.raises(ValueError, match=words):
+        Grid(variants=variants)
+    with pytest.raises(ValueError, match="there is no variant 'small1'"):
+        TWO.jobs([0], only=["small1"])
+
+
 def test_half_a_kept_run_is_no_run_to_start_from(tmp_path):
     kept = KeptRuns(TAUGHT, tmp_path)
     job = Job("large net", 0)

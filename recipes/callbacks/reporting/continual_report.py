@@ -197,7 +197,7 @@ class ContinualReport(Callback):
                 "epochs_per_task": list(data.epochs_per_task),
                 "batch_size": data.batch_size,
                 "training_images_seen": self.images,
-                "training_minutes": round(sum(self.seconds) / 60, 2),
+                "training_minutes": round(sum(self.seconds) / 60, 4),
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "precision": str(trainer.precision),
                 "devices": trainer.world_size,

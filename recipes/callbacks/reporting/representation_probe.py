@@ -247,7 +247,7 @@ class RepresentationProbe(Callback):
                 "model": "the weights given to the test, encoder in eval mode, test transforms",
                 "epochs": self._clock.epochs,
                 "training_images_seen": self._clock.images,
-                "training_minutes": round(self._clock.seconds / 60, 2),
+                "training_minutes": round(self._clock.seconds / 60, 4),
                 "run_seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "num_classes": _classes(trainer),
                 "bank_images": len(bank.label),

@@ -217,7 +217,8 @@ def _table(found: dict[str, dict[str, Measured]], options: Namespace, data: str)
     both = " (in brackets: validation)" if len(shown) == 2 else ""
     table = new_table(
         title=f"{'Test' if 'test' in shown else 'Validation'} accuracy of frozen features on {data} (%){both}",
-        caption="By stage of the encoder; the features of the last are those of the encoder.",
+        caption="By stage of the encoder; the features of the last are those of the encoder."
+        + (f"\nkNN: k = {options.k}" if "knn" in options.heads else ""),
     )
     table.add_column("", overflow="ellipsis", no_wrap=True)
     for head in options.heads:
