@@ -33,7 +33,7 @@ class TaskStart:
         return self.warmup_epochs if self.warmup_epochs < epochs else epochs // 10
 
     def tell_cuts(self, epochs_per_task: Iterable[int]) -> None:
-        """Says of which tasks, all but the first given, the warm-up is cut."""
+        """Logs each task length that cuts the warm-up, given the lengths of all tasks but the first."""
         for epochs in sorted({epochs for epochs in epochs_per_task if epochs <= self.warmup_epochs}):
             rank_zero_info(
                 f"warmup_epochs is {self.warmup_epochs}, and a task has {epochs} epochs in all: its warm-up is "

@@ -1,4 +1,4 @@
-"""How numbers are told: cells of tables for people, values for a file."""
+"""Formats numbers: cells of tables for people, values for a file."""
 
 import math
 from collections.abc import Sequence

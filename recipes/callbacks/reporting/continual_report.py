@@ -127,7 +127,7 @@ class ContinualReport(Callback):
             counter.__exit__(None, None, None)
         return counter
 
-    # How it is told
+    # Tables and files
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock and tells the results."""

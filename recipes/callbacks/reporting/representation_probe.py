@@ -230,7 +230,7 @@ class RepresentationProbe(Callback):
                 rank_zero_warn(reason)
         return few
 
-    # How it is told
+    # Tables and files
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, k: int) -> dict[str, Any]:
         bank, test = self.measured[TRAINED]
