@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.loading.cpus import usable_cpus
+from datamodules.sources.formats import formats
 
 _CHUNK = 64  # files per task: a task per file would spend more on scheduling than on a small file
 
@@ -30,7 +31,7 @@ def decode(path: Path, image_size: int, channels: int) -> np.ndarray:
         uint8 [channels, image_size, image_size].
     """
     mode = "L" if channels == 1 else "RGB"
-    with Image.open(path) as picture:
+    with Image.open(path, formats=formats()) as picture:
         picture.draft(mode, (2 * image_size, 2 * image_size))
         upright = _eight_bit(ImageOps.exif_transpose(picture)).convert(mode)
     width, height = upright.size
