@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -143,6 +143,21 @@ class ImageFolder(ImageDataModule):
             self._matched, self._matched_paths = self._splits_of(found, parts), _paths_of(found.pictures, parts)
         super().match_classes(names, strict)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the position in the epoch, and the rule of the split."""
+        return {**super().state_dict(), "split_by": self.split_by}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Sets the position at which training resumes; warns if the run that wrote the checkpoint split otherwise."""
+        position = dict(state_dict)
+        rule = position.pop("split_by", "position")  # of version 0.1
+        if rule != self.split_by and self._found is not None and "all" in self._found.pictures.parts:
+            rank_zero_warn(
+                f"the run of the checkpoint has split_by={rule!r}, and this ImageFolder {self.split_by!r}: if it reads "
+                f"the same images, it may test on training images. Pass split_by={rule!r}"
+            )
+        super().load_state_dict(position)
+
     def prepare_data(self) -> None:
         """Fills the cache, if there is to be one: Lightning lets one process per machine do this."""
         if self.cache_file is not None:
@@ -208,7 +223,8 @@ class ImageFolder(ImageDataModule):
     def _tell(self, pictures: "_Pictures", parts: dict[str, Tensor]) -> None:
         """Prints what was found, what was left out, and the copies of training images in other splits."""
         counts = ", ".join(f"{len(parts.get(name, ())):,} {name}" for name in _SPLIT_NAMES)
-        rank_zero_info(f"{self.root}: {len(pictures.class_names) or 'no'} classes; images: {counts}")
+        rule = f" (split by {self.split_by})" if "all" in pictures.parts and pictures.class_names else ""
+        rank_zero_info(f"{self.root}: {len(pictures.class_names) or 'no'} classes; images: {counts}{rule}")
         if pictures.only_folder is not None:
             only = next(iter(_split_folders(self.root).values())) / pictures.only_folder
             inner = class_folders(only) if only.is_dir() else []

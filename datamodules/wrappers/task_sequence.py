@@ -211,7 +211,7 @@ class TaskSequence(ImageDataModule):
                 split[which] = TaskImages([relabelled(part, new) for part, new in parts], change)
             elif any(part is not None for part in given):
                 missing = [type(data).__name__ for data, _ in sources if not is_labelled(getattr(data.splits, which))]
-                rank_zero_warn(f"{missing[0]} has no labelled {which} images: tasks are not measured on {which} images")
+                rank_zero_warn(f"{missing[0]} has no {which} images with labels: those of the other tasks are left out")
         return TaskSplits(self._names(names), **split)
 
     @property

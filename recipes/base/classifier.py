@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -91,6 +92,10 @@ class Classifier(Recipe):
     def feature(self, batch: Batch) -> Tensor:
         """The features [B, F] of a batch; where they were computed before, the loader gives them in place of images."""
         return batch.image if batch.image.ndim == 2 else self(batch.image)
+
+    def on_validation_epoch_start(self) -> None:
+        """Computes the mean of the loss as exactly as the weights: metrics stay in float32 when a recipe changes."""
+        self.val_loss.metric.set_dtype(torch.promote_types(next(self.parameters()).dtype, torch.float32))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.wrappers.abstract import WrapperMetric
 
@@ -54,17 +54,25 @@ class LabelledMetric(WrapperMetric):
         self.labelled.reset()
 
 
-class CrossEntropy(MeanMetric):
-    """Cross-entropy, the mean over the labelled images; in float64 for logits in float64."""
+class CrossEntropy(Metric):
+    """Cross-entropy, the mean over the labelled images, in the dtype of ``set_dtype``."""
+
+    total: Tensor
+    images: Tensor
 
     def __init__(self) -> None:
-        super().__init__(nan_strategy="disable")  # a network that diverged shows it
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:  # type: ignore[override]
+    def update(self, prediction: Tensor, label: Tensor) -> None:
         """Adds a batch of logits [B, classes] and labels [B], -1 where unlabelled."""
-        if prediction.dtype == torch.float64:
-            self.set_dtype(torch.float64)
-        super().update(F.cross_entropy(prediction, label, ignore_index=-1, reduction="none"), label >= 0)
+        self.total += F.cross_entropy(prediction, label, ignore_index=-1, reduction="sum").to(self.total)
+        self.images += (label >= 0).sum()
+
+    def compute(self) -> Tensor:
+        """Returns the mean; NaN without a labelled image."""
+        return self.total / self.images
 
 
 def accuracy(name: str, num_classes: int) -> LabelledMetric:

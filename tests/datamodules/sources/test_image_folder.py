@@ -1,4 +1,5 @@
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -196,6 +197,17 @@ def test_a_file_that_became_unreadable_changes_no_other_split(two_classes):
     with pytest.warns(UserWarning, match="1 of 30 files"):
         after = ready(two_classes, **options).paths
     assert after == before | {"train": [path for path in before["train"] if path != damaged]}
+
+
+@pytest.mark.parametrize("written", [{}, {"split_by": "position"}])
+def test_a_checkpoint_of_another_split_is_told(written, two_classes):
+    data = ready(two_classes, val_fraction=0.2)
+    with pytest.warns(UserWarning, match="the run of the checkpoint has split_by='position'"):
+        data.load_state_dict(written)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ready(two_classes, val_fraction=0.2, split_by="position").load_state_dict(written)
+        data.load_state_dict(data.state_dict())
 
 
 def test_a_moved_folder_has_the_same_split(two_classes, tmp_path):
