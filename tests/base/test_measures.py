@@ -20,6 +20,8 @@ from recipes.base.measures import CrossEntropy, LabelledMetric, accuracy
 from recipes.callbacks import RepresentationProbe
 from recipes.cli import main
 from recipes.nn import ConvNet
+from tests.base.two_processes import measure
+from tests.helpers.processes import run
 from tests.helpers.training import quiet_trainer
 from tests.system.exactness import RECIPES, packaged
 
@@ -134,6 +136,16 @@ def test_every_metric_of_a_recipe_that_takes_labels_is_over_labelled_images():
     model = classifier()
     inside = {id(part) for module in model.modules() if isinstance(module, LabelledMetric) for part in module.modules()}
     assert [module for module in model.modules() if isinstance(module, Metric) and id(module) not in inside] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labelled", [True, False])
+def test_labels_on_one_device_alone_count_as_on_a_single_device(labelled):
+    (one,), two = run(measure, 1, labelled), run(measure, 2, labelled, processes=2)
+    names = {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy", "student_accuracy")} | {"val/loss"}
+    assert set(one) == (names if labelled else set())
+    for each in two:
+        assert each == pytest.approx(one, rel=1e-5)
 
 
 # What the user is told
