@@ -1,8 +1,6 @@
 """Images from a folder."""
 
-import hashlib
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +12,11 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.loading.split import check_fraction, split
-from datamodules.sources.decode import decode_all, decode_or_name
+from datamodules.sources.content import DecodedFile
+from datamodules.sources.decode import VERSION, ValueRange, decode_all, decode_or_name, warn_of_dark_images
+from datamodules.sources.names import printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
-_CACHE_VERSION = 1  # of what ``decode`` does and of the cache file's content
 
 
 class ImageFolder(ImageDataModule):
@@ -30,8 +29,8 @@ class ImageFolder(ImageDataModule):
     * images without class folders, which are unlabelled and all used for training.
 
     Images may have any size and kind (grey, RGB, palette, transparent, CMYK, 16-bit, turned by EXIF; the first frame of
-    an animation is used). Each image is scaled until its shorter side is ``image_size`` (bilinear, antialiased) and
-    cropped at the centre. Transparent parts become white.
+    an animation is used). ``datamodules.sources.decode`` has a table of all pixel types. Each image is scaled until its
+    shorter side is ``image_size`` (bilinear, antialiased) and cropped at the centre. Transparent parts become white.
 
     Args:
         root: folder that holds the images.
@@ -42,8 +41,11 @@ class ImageFolder(ImageDataModule):
         test_fraction: share of the images that is used for testing if ``root`` holds only class folders, in [0, 1).
         memory_limit: number of bytes up to which all images are decoded once and kept in memory (count × channels ×
             image_size²). Above it, workers decode images when they are needed.
+        value_range: pixel values that become black and white, such as [0, 4095] for 12-bit data in 16-bit files.
+            Applies to grey images of other types than unsigned 8 bits. If null, uses the range of 16-bit or 12-bit
+            integers; 32-bit integers, signed integers and floating point numbers are then an error.
         cache: file that keeps the decoded images for the next run. True uses a hidden file in ``root``, false none. A
-            change of an image or of a setting makes the file invalid.
+            change of the content of an image or of a setting makes the file invalid.
         on_error: reaction to a file that cannot be read: ``raise`` an error that names it, or ``skip`` it with a
             warning. ``skip`` decodes all files at the start, also above ``memory_limit``.
         Other arguments: see ``ImageDataModule``.
@@ -65,6 +67,7 @@ class ImageFolder(ImageDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         memory_limit: int = 2_000_000_000,
+        value_range: tuple[float, float] | None = None,
         cache: bool | str | Path = False,
         on_error: Literal["raise", "skip"] = "raise",
         batch_size: int = 256,
@@ -77,6 +80,11 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"channels is {channels}: it must be 1 (grey) or 3 (RGB)")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: it must be 'raise' or 'skip'")
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ValueError(
+                f"value_range is {list(value_range)}: it must be the values of black and white, in ascending order, "
+                "such as [0, 4095]"
+            )
         check_fraction("val_fraction", val_fraction)
         check_fraction("test_fraction", test_fraction)
         if val_fraction + test_fraction >= 1:
@@ -87,6 +95,7 @@ class ImageFolder(ImageDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.memory_limit = memory_limit
+        self.value_range: ValueRange | None = None if value_range is None else (value_range[0], value_range[1])
         self.on_error = on_error
         self.cache_file: Path | None = None
         if cache:
@@ -110,6 +119,8 @@ class ImageFolder(ImageDataModule):
         """Finds the files, and decodes them if they fit in memory."""
         pictures = _find(self.root)
         image, bad = self._decode(pictures.paths)
+        if self.value_range is None:
+            warn_of_dark_images(pictures.paths)
         parts = self._split(pictures, bad)
         self.paths = {name: [pictures.paths[row] for row in rows.tolist()] for name, rows in parts.items()}
 
@@ -118,7 +129,8 @@ class ImageFolder(ImageDataModule):
                 return None
             if image is not None:
                 return ImagesInMemory(image, pictures.label, parts[name])
-            return ImageFiles(self.paths[name], pictures.label[parts[name]], self.image_size, self.channels)
+            label = pictures.label[parts[name]]
+            return ImageFiles(self.paths[name], label, self.image_size, self.channels, self.value_range)
 
         train = dataset("train")
         if train is None:
@@ -149,27 +161,27 @@ class ImageFolder(ImageDataModule):
         skip = self.on_error == "skip"
         if not keep and not skip:
             return None, []
-        key = self._key(paths, keep) if self.cache_file else ""
-        decoded = _read_cache(self.cache_file, key) if self.cache_file else None
-        if decoded is None:
-            decoded = decode_all(paths, self.image_size, self.channels, skip, keep)
-            if self.cache_file:
-                _write_cache(self.cache_file, key, *decoded)
-        bad = decoded[1]
-        if bad and not skip:
-            decode_or_name(paths[bad[0]], self.image_size, self.channels)  # raises again what was skipped then
+        settings = VERSION, self.image_size, self.channels, self.value_range, keep
+        cache = DecodedFile(self.cache_file, settings, paths, self.root) if self.cache_file else None
+        if cache and (found := cache.read()):
+            image, bad = found["image"], found["bad"]
+        else:
+            image, bad = decode_all(paths, self.image_size, self.channels, skip, keep, self.value_range)
+            if cache:
+                cache.write({"image": image, "bad": bad})
         if bad:
-            names = ", ".join(str(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-            rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}")
-        return decoded
+            self._report(paths, bad)
+        return image, bad
 
-    def _key(self, paths: list[Path], keep: bool) -> str:
-        """What the cache depends on."""
-        key = hashlib.sha256(f"{_CACHE_VERSION} {self.channels} {self.image_size} {keep}".encode())
-        for path in map(str, paths):
-            stat = os.stat(path)
-            key.update(f"\n{path[len(str(self.root)) :]} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return key.hexdigest()
+    def _report(self, paths: list[Path], bad: list[int]) -> None:
+        """Counts and names the files that cannot be read, or raises the error of the first."""
+        try:
+            decode_or_name(paths[bad[0]], self.image_size, self.channels, self.value_range)
+        except ValueError as error:
+            if self.on_error == "raise":  # the run that made the cache skipped them
+                raise
+            names = ", ".join(printable(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+            rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}. {error}")
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ def _find(root: Path) -> _Pictures:
             paths += members
             label += [class_names.index(class_name) if class_name else -1] * len(members)
         parts[name] = list(range(start, len(paths)))
-    return _Pictures(tuple(name for name in class_names if name), paths, torch.tensor(label), parts)
+    return _Pictures(tuple(printable(name) for name in class_names if name), paths, torch.tensor(label), parts)
 
 
 def _existing(root: Path) -> Path:
@@ -257,24 +269,3 @@ def _visible(folder: Path) -> list[Path]:
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
-
-
-def _read_cache(path: Path, key: str) -> tuple[Tensor | None, list[int]] | None:
-    """What was decoded, mapped from the file, or none if the file is of something else or broken."""
-    if not path.is_file():
-        return None
-    try:
-        cache = torch.load(path, mmap=True, weights_only=True)
-        return (cache["image"], cache["bad"]) if cache["key"] == key else None
-    except Exception:  # any other kind of file: it is overwritten
-        return None
-
-
-def _write_cache(path: Path, key: str, image: Tensor | None, bad: list[int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        torch.save({"key": key, "image": image, "bad": bad}, temporary)
-        temporary.replace(path)  # at once, so that no reader sees half a file
-    finally:
-        temporary.unlink(missing_ok=True)

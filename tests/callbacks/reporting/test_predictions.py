@@ -24,7 +24,7 @@ def predict(
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    with (path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -53,7 +53,7 @@ def test_the_table_has_the_most_probable_class_of_every_image_and_its_probabilit
 
 
 def test_every_picture_of_a_folder_without_classes_is_in_the_table_by_its_file(tmp_path: Path) -> None:
-    names = ['with "quotes", and a comma.png', "ü b.png", "a.png", "b\udcff.png", "z.png"]
+    names = ['with "quotes", and a comma.png', "ü b.png", "a.png", "z.png", "한국.png"]
     data = folder(tmp_path / "new", *names)
     recipe = supervised(3, 2)
     recipe.class_names = ("cat", "dog, or wolf")
@@ -61,6 +61,24 @@ def test_every_picture_of_a_folder_without_classes_is_in_the_table_by_its_file(t
     rows = table(tmp_path)
     assert [row["file"] for row in rows] == sorted(names)
     assert {row["class"] for row in rows} <= {"cat", "dog, or wolf"}
+
+
+ODD = {  # name of a file: what the table has
+    "=cmd().png": "'=cmd().png",
+    " -1+2.png": "' -1+2.png",
+    "'a.png": "''a.png",
+    "@a\udcff.png": r"'@a\xff.png",
+    "b\n=1.png": r"b\n=1.png",
+}
+
+
+def test_odd_names_are_text_and_no_formulas_in_the_table(tmp_path: Path) -> None:
+    recipe = supervised(3, 2)
+    recipe.class_names = ("=cmd()", "+cmd()")
+    predict(tmp_path, recipe, folder(tmp_path / "new", *ODD))
+    rows = table(tmp_path)
+    assert [row["file"] for row in rows] == [ODD[name] for name in sorted(ODD)]
+    assert {row["class"] for row in rows} <= {"'=cmd()", "'+cmd()"}
 
 
 def test_of_a_folder_with_classes_the_test_pictures_are_predicted(tmp_path: Path) -> None:
