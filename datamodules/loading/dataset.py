@@ -44,8 +44,10 @@ class ImageDataset(Dataset[Batch], ABC):
         return len(self.label)
 
     def __getitems__(self, indices: list[int]) -> Batch:
+        """Fetches a batch; -1 stands for no image, see ``is_filler``: any image without a label."""
         index = torch.tensor(indices, dtype=torch.int64)
-        return Batch(self.images(index), self.label[index], index)
+        row = index.clamp(min=0)
+        return Batch(self.images(row), self.label[row].where(index >= 0, -1), index)
 
 
 class ImagesInMemory(ImageDataset):

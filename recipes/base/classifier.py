@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch, ImageDataModule
@@ -48,6 +50,7 @@ class Classifier(Recipe):
         self.head = nn.Linear(self.feature_dim, num_classes)
         self.class_names: tuple[str, ...] = ()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+        self.val_loss = MeanMetric()
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
 
     def setup(self, stage: str) -> None:
@@ -84,15 +87,23 @@ class Classifier(Recipe):
         """The features [B, F] of a batch; where they were computed before, the loader gives them in place of images."""
         return batch.image if batch.image.ndim == 2 else self(batch.image)
 
+    def on_validation_epoch_start(self) -> None:
+        """Has the mean of the loss be as exact as the weights: metrics stay in float32 when a recipe changes."""
+        self.val_loss.set_dtype(torch.promote_types(next(self.parameters()).dtype, torch.float32))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
         logits = self.step_columns["logits"] = self.batch_logits(batch, feature)
         self.val_accuracy(logits, batch.label)
-        loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
-        self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
+        self._log_val_loss(logits, batch.label)
         self.log("val/accuracy", self.val_accuracy)
         return feature
+
+    def _log_val_loss(self, logits: Tensor, label: Tensor) -> None:
+        """Logs the mean of the cross-entropy over all images with a label, whichever device and batch they are in."""
+        self.val_loss(F.cross_entropy(logits, label, ignore_index=-1, reduction="none"), label >= 0)
+        self.log("val/loss", self.val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy``; returns the features [B, F]."""

@@ -156,7 +156,7 @@ class Student(Classifier):
         feature = super().validation_step(batch, batch_idx)
         if self.has_teacher:
             taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.val_agreement(taught.argmax(1) == self.logits(feature).argmax(1))
+            self.val_agreement(taught.argmax(1) == self.logits(feature).argmax(1), batch.index >= 0)
             self.val_teacher_accuracy(taught, batch.label)
             self.log("val/agreement", self.val_agreement)
             self.log("val/teacher_accuracy", self.val_teacher_accuracy)
@@ -170,7 +170,7 @@ class Student(Classifier):
         self.log("test/calibration_error", self.test_calibration_error)
         if self.has_teacher:
             taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.test_agreement(taught.argmax(1) == logits.argmax(1))
+            self.test_agreement(taught.argmax(1) == logits.argmax(1), batch.index >= 0)
             self.test_teacher_accuracy(taught, batch.label)
             self.log("test/agreement", self.test_agreement)
             self.log("test/teacher_accuracy", self.test_teacher_accuracy)

@@ -68,6 +68,7 @@ class PredictionFile(Callback):
         directory = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective
         if not trainer.is_global_zero or not arrays:
             return
+        arrays = {name: array[arrays["index"] >= 0] for name, array in arrays.items()}  # -1 is no image
         _, rows = np.unique(arrays["index"], return_index=True)
         arrays = {name: array[rows] for name, array in arrays.items()}
         directory.mkdir(parents=True, exist_ok=True)

@@ -133,13 +133,15 @@ def predict_on_two(path: Path, root: Path) -> None:
     predict(path, supervised(3, 2), ImageFolder(root, image_size=8, batch_size=4), devices=2, strategy="ddp")
 
 
-def test_two_processes_write_the_table_of_one(tmp_path: Path) -> None:
-    """Of 7 pictures, in batches of 4 and 3."""
-    data = folder(tmp_path / "new", *(f"{i}.png" for i in range(7)))
+@pytest.mark.parametrize("pictures", [7, 1])
+def test_two_processes_write_the_table_of_one(pictures: int, tmp_path: Path) -> None:
+    """In batches of 4, the last of which does not divide over them."""
+    data = folder(tmp_path / "new", *(f"{i}.png" for i in range(pictures)))
     predict(tmp_path / "one", supervised(3, 2), data)
     (tmp_path / "two").mkdir()
     run(predict_on_two, tmp_path / "two", tmp_path / "new", processes=2)
     one, two = table(tmp_path / "one"), table(tmp_path / "two")
+    assert len(one) == pictures
     assert [(row["file"], row["class"]) for row in one] == [(row["file"], row["class"]) for row in two]
     for row, other in zip(one, two):
         assert float(row["probability"]) == pytest.approx(float(other["probability"]), abs=2e-6)
