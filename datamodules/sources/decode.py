@@ -185,7 +185,7 @@ def warn_of_dark_images(paths: Sequence[Path]) -> None:
         remedy = "Rescale the files to the full range: only the upper 8 bits of 16-bit colour are read"
     else:
         remedy = f"Set value_range to [0, {2 ** max(highest for highest, *_ in found).bit_length() - 1}]"
-    highest, white, _ = max(found)
+    highest, white, _ = max(found, key=lambda one: one[0] / one[1])
     rank_zero_warn(
         f"the images are almost black: the highest pixel value of {len(found)} sampled 16-bit images is {highest} of "
         f"{white:.0f}. {remedy}."

@@ -1,5 +1,6 @@
 """Images from a folder."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"channels is {channels}: it must be 1 (grey) or 3 (RGB)")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: it must be 'raise' or 'skip'")
-        if value_range is not None and not value_range[0] < value_range[1]:
+        if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
             raise ValueError(
                 f"value_range is {list(value_range)}: it must be the values of black and white, in ascending order, "
                 "such as [0, 4095]"
@@ -175,13 +176,15 @@ class ImageFolder(ImageDataModule):
 
     def _report(self, paths: list[Path], bad: list[int]) -> None:
         """Counts and names the files that cannot be read, or raises the error of the first."""
+        reason = ""
         try:
             decode_or_name(paths[bad[0]], self.image_size, self.channels, self.value_range)
         except ValueError as error:
             if self.on_error == "raise":  # the run that made the cache skipped them
                 raise
-            names = ", ".join(printable(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-            rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}. {error}")
+            reason = f". {error}"
+        names = ", ".join(printable(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}{reason}")
 
 
 @dataclass(frozen=True)

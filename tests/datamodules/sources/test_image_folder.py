@@ -446,6 +446,7 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(tmp_path):
         ({"image_size": 0}, "image_size is 0"),
         ({"channels": 4}, "channels is 4"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"value_range": (0, float("inf"))}, r"value_range is \[0, inf\]"),
         ({"value_range": (255, 0)}, r"value_range is \[255, 0\]: it must be .* in ascending order"),
         ({"val_fraction": -0.1}, "val_fraction is -0.1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "nothing to train on"),
