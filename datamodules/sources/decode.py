@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.loading.cpus import usable_cpus
+from datamodules.sources.formats import formats
 from datamodules.sources.names import printable
 
 VERSION = 2  # of the pixels that ``decode`` returns: part of the key of whatever is computed from them
@@ -66,7 +67,7 @@ def decode(path: Path, image_size: int, channels: int, value_range: ValueRange |
             one for 16-bit colour.
     """
     mode = _mode(channels)
-    with Image.open(path) as picture:
+    with Image.open(path, formats=formats()) as picture:
         picture.draft(mode, (2 * image_size, 2 * image_size))
         flat = grey_or_rgb(picture, channels, value_range)
     width, height = flat.size
@@ -172,7 +173,7 @@ def warn_of_dark_images(paths: Sequence[Path]) -> None:
     found: list[tuple[int, float, bool]] = []
     for path in paths[:: max(1, len(paths) // _SAMPLES)][:_SAMPLES]:
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=formats()) as picture:
                 if deep_colour := _is_deep_colour(picture):
                     found.append((int(np.asarray(picture)[..., :3].max()), 255, deep_colour))
                 elif _number_type(picture) == np.uint16 and (ends := _black_and_white(picture, None)):

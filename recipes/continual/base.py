@@ -291,16 +291,15 @@ class ContinualRecipe(Classifier):
         feature = self.feature(batch)  # type: ignore[arg-type]
         logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
         label = torch.where(batch.task < self.begun, batch.label, -1)
-        self.val_accuracy(logits, label)
-        self._log_val_loss(logits, label)
-        self.log("val/accuracy", self.val_accuracy)
+        self.measure(self.val_loss, logits, label)
+        self.measure(self.val_accuracy, logits, label)
         return feature
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``test/accuracy``, over the classes that the scenario allows; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
-        self.test_accuracy(masked(self.unmasked_logits(feature), self.allowed(batch.task)), batch.label)
-        self.log("test/accuracy", self.test_accuracy)
+        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
+        self.measure(self.test_accuracy, logits, batch.label)
         return feature
 
     def on_test_epoch_end(self) -> None:
