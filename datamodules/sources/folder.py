@@ -244,15 +244,19 @@ class ImageFolder(ImageDataModule):
             remedy = f"set root to {only}, whose folders are {', '.join(inner[:3])}" if inner else "make one per class"
             rank_zero_warn(f"{only} is the only folder with images: they have no labels. For labels, {remedy}")
         for line in pictures.listing.notes():
-            rank_zero_warn(f"{self.root}: {line}")
+            rank_zero_info(f"{self.root}: {line}")
+        if broken := pictures.listing.broken:
+            rank_zero_warn(
+                f"{len(broken)} links lead to no file and are left out: {broken[0]}{', ...' * (len(broken) > 1)}"
+            )
         files = {name: [pictures.files[row] for row in rows.tolist()] for name, rows in parts.items()}
         found = dict(copies([*files.get("val", ()), *files.get("test", ())], files["train"]))
         for name in ("val", "test"):
             if copied := [file.path for file in files.get(name, ()) if file.path in found]:
                 copy, original = (os.path.relpath(path, self.root) for path in (copied[0], found[copied[0]]))
                 rank_zero_warn(
-                    f"{len(copied):,} of {len(files[name]):,} {name} images in {self.root} are copies of training "
-                    f"images, such as {copy} of {original}: they make results look better. Remove the copies"
+                    f"copies of training images: {len(copied):,} of {len(files[name]):,} {name} images in {self.root}, "
+                    f"such as {copy} of {original}. They make results look better: remove them"
                 )
 
     def _decode(self, paths: list[Path]) -> tuple[Tensor | None, list[int]]:

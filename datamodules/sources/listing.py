@@ -60,11 +60,9 @@ class Listing:
         lines = []
         if self.other_files or self.special_files:
             counts = [f"{n} {ext}{install_hint(ext)}" for ext, n in self.other_files.most_common()]
-            counts += [f"{self.special_files} FIFOs, sockets or devices"] * bool(self.special_files)
+            counts += [f"{self.special_files} special (FIFO, socket or device)"] * bool(self.special_files)
             total = self.other_files.total() + self.special_files
             lines.append(f"{_files(total)} left out that cannot be read as images here: {', '.join(counts)}")
-        if self.broken:
-            lines.append(f"{_files(len(self.broken))} left out that a link does not find, such as {self.broken[0]}")
         if self.repeated:
             links = "1 link leads" if self.repeated == 1 else f"{self.repeated:,} links lead"
             line = f"{links} to images that are read once"

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import warnings
 
@@ -312,17 +313,18 @@ def test_what_is_left_out_and_what_was_found_is_told_in_a_line_each(two_classes,
     (two_classes / "labels.csv").write_text("?")
     os.symlink("../cat", two_classes / "dog" / "cats")
     caplog.set_level("INFO", "lightning.pytorch")
-    with pytest.warns(UserWarning, match=r"left out that cannot be read as images here: .*1 \.csv") as warned:
-        ready(two_classes, val_fraction=0.2)
-    assert len(warned) == 2
-    assert f"{two_classes}: 2 classes; images: 21 train, 9 val, 0 test" in caplog.text
+    ready(two_classes, val_fraction=0.2)
+    found, left_out, links = (record.getMessage() for record in caplog.records)
+    assert found == f"{two_classes}: 2 classes; images: 21 train, 9 val, 0 test (split by name)"
+    assert re.fullmatch(r".*: 2 files are left out that cannot be read as images here: 1 \.heic.*, 1 \.csv", left_out)
+    assert links.endswith(": 1 link leads to images that are read once")
 
 
 def test_copies_of_training_images_in_test_are_counted_and_named(tmp_path):
     for i in range(4):
         write(tmp_path, f"train/{'cat' if i % 2 else 'dog'}/{i}.png", noise(9, 9, i))
         write(tmp_path, f"test/{'cat' if i % 2 else 'dog'}/{i + 2}.png", noise(9, 9, i + 2))
-    message = "2 of 4 test images in .* are copies of training images, such as test/cat/3.png of train/cat/3.png"
+    message = "copies of training images: 2 of 4 test images in .*, such as test/cat/3.png of train/cat/3.png"
     with pytest.warns(UserWarning, match=message):
         ready(tmp_path)
 
@@ -536,7 +538,7 @@ def test_links_that_lead_nowhere_are_unreadable_files(cache, two_classes):
     (two_classes / "cat" / "99.png").symlink_to("gone.png")
     with pytest.raises(ValueError, match=r"cat/99.png is a link to a file that is not there: .*on_error='skip'"):
         ready(two_classes, cache=cache)
-    with pytest.warns(UserWarning, match=r"1 file is left out that a link does not find, such as .*cat/99.png"):
+    with pytest.warns(UserWarning, match=r"1 links lead to no file and are left out: .*cat/99.png"):
         data = ready(two_classes, cache=cache, on_error="skip")
     assert which(data, "train") == list(range(30))
 

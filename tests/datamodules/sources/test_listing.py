@@ -102,7 +102,7 @@ def test_pipes_and_sockets_are_left_out_and_counted(tmp_path):
         files, found = listed(tmp_path)
     assert files["all"] == ["a/1.png"]
     assert found.special_files == 3
-    assert "3 FIFOs, sockets or devices" in found.notes()[0]
+    assert "3 special (FIFO, socket or device)" in found.notes()[0]
 
 
 def test_links_that_lead_nowhere_are_told_apart_from_images(tmp_path):
