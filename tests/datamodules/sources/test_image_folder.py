@@ -584,7 +584,7 @@ def test_links_to_nowhere_are_skipped_and_odd_names_are_read(options, two_classe
     (two_classes / "dog" / "link.png").symlink_to(two_classes / "nowhere.png")
     write(two_classes, ODD)
     for _ in range(2):  # the second time from the cache
-        with pytest.warns(UserWarning, match=r"1 file .* left out .*dog/link\.png"):
+        with pytest.warns(UserWarning, match=r"left out.*dog/link\.png"):
             data = ready(two_classes, on_error="skip", **options)
         assert len(data.splits.train) == 31
     assert two_classes / ODD in data.paths["train"]
