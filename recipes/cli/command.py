@@ -17,7 +17,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import datamodules
 import losses
 import recipes
-from datamodules.sources.names import printable
 from recipes.base.imports import import_named, search_also, trusted_only
 from recipes.cli.arguments import config_folders, prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, families, table
@@ -42,7 +41,6 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     _be_quiet()
     try:
-        _check_text(args)
         if args[0] == "list":
             _list(args[1:])
             return
@@ -66,18 +64,6 @@ def main(args: Sequence[str] | None = None) -> None:
         if (message := _meant_for_the_user(error)) is None:
             raise
         fail(message)
-
-
-def _check_text(args: Sequence[str]) -> None:
-    """Refuses words that no configuration file can hold."""
-    for word in args:
-        try:
-            word.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{printable(word)} is not UTF-8 text: rename the file or folder, or make a link to it (ln -s) with "
-                "another name"
-            ) from error
 
 
 def _list(args: list[str]) -> None:
