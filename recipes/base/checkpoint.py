@@ -70,7 +70,19 @@ def config_of(path: str | Path) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(_read(Path(path))["config"])
     for key in ("import", "ckpt_path", "weights_only", "verbose", "return_predictions"):
         config.pop(key, None)
+    _keep_split(config.get("data"))
     return config
+
+
+def _keep_split(config: Any) -> None:
+    """Keeps the split of runs that are older than ``ImageFolder.split_by``: their test images stay the same."""
+    if isinstance(config, dict):
+        arguments = config.get("init_args")
+        if str(config.get("class_path")).rpartition(".")[2] == "ImageFolder" and isinstance(arguments, dict):
+            arguments.setdefault("split_by", "position")
+        config = list(config.values())
+    for part in config if isinstance(config, list) else []:
+        _keep_split(part)
 
 
 def without_weights(config: Any) -> Any:

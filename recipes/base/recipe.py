@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules import Batch, TaskBatch
 from recipes.augment import Key, Normalize, Views
+from recipes.base.measures import LabelledMetric, check_measures, check_monitor
 from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
 from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
@@ -88,6 +89,17 @@ class Recipe(AnyRecipe):
         """Returns the features [B, F] with the indices [B] of their images."""
         return {"index": batch.index, "feature": self(batch.image)}
 
+    def measure(self, metric: LabelledMetric, prediction: Tensor, label: Tensor) -> None:
+        """Adds a batch to a metric that is logged over the labelled images of the epoch, if there are any.
+
+        Args:
+            metric: one of the recipe's own.
+            prediction: a row for each image, as the metric takes it, such as logits [B, classes].
+            label: int64 [B], -1 where unlabelled.
+        """
+        metric(prediction, label)
+        self.log(metric.name, metric)
+
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         """Logs as Lightning does; a number is not copied to the device, which the host would wait for, but made there.
 
@@ -155,11 +167,14 @@ class Recipe(AnyRecipe):
     def setup(self, stage: str) -> None:
         """Takes mean and standard deviation from the DataModule, and checks that encoder and images fit.
 
+        Tells which measures do without labels, and refuses a callback that monitors one of them.
+
         An encoder that was trained before keeps those that it was trained with, where they are known.
         """
         data = self.datamodule
         if data is None or not hasattr(data, "image_shape"):
             return
+        check_measures(self, stage)
         channels, height, width = self.image_shape = data.image_shape
         self.normalize.set(*(_of_channels(self.encoder.normalization, channels) or (data.mean, data.std)))
         name = type(self.encoder).__name__
@@ -195,6 +210,7 @@ class Recipe(AnyRecipe):
         if not isinstance(scheduler, RunSchedule):
             every_epoch: Any = {"scheduler": scheduler, "interval": "epoch"}
             if isinstance(scheduler, ReduceLROnPlateau):
+                check_monitor(self, scheduler.monitor, type(scheduler).__name__)
                 every_epoch["monitor"] = scheduler.monitor
             return {"optimizer": optimizer, "lr_scheduler": every_epoch}
         total = self.total_steps

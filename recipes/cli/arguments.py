@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
+from datamodules.sources.names import printable
 from recipes.base.checkpoint import checkpoint_path, config_of, without_weights
 from recipes.base.imports import import_named
 from recipes.cli.catalogue import config_file
@@ -33,8 +34,10 @@ def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
     """Takes every ``--import NAME`` out of the arguments: returns the others, and the names.
 
     Raises:
-        ValueError: if a name is missing.
+        ValueError: if a name is missing, or if an argument is no text that a configuration file can hold.
     """
+    for arg in args:
+        _check_text(arg)
     others: list[str] = []
     names: list[str] = []
     parts = iter(args)
@@ -48,6 +51,16 @@ def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
             raise ValueError("--import needs a value: give a Python file or the name of a module")
         names.append(name)
     return others, names
+
+
+def _check_text(arg: str) -> None:
+    try:
+        arg.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{printable(arg)} is not UTF-8 text: rename the file or folder, or make a link to it (ln -s) with another "
+            "name"
+        ) from error
 
 
 def config_folders(args: list[str]) -> list[Path]:

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
 from losses.precision import at_least_float32
@@ -99,7 +98,6 @@ class ContinualRecipe(Classifier):
         self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
-        self.val_loss = MeanMetric()
         self.frozen = FrozenStages(self.encoder)
 
     # What a subclass may write
@@ -288,26 +286,20 @@ class ContinualRecipe(Classifier):
         """Maps features [B, F] to logits [B, classes]; -inf for classes whose task has not begun."""
         return masked(self.unmasked_logits(feature), self.seen_labels)
 
-    def on_validation_epoch_start(self) -> None:
-        """Has the mean of the loss be as exact as the weights: metrics stay in float32 when a recipe changes."""
-        self.val_loss.set_dtype(torch.promote_types(next(self.parameters()).dtype, torch.float32))
-
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``val/loss`` and ``val/accuracy`` of the tasks that have begun; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
         logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
         label = torch.where(batch.task < self.begun, batch.label, -1)
-        self.val_accuracy(logits, label)
-        self.val_loss(F.cross_entropy(logits, label, ignore_index=-1, reduction="none"), label >= 0)
-        self.log("val/loss", self.val_loss)
-        self.log("val/accuracy", self.val_accuracy)
+        self.measure(self.val_loss, logits, label)
+        self.measure(self.val_accuracy, logits, label)
         return feature
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``test/accuracy``, over the classes that the scenario allows; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
-        self.test_accuracy(masked(self.unmasked_logits(feature), self.allowed(batch.task)), batch.label)
-        self.log("test/accuracy", self.test_accuracy)
+        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
+        self.measure(self.test_accuracy, logits, batch.label)
         return feature
 
     def on_test_epoch_end(self) -> None:

@@ -9,6 +9,7 @@ import yaml
 
 import recipes
 from recipes import SimCLR
+from recipes.base.checkpoint import config_of
 from recipes.cli import main
 from recipes.distillation import teacher_from
 from recipes.nn import ConvNet
@@ -202,3 +203,14 @@ def test_a_config_of_the_user_cannot_call_a_function_either(changes, capsys, tmp
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": model(**changes)}))
     assert "must be a class" in refused(["fit", "--config", "mine.yaml"], capsys)
     assert_nothing_ran()
+
+
+@pytest.mark.parametrize("given", [None, "name", "position"])
+def test_a_run_that_is_older_than_the_split_by_name_keeps_its_split(given, tmp_path):
+    arguments = {"root": "pictures", **({"split_by": given} if given else {})}
+    folder = {"class_path": "datamodules.ImageFolder", "init_args": arguments}
+    data = {"class_path": "datamodules.TaskSequence", "init_args": {"base": folder, "then": [folder]}}
+    torch.save({"config": yaml.safe_dump({"data": data}), "model": "", "state_dict": {}}, tmp_path / "old.ckpt")
+    found = config_of(tmp_path / "old.ckpt")["data"]["init_args"]
+    for part in (found["base"], *found["then"]):
+        assert part["init_args"]["split_by"] == (given or "position")

@@ -25,6 +25,7 @@ def message_of(args, capsys):
     ("args", "words"),
     [
         (["fti"], ["'fti'", "did you mean 'fit'?"]),
+        ([*DIGITS, "--data.root", "pic\udcfftures"], [r"pic\xfftures is not UTF-8 text: rename", "ln -s"]),
         (["fit"], ["no model given", "--config simclr-digits"]),
         (["fit", "--config", "simclr-digit"], ["'simclr-digit'", "did you mean 'simclr-digits'?", "recipes list"]),
         (["fit", "--model", "SimCRL"], ["'SimCRL'", "did you mean 'SimCLR'?"]),
