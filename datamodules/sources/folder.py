@@ -238,6 +238,12 @@ class ImageFolder(ImageDataModule):
         counts = ", ".join(f"{len(parts.get(name, ())):,} {name}" for name in _SPLIT_NAMES)
         rule = f" (split by {self.split_by})" if "all" in pictures.parts and pictures.class_names else ""
         rank_zero_info(f"{self.root}: {len(pictures.class_names) or 'no'} classes; images: {counts}{rule}")
+        for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
+            if rule and fraction > 0 and name not in parts:
+                rank_zero_info(
+                    f"{self.root}: no image is in the split {name}, with a {name}_fraction of {fraction:g} of "
+                    f"{len(pictures.files)} images: raise it, or make a folder {name} beside a folder train"
+                )
         if pictures.only_folder is not None:
             only = next(iter(_split_folders(self.root).values())) / pictures.only_folder
             inner = class_folders(only) if only.is_dir() else []

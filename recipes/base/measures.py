@@ -15,6 +15,7 @@ from datamodules import ImageDataModule
 from datamodules.base import is_labelled
 
 _SPLITS = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}  # that a stage of the Trainer measures on
+_OUR_HOMES = ("recipes.", "lightning.")  # of classes whose measures are known
 _WORDS = {"val": "validation", "test": "test"}
 
 
@@ -94,7 +95,7 @@ def check_measures(recipe: LightningModule, stage: str) -> None:
     if not isinstance(data, ImageDataModule):
         return
     if stage == "fit":
-        for callback in recipe.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in _callbacks(recipe):
             check_monitor(recipe, getattr(callback, "monitor", None), type(callback).__name__)
     for split in _SPLITS.get(stage, ()):
         images, names = getattr(data.splits, split), _need_labels(recipe, split)
@@ -113,7 +114,8 @@ def check_monitor(recipe: LightningModule, monitor: str | None, name: str) -> No
         name: of the class that monitors it.
 
     Raises:
-        ValueError: if the run cannot have it, because there are no validation images or no labels.
+        ValueError: if the run cannot have it: without validation images, without labels, or because nothing measures
+            it. A recipe or callback of the user may measure anything.
     """
     data: Any = getattr(recipe.trainer, "datamodule", None)
     if monitor is None or not monitor.startswith("val/") or not isinstance(data, ImageDataModule):
@@ -125,6 +127,8 @@ def check_monitor(recipe: LightningModule, monitor: str | None, name: str) -> No
         reason, remedy = "trainer.limit_val_batches is 0", "raise it"
     elif not is_labelled(val) and monitor in _need_labels(recipe, "val"):
         reason, remedy = "none of the validation images has a label", "label them, such as by class folders"
+    elif known := _unless_others(recipe, monitor):
+        reason, remedy = f"on validation images, it measures {', '.join(known)}", "choose one of these"
     else:
         return
     raise ValueError(
@@ -135,7 +139,24 @@ def check_monitor(recipe: LightningModule, monitor: str | None, name: str) -> No
 
 def _need_labels(recipe: LightningModule, split: str) -> list[str]:
     """The names of all measures on a split that need labels: those of the recipe and of callbacks."""
-    callbacks: Any = recipe.trainer.callbacks  # type: ignore[attr-defined]
     own = [module.name for module in recipe.modules() if isinstance(module, LabelledMetric)]
-    others = [name for callback in callbacks for name in getattr(callback, "labelled_measures", ())]
-    return [name for name in (*own, *others) if name.startswith(f"{split}/")]
+    return _of_split(split, [*own, *_declared(recipe, "labelled_measures")])
+
+
+def _unless_others(recipe: LightningModule, monitor: str) -> list[str]:
+    """The names of all measures on validation images, unless one is ``monitor`` or may be of a class of the user."""
+    known = [*_need_labels(recipe, "val"), *_of_split("val", _declared(recipe, "other_measures"))]
+    ours = all(type(part).__module__.startswith(_OUR_HOMES) for part in (recipe, *_callbacks(recipe)))
+    return known or ["nothing"] if ours and monitor not in known else []
+
+
+def _declared(recipe: LightningModule, attribute: str) -> list[str]:
+    return [name for part in (recipe, *_callbacks(recipe)) for name in getattr(part, attribute, ())]
+
+
+def _callbacks(recipe: LightningModule) -> list[Any]:
+    return recipe.trainer.callbacks  # type: ignore[attr-defined]
+
+
+def _of_split(split: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(f"{split}/")]

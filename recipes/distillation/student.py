@@ -39,6 +39,7 @@ class Student(Classifier):
         FileNotFoundError: at the start of training, if there is no such teacher.
     """
 
+    other_measures: ClassVar[tuple[str, ...]] = ("val/agreement",)  # that need no labels
     # With these the names of parameters begin that belong to training: without a teacher, they are not loaded.
     only_with_teacher: ClassVar[tuple[str, ...]] = ()
 

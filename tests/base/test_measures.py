@@ -201,6 +201,32 @@ def test_a_callback_that_monitors_a_validation_that_is_not_done_is_refused(optio
         trainer.fit(classifier(), datamodule=folder(tmp_path / "pictures", **options))
 
 
+@pytest.mark.parametrize("monitor", ["val/loss", "val/acuracy"])
+def test_a_callback_that_monitors_what_nothing_measures_is_refused(monitor, tmp_path):
+    fill(tmp_path / "pictures", *(f"train/{digit}" for digit in range(10)))
+    callbacks = [EarlyStopping(monitor), recipes.callbacks.CollapseMonitor()]
+    model = recipes.SimCLR(ConvNet(in_channels=1, widths=[4]))
+    known = "val/feature_std, val/effective_rank"
+    with pytest.raises(
+        ValueError, match=f"EarlyStopping monitors {monitor}, .*on validation images, it measures {known}"
+    ):
+        quiet_trainer(max_steps=1, callbacks=callbacks).fit(
+            model, datamodule=folder(tmp_path / "pictures", val_fraction=0.4)
+        )
+
+
+def test_a_callback_may_monitor_what_a_class_of_the_user_measures(tmp_path):
+    class Own(recipes.SimCLR):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/own", 1.0)
+            return super().validation_step(batch, batch_idx)
+
+    fill(tmp_path / "pictures", *(f"train/{digit}" for digit in range(10)))
+    trainer = quiet_trainer(max_epochs=1, callbacks=[EarlyStopping("val/own")])
+    trainer.fit(Own(ConvNet(in_channels=1, widths=[4])), datamodule=folder(tmp_path / "pictures", val_fraction=0.4))
+    assert trainer.global_step > 0
+
+
 def test_a_schedule_that_monitors_a_measure_without_labels_is_refused(half_labelled):
     from lightning.pytorch.cli import ReduceLROnPlateau
 

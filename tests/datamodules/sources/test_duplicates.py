@@ -46,7 +46,8 @@ def test_equal_sizes_and_middles_are_no_copies_if_an_end_differs(tmp_path):
 def test_above_the_bound_no_file_is_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(duplicates, "_WHOLE", 39_999)
     monkeypatch.setattr(duplicates, "_whole", None)
-    train, test = write(tmp_path / "train", a=b"x" * 20000), write(tmp_path / "test", b=b"x" * 20000)
+    train = write(tmp_path / "train", a=b"x" * 200_000)
+    test = write(tmp_path / "test", b=b"x" * 200_000, c=b"?" * 8_000 + b"x" * 192_000)
     assert names(copies(test, train)) == [("b", "a")]
 
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from datamodules.sources.decode import decode, decode_or_name
-from datamodules.sources.formats import extensions, formats
+from datamodules.sources.formats import extensions, formats, install_hint
 
 PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (12, 12, 3)).astype(np.uint8))
 
@@ -42,3 +42,8 @@ def test_heif_is_read_with_its_plugin(tmp_path):
     assert ".heic" in extensions()
     plugin.from_pillow(PICTURE).save(tmp_path / "a.heic")
     assert decode(tmp_path / "a.heic", 12, 3).shape == (3, 12, 12)
+
+
+def test_what_to_install_is_said_for_heif_alone():
+    assert install_hint(".heic") == install_hint(".heif") == " (pip install pillow-heif)"
+    assert install_hint(".cr2") == ""

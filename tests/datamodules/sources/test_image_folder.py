@@ -202,6 +202,15 @@ def test_a_file_that_became_unreadable_changes_no_other_split(two_classes):
     assert after == before | {"train": [path for path in before["train"] if path != damaged]}
 
 
+def test_a_split_without_an_image_is_told_with_the_remedy(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        write(tmp_path, f"{name}/only.png")
+    caplog.set_level("INFO", "lightning.pytorch")
+    ready(tmp_path, test_fraction=0.1)
+    assert "no image is in the split test, with a test_fraction of 0.1 of 2 images: raise it" in caplog.text
+    assert "split val" not in caplog.text
+
+
 @pytest.mark.parametrize("written", [{}, {"split_by": "position"}])
 def test_a_checkpoint_of_another_split_is_told(written, two_classes):
     data = ready(two_classes, val_fraction=0.2)
@@ -309,14 +318,14 @@ def test_val_and_test_may_lack_classes_of_train(options, tmp_path):
 
 
 def test_what_is_left_out_and_what_was_found_is_told_in_a_line_each(two_classes, caplog):
-    (two_classes / "cat" / "a.heic").write_bytes(b"?")
+    (two_classes / "cat" / "a.cr2").write_bytes(b"?")
     (two_classes / "labels.csv").write_text("?")
     os.symlink("../cat", two_classes / "dog" / "cats")
     caplog.set_level("INFO", "lightning.pytorch")
     ready(two_classes, val_fraction=0.2)
     found, left_out, links = (record.getMessage() for record in caplog.records)
     assert found == f"{two_classes}: 2 classes; images: 21 train, 9 val, 0 test (split by name)"
-    assert re.fullmatch(r".*: 2 files are left out that cannot be read as images here: 1 \.heic.*, 1 \.csv", left_out)
+    assert re.fullmatch(r".*: 2 files are left out that cannot be read as images here: 1 \.cr2, 1 \.csv", left_out)
     assert links.endswith(": 1 link leads to images that are read once")
 
 
