@@ -51,10 +51,17 @@ class Classifier(Recipe):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
 
     def setup(self, stage: str) -> None:
-        """Takes the names of the classes from the DataModule too, and checks that there are enough images."""
+        """Takes the names of the classes from the DataModule too, and checks that there are enough images.
+
+        A trained recipe keeps its own names, and refuses data with other classes.
+        """
         super().setup(stage)
         data = self.datamodule
-        self.class_names = getattr(data, "class_names", ()) or self.class_names
+        names = tuple(getattr(data, "class_names", ()))
+        if self.trained:
+            _check_same("the recipe", self.class_names, names)
+        if not self.trained or not self.class_names:
+            self.class_names = names or self.class_names
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
             if labelled < classes:
@@ -115,13 +122,18 @@ class Classifier(Recipe):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the names of the classes from a checkpoint where the data has none; refuses data with other classes."""
         theirs = tuple(checkpoint.get("class_names", ()))
-        if self.class_names and theirs and self.class_names != theirs:
-            raise ValueError(
-                f"the checkpoint knows {_listed(theirs)}, and the data has {_listed(self.class_names)}: give data with "
-                "the same classes, or pictures without class folders"
-            )
+        _check_same("the checkpoint", theirs, self.class_names)
         super().on_load_checkpoint(checkpoint)
         self.class_names = self.class_names or theirs
+
+
+def _check_same(trained: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    """Raises a ValueError if data with the classes ``ours`` is given to what was ``trained`` on ``theirs``."""
+    if theirs and ours and theirs != ours:
+        raise ValueError(
+            f"{trained} knows {_listed(theirs)}, and the data has {_listed(ours)}: give data with the same classes, or "
+            "pictures without class folders"
+        )
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -1,4 +1,8 @@
+import sys
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder
@@ -15,8 +19,8 @@ class TimmEncoder(Encoder):
         pretrained: whether to download the weights that timm has for ``name``.
         image_size: H and W of the images, for networks of a fixed size (most
             transformers). If null, uses the size of the network.
-        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None keeps those of
-            ``pretrained``.
+        weights: file of weights: of timm, a recipe or another program, or a folder of a timm model from Hugging Face
+            (``load_weights``). If null, weights are those of ``pretrained``.
 
     Raises:
         ImportError: if timm is not installed.
@@ -52,6 +56,19 @@ class TimmEncoder(Encoder):
             self.normalization = tuple(known["mean"]), tuple(known["std"])
         if weights is not None:
             load_weights(self, weights)
+
+    def converted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Returns the weights that another program has for this network by timm's names; None if timm has no rule."""
+        convert = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
+        own = self.network.state_dict()
+        if convert is None or any(
+            value.ndim == 4 and name in own and own[name].shape != value.shape for name, value in state.items()
+        ):  # timm would resample the kernels of other patches
+            return None
+        try:
+            return dict(convert(dict(state), self.network))
+        except Exception:  # a rule meets names that it was not written for
+            return None
 
 
 def _feature_dim(network: Any) -> int:
