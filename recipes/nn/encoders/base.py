@@ -85,7 +85,19 @@ class Encoder(nn.Module):
         return type(self)(**{**given, **{name: value for name, value in _UNTRAINED.items() if name in given}})
 
 
-_UNTRAINED = {"weights": None, "pretrained": False}
+_UNTRAINED = {"weights": None, "pretrained": False, "normalization": None}
+_NORMALIZATIONS: dict[str, Normalization] = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+def named_normalization(name: str) -> Normalization:
+    """The mean and standard deviation of the images of a data set.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in _NORMALIZATIONS:
+        raise ValueError(f"normalization is {name!r}: it must be {' or '.join(map(repr, _NORMALIZATIONS))}, or null")
+    return _NORMALIZATIONS[name]
 
 
 def check_image(encoder: Encoder, image: Tensor, size: int) -> None:

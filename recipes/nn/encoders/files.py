@@ -17,7 +17,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from recipes.augment.normalize import Normalization
 
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")  # the weights in a folder, beside its config.json
-_DEEPEST = 8  # dictionaries inside dictionaries: a hostile file may have one that contains itself
+_DEEPEST = 16  # dictionaries and modules in each other: a hostile file may have one that contains itself
 
 
 class WeightsFile(NamedTuple):
@@ -40,7 +40,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     """Reads the tensors in a file: any dictionaries of PyTorch (.pt, .pth, .ckpt, .bin), or safetensors.
 
     Objects that are neither tensors nor plain values, such as the options of a training script, are left out: their
-    classes are not imported and their code is not run.
+    classes are not imported and their code is not run. Of a module that was saved whole, the tensors are read.
 
     Args:
         path: of the file, the directory of a run or of runs, or the folder of a timm model from Hugging Face.
@@ -62,7 +62,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     except Exception as error:  # the unpickler stumbles over a foreign file in many ways
         reason = str(error).partition("\n")[0]
         raise ValueError(f"weights: {path} cannot be read as tensors and plain values ({reason})") from error
-    state = dict(_named_tensors(content))
+    state = dict(_named_tensors(content, set()))
     if not state:
         raise ValueError(f"weights: {path} holds no state_dict; save one with torch.save(encoder.state_dict(), path)")
     stated = {**config, **config.get("pretrained_cfg", {}), **notes}
@@ -120,14 +120,21 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class _LeftOut(list[Any]):  # a list, because the unpickler appends to some objects
-    """Stands for an object of a class that is not one of tensors and plain values."""
+    """Stands for an object of a class that is not one of tensors and plain values.
+
+    Attributes:
+        state: attributes of the object as the file has them; those of a module name its tensors and parts.
+    """
+
+    state: Any = None
 
     def __new__(cls, *args: Any, **options: Any) -> "_LeftOut":
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **options: Any) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 class _Dictionary:
@@ -164,16 +171,21 @@ def _reason(message: str) -> str:
     return message.partition("WeightsUnpickler error:")[2].strip() or message
 
 
-def _named_tensors(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    if not isinstance(content, Mapping) or depth > _DEEPEST:
+def _named_tensors(content: Any, seen: set[int], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in dictionaries and modules inside each other, each of which is read once."""
+    if id(content) in seen or depth > _DEEPEST:
+        return
+    seen.add(id(content))
+    if isinstance(content, _LeftOut) and isinstance(content.state, dict):  # a module that was saved whole
+        parts = [content.state.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
+        content = {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
+    if not isinstance(content, Mapping):
         return
     for name, value in content.items():
-        if not isinstance(name, str):
-            continue
-        if isinstance(value, Tensor):
+        if isinstance(name, str) and isinstance(value, Tensor):
             yield f"{prefix}{name}", value.detach()
-        else:
-            yield from _named_tensors(value, f"{prefix}{name}.", depth + 1)
+        elif isinstance(name, str):
+            yield from _named_tensors(value, seen, f"{prefix}{name}.", depth + 1)
 
 
 def _stated(notes: Mapping[str, Any]) -> Normalization | None:

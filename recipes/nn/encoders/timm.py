@@ -1,11 +1,11 @@
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from recipes.errors import nearest
-from recipes.nn.encoders.base import Encoder
+from recipes.nn.encoders.base import Encoder, named_normalization
 from recipes.nn.encoders.weights import load_weights
 
 
@@ -21,6 +21,8 @@ class TimmEncoder(Encoder):
             transformers). If null, uses the size of the network.
         weights: file of weights: of timm, a recipe or another program, or a folder of a timm model from Hugging Face
             (``load_weights``). If null, weights are those of ``pretrained``.
+        normalization: mean and standard deviation of the images: ``imagenet``, for files that do not state them. If
+            null, uses those that the weights were trained with or, if these are not known, those of the data.
 
     Raises:
         ImportError: if timm is not installed.
@@ -34,6 +36,7 @@ class TimmEncoder(Encoder):
         pretrained: bool = False,
         image_size: int | None = None,
         weights: str | None = None,
+        normalization: Literal["imagenet"] | None = None,
     ) -> None:
         try:
             import timm
@@ -56,6 +59,8 @@ class TimmEncoder(Encoder):
             self.normalization = tuple(known["mean"]), tuple(known["std"])
         if weights is not None:
             load_weights(self, weights)
+        if normalization is not None:
+            self.normalization = named_normalization(normalization)
 
     def converted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Returns the weights that another program has for this network by timm's names; None if timm has no rule."""

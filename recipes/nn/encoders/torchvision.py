@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 
 from recipes.errors import nearest
-from recipes.nn.encoders.base import Encoder
+from recipes.nn.encoders.base import Encoder, named_normalization
 from recipes.nn.encoders.group_norm import Norm, use_norm
 from recipes.nn.encoders.weights import NULL, load_weights, matched
 
@@ -34,6 +34,8 @@ class TorchvisionEncoder(Encoder):
         image_size: H and W of the images, for networks made for one size (``vit_*``, ``maxvit_t``; None is their 224).
         norm: ``batch`` leaves the network as it is; ``group`` puts group norm, with statistics of each image alone,
             in the place of batch norm.
+        normalization: mean and standard deviation of the images: ``imagenet``, for files that do not state them. If
+            null, uses those that the weights were trained with or, if these are not known, those of the data.
 
     Raises:
         ValueError: if ``name``, the name of the weights, ``in_channels``, ``stem`` or ``norm`` is unknown, the network
@@ -50,6 +52,7 @@ class TorchvisionEncoder(Encoder):
         weights: str | None = None,
         image_size: int | None = None,
         norm: Norm = "batch",
+        normalization: Literal["imagenet"] | None = None,
     ) -> None:
         if name not in (names := models.list_models(module=models)):
             raise ValueError(
@@ -92,6 +95,8 @@ class TorchvisionEncoder(Encoder):
             load_weights(self, weights, optional=["network.conv1.weight"] if stem == "small" else [])
             if self.normalization is None:
                 self.normalization = _of_download(name, Path(weights))
+        if normalization is not None:
+            self.normalization = named_normalization(normalization)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the embeddings, position biases and scales, which are no weights of a layer."""

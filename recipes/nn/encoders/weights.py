@@ -103,7 +103,7 @@ class Match(NamedTuple):
         parts.append(
             "the normalisation of the images is that of the file"
             if known
-            else "the file does not state the normalisation of the images"
+            else "the file does not state the normalisation of the images, so that of the data is used"
         )
         return f"weights: {'; '.join(parts)}"
 
@@ -138,8 +138,8 @@ def matched(module: nn.Module, path: str | Path, optional: Collection[str] = ())
         return Match(file, prefix, taken, left, missing, changes)
 
     def foreign(match: Match, names: Collection[str]) -> list[str]:
-        strict = match.prefix.endswith("network.") and isinstance(module, Encoder)  # an encoder's own names
-        return list(match.left) if strict else _foreign(match.left, names, network)
+        # a recipe has its head beside the encoder
+        return list(match.left) if _is_of_recipe(match.prefix) else _foreign(match.left, names, network)
 
     def fits(match: Match, names: Collection[str]) -> bool:
         return set(match.missing) <= set(optional) and not foreign(match, names)
@@ -151,10 +151,10 @@ def matched(module: nn.Module, path: str | Path, optional: Collection[str] = ())
         matches = [match for prefix in found if fits(match := read(names, state, prefix), names)]
         if matches:
             return _chosen(matches, where)
-    if prefixes and (converted := _converted(module, state, prefixes[0])) is not None:
-        match = read(own, converted, "")
-        if fits(match, own):
-            return match._replace(prefix=prefixes[0], changes=[*match.changes, "converted the names by timm"])
+    for prefix in dict.fromkeys([*prefixes[:1], _common_prefix(state)]):
+        converted = _converted(module, state, prefix)
+        if converted is not None and fits(match := read(own, converted, ""), own):
+            return match._replace(prefix=prefix, changes=[*match.changes, "converted the names by timm"])
     nearest = read(own, state, prefixes[0] if prefixes else "")
     unexpected = foreign(nearest, own) or list(nearest.left)
     raise ValueError(_refusal(module, nearest, unexpected, state, choice, where))
@@ -221,6 +221,13 @@ def _prefixes(names: Collection[str], state: Mapping[str, Tensor], choice: str) 
     return [prefix for prefix, _ in counts.most_common() if not choice or f".{choice}." in f".{prefix}"]
 
 
+def _common_prefix(state: Mapping[str, Tensor]) -> str:
+    """The dictionaries and parts that all names in the file begin with."""
+    first, last = min(state).split("."), max(state).split(".")
+    same = next((depth for depth, (a, b) in enumerate(zip(first, last)) if a != b), 0)
+    return "".join(f"{part}." for part in first[:same])
+
+
 def _by_number(own: Mapping[str, str], network: nn.Module) -> dict[str, str]:
     """The names that a network's parts have in ``nn.Sequential(*network.children())``."""
     numbers = {name: str(number) for number, (name, _) in enumerate(network.named_children())}
@@ -279,8 +286,12 @@ def _chosen(matches: list[Match], path: str) -> Match:
     return best[0]._replace(others=others)
 
 
+def _is_of_recipe(prefix: str) -> bool:
+    return prefix in ("encoder.network.", "state_dict.encoder.network.")
+
+
 def _rank(match: Match) -> int:
-    if re.fullmatch(r"(state_dict\.)?encoder\.network\.", match.prefix):  # that of a recipe
+    if _is_of_recipe(match.prefix):
         return 0
     words = set(re.split(r"[._]", match.prefix))
     if match.prefix.startswith("ema_state_dict."):  # MMEngine keeps the average in state_dict, and here the other

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import logging
+import re
 from collections import OrderedDict
 
 import pytest
@@ -104,8 +105,8 @@ def test_every_prefix_container_format_and_head_gives_the_features_of_the_source
     source = randomised(Small())
     expected = features(source)
     for number, (container, head, form) in enumerate(itertools.product(CONTAINERS, HEADS, FORMATS)):
-        if head != "none" and prefix.endswith("network."):
-            continue  # the network of an Encoder has no head
+        if head != "none" and prefix == "encoder.network.":
+            continue  # a recipe has its head beside the encoder
         path = tmp_path / f"{number}.{form}"
         write(path, prefixed(prefix, {**source.state_dict(), **HEADS[head]}), container)
         loaded = encoder()
@@ -115,10 +116,6 @@ def test_every_prefix_container_format_and_head_gives_the_features_of_the_source
         assert ("left out fc (2 tensors)" in line) == (head != "none")
         assert "took 10 of 10 tensors" in line
         assert "nothing is missing" in line
-
-
-def data_parallel(network):
-    return DataParallel(network).state_dict()
 
 
 def moco(source, other):  # facebookresearch/moco: main_moco.py, main_lincls.py
@@ -316,6 +313,17 @@ def test_objects_of_unknown_classes_are_left_out_and_run_nothing(tmp_path):
         assert torch.equal(features(loaded), features(source))
 
 
+def test_a_network_that_was_saved_whole_gives_its_weights(tmp_path):
+    source = randomised(Small(classes=3))
+    for number, content in enumerate((source, {"model": DataParallel(source), "epoch": 3})):
+        path = tmp_path / f"{number}.pt"
+        torch.save(content, path)
+        loaded = encoder()
+        load_weights(loaded, path)
+        headless = nn.Sequential(*list(source.children())[:-1], nn.Flatten())
+        assert torch.equal(features(loaded), features(headless))
+
+
 @pytest.mark.parametrize("size", [0, 5, 30, 200, 100_000])
 def test_a_damaged_file_is_an_error_in_one_line(size, tmp_path):
     for name in ("w.pt", "w.safetensors"):
@@ -329,8 +337,10 @@ def test_a_damaged_file_is_an_error_in_one_line(size, tmp_path):
 
 
 def test_dictionaries_in_themselves_and_names_without_tensors_end(tmp_path):
-    content = {"a": {}}
-    content["a"]["a"] = content
+    content = {}
+    content |= {str(number): content for number in range(20)}
+    for _ in range(100):
+        content = {"a": content}
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ValueError, match="holds no state_dict"):
         load_weights(encoder(), tmp_path / "w.pt")
@@ -401,6 +411,62 @@ def test_timms_vit_takes_masked_autoencoders_and_dinos_weights(tmp_path, said):
     assert "left out mask_token (1 tensors)" in said()[0]
 
 
+def facebooks_names(state):
+    """timm's names of a ConvNeXt as in facebookresearch/ConvNeXt, from which timm converts them."""
+    names = {"stem.0": "downsample_layers.0.0", "stem.1": "downsample_layers.0.1", "head.norm": "norm"}
+    new = {}
+    for name, value in state.items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs) if name.startswith(ours) else name
+        name = re.sub(r"stages\.(\d)\.downsample\.(\d)", lambda m: f"downsample_layers.{m[1]}.{m[2]}", name)
+        name = re.sub(r"stages\.(\d)\.blocks\.(\d)", r"stages.\1.\2", name)
+        name = name.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        new[name] = value
+    return new
+
+
+def test_timm_converts_the_names_of_the_programs_that_it_knows(tmp_path, said):
+    pytest.importorskip("timm")
+    source = TimmEncoder("convnext_atto")
+    state = facebooks_names(randomised(source.network).state_dict())
+    assert len(state.keys() & source.network.state_dict().keys()) < 3
+    for number, prefix in enumerate(("", "module.")):
+        torch.save({"model": prefixed(prefix, state), "args": argparse.Namespace()}, tmp_path / f"{number}.pth")
+        loaded = TimmEncoder("convnext_atto", weights=str(tmp_path / f"{number}.pth"))
+        assert torch.equal(features(loaded, size=32), features(source, size=32))
+        assert "converted the names by timm" in said()[-1]
+
+
+def test_a_stem_for_small_images_is_taken_where_it_is_in_the_file_and_else_random(tmp_path, said):
+    source = TorchvisionEncoder("resnet18", stem="small")  # solo-learn trains such a stem on CIFAR
+    torch.save({"state_dict": prefixed("backbone.", source.network.state_dict())}, tmp_path / "small.ckpt")
+    loaded = TorchvisionEncoder("resnet18", stem="small", weights=str(tmp_path / "small.ckpt"))
+    assert torch.equal(loaded.network.conv1.weight, source.network.conv1.weight)
+    assert "nothing is missing" in said()[-1]
+    standard = TorchvisionEncoder("resnet18").network.state_dict()
+    torch.save({"state_dict": prefixed("backbone.", standard)}, tmp_path / "standard.ckpt")
+    loaded = TorchvisionEncoder("resnet18", stem="small", weights=str(tmp_path / "standard.ckpt"))
+    assert torch.equal(loaded.network.layer4[1].conv2.weight, standard["layer4.1.conv2.weight"])
+    assert "network.conv1.weight keeps its random weights" in said()[-1]
+    with pytest.raises(ValueError, match=r"conv1.weight \[64, 3, 3, 3\] for \[64, 3, 7, 7\]"):
+        TorchvisionEncoder("resnet18", weights=str(tmp_path / "small.ckpt"))
+
+
+def test_a_classifier_of_torchvision_in_any_container_is_a_teacher(tmp_path):
+    from torchvision import models
+
+    from recipes.distillation import teacher_from
+
+    source = randomised(models.mobilenet_v3_small(num_classes=7))
+    content = {"model_ema": prefixed("module.", source.state_dict()), "args": argparse.Namespace(), "epoch": 1}
+    torch.save(content, tmp_path / "model_1.pth")
+    teacher = teacher_from(f"torchvision:mobilenet_v3_small:{tmp_path / 'model_1.pth'}")
+    image = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(part)[:, None, None] for part in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(image), source((image - mean) / std))
+
+
 # Hugging Face and the normalisation of the images
 
 
@@ -437,7 +503,12 @@ def test_a_download_of_torchvision_is_known_by_its_name(tmp_path):
     known = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert TorchvisionEncoder("squeezenet1_1", weights=str(path)).normalization == known
     path.rename(tmp_path / "mine.pth")
-    assert TorchvisionEncoder("squeezenet1_1", weights=str(tmp_path / "mine.pth")).normalization is None
+    mine = {"name": "squeezenet1_1", "weights": str(tmp_path / "mine.pth")}
+    assert TorchvisionEncoder(**mine).normalization is None
+    assert TorchvisionEncoder(**mine, normalization="imagenet").normalization == known
+    assert TorchvisionEncoder(**mine, normalization="imagenet").fresh().normalization is None
+    with pytest.raises(ValueError, match="normalization is 'cifar': it must be 'imagenet', or null"):
+        TorchvisionEncoder(**mine, normalization="cifar")
 
 
 def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
