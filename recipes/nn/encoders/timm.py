@@ -57,10 +57,11 @@ class TimmEncoder(Encoder):
         if pretrained:
             known: Any = network.pretrained_cfg
             self.normalization = tuple(known["mean"]), tuple(known["std"])
+        stated = None if normalization is None else named_normalization(normalization)
         if weights is not None:
-            load_weights(self, weights)
-        if normalization is not None:
-            self.normalization = named_normalization(normalization)
+            load_weights(self, weights, normalization=stated)
+        if stated is not None:
+            self.normalization = stated
 
     def converted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Returns the weights that another program has for this network by timm's names; None if timm has no rule."""

@@ -11,7 +11,7 @@ from torchvision import models
 from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder, named_normalization
 from recipes.nn.encoders.group_norm import Norm, use_norm
-from recipes.nn.encoders.weights import NULL, load_weights, matched
+from recipes.nn.encoders.weights import NULL, load_weights, matched, with_choice
 
 # besides norm layers and biases: as in the authors' code of DeiT, Swin (v1 and v2) and ConvNeXt
 _NO_WEIGHT_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table", "logit_scale", "layer_scale")
@@ -65,12 +65,13 @@ class TorchvisionEncoder(Encoder):
         if stem not in ("standard", "small"):
             raise ValueError(f"stem is {stem!r}: it must be 'standard' or 'small'")
         options: dict[str, Any] = _size_option(name, image_size)
+        stated = None if normalization is None else named_normalization(normalization)
         known = list(dict.fromkeys(["DEFAULT", *models.get_model_weights(name).__members__]))
         if weights in known:
             if norm != "batch":
                 raise ValueError(f"the weights {weights} were trained with batch norm: leave norm or weights out")
             options["weights"] = weights
-        elif weights is not None and not Path(weights).suffix and not Path(weights).expanduser().exists():
+        elif weights is not None and not _is_path(weights):
             raise ValueError(f"weights are {weights!r}: give a file, or for {name} one of {', '.join(known)}")
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = weights not in known  # torchvision warns if it is left out
@@ -92,11 +93,10 @@ class TorchvisionEncoder(Encoder):
             self.normalization = _trained_with(name, str(weights))
         elif weights is not None:
             # a stem for small images has another first convolution than torchvision's
-            load_weights(self, weights, optional=["network.conv1.weight"] if stem == "small" else [])
-            if self.normalization is None:
-                self.normalization = _of_download(name, Path(weights))
-        if normalization is not None:
-            self.normalization = named_normalization(normalization)
+            optional = ["network.conv1.weight"] if stem == "small" else []
+            load_weights(self, weights, optional, stated or _of_download(name, Path(weights)))
+        if stated is not None:
+            self.normalization = stated
 
     def no_weight_decay(self) -> set[str]:
         """Names of the embeddings, position biases and scales, which are no weights of a layer."""
@@ -133,6 +133,11 @@ def source_head(name: str, weights: str | None) -> nn.Linear | None:
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
     return head
+
+
+def _is_path(weights: str) -> bool:
+    path = Path(with_choice(weights)[0]).expanduser()
+    return bool(path.suffix) or path.exists()
 
 
 def _trained_with(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

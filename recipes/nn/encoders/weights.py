@@ -13,10 +13,20 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from recipes.augment.normalize import Normalization
 from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.files import WeightsFile, checkpoint_file, normalization, read_weights
 
-__all__ = ["NULL", "checkpoint_file", "load_mismatch", "load_weights", "matched", "normalization", "resized_positions"]
+__all__ = [
+    "NULL",
+    "checkpoint_file",
+    "load_mismatch",
+    "load_weights",
+    "matched",
+    "normalization",
+    "resized_positions",
+    "with_choice",
+]
 
 NULL = "None"  # what jsonargparse makes of --model.encoder.weights null
 _SHOWN = 3  # names in a message
@@ -29,7 +39,12 @@ _POSITIONS = {"pos_embed", "pos_embedding", "position", "position_embeddings"}
 _TOKEN = re.compile(r"(cls|class|dist|distillation|reg|register|storage)_tokens?")  # with its own part in the attention
 
 
-def load_weights(module: Encoder, path: str | Path, optional: Collection[str] = ()) -> None:
+def load_weights(
+    module: Encoder,
+    path: str | Path,
+    optional: Collection[str] = (),
+    normalization: Normalization | None = None,
+) -> None:
     """Loads the weights of an encoder from a file, in place, and logs one line about them.
 
     The file may be a state_dict, a checkpoint of a recipe or of another program, safetensors, the directory of a run,
@@ -51,6 +66,8 @@ def load_weights(module: Encoder, path: str | Path, optional: Collection[str] = 
         module: gets the weights.
         path: of the file or folder, with ``#NAME`` if the file holds several networks and another one is wanted.
         optional: names of tensors of the encoder that keep their values if those in the file have another shape.
+        normalization: mean and standard deviation of the images in training, if known. If None, uses those that the
+            file states.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -61,10 +78,12 @@ def load_weights(module: Encoder, path: str | Path, optional: Collection[str] = 
         return
     found = matched(module, path, optional)
     module.load_state_dict({**module.state_dict(), **found.taken})
+    known = normalization or found.file.normalization
     if isinstance(module, Encoder):
         module.pretrained = True
-        module.normalization = found.file.normalization
-    rank_zero_info(found.summary())
+        module.normalization = known
+    by = f"mean {_numbers(known[0])} and std {_numbers(known[1])}" if known else "those of the data, as it states none"
+    rank_zero_info(f"{found.summary()}; images are normalised by {by}")
 
 
 class Match(NamedTuple):
@@ -99,18 +118,12 @@ class Match(NamedTuple):
             names = [other.rstrip(".") or "the top of the file" for other in self.others]
             parts.append(f"did not choose {_first(names)} (append #NAME to the path to choose by name)")
         parts.append(f"{_first(self.missing)} keeps its random weights" if self.missing else "nothing is missing")
-        known = self.file.normalization
-        parts.append(
-            "the normalisation of the images is that of the file"
-            if known
-            else "the file does not state the normalisation of the images, so that of the data is used"
-        )
         return f"weights: {'; '.join(parts)}"
 
 
 def matched(module: nn.Module, path: str | Path, optional: Collection[str] = ()) -> Match:
     """Finds the weights of a network in a file; see ``load_weights``."""
-    where, choice = _with_choice(path)
+    where, choice = with_choice(path)
     file = read_weights(where)
     own = {_plain(name.removeprefix("network.")): name for name in module.state_dict()}
     state = {_plain(name): value for name, value in file.state.items()}
@@ -197,7 +210,7 @@ def resized_positions(positions: Tensor, count: int) -> Tensor | None:
     return torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2).to(first.dtype)], 1)
 
 
-def _with_choice(path: str | Path) -> tuple[str, str]:
+def with_choice(path: str | Path) -> tuple[str, str]:
     """The path, and the part of a name that follows it after #."""
     text = str(path)
     if "#" in text and not Path(text).expanduser().exists():
@@ -325,6 +338,10 @@ def _refusal(
         hints.append(f"the folder is of {nearest.file.architecture}")
     words = "; ".join([problem, *hints])
     return f"weights: {nearest.file.path} does not fit this {type(module).__name__}: {words}"
+
+
+def _numbers(values: Collection[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _of(prefix: str) -> str:
