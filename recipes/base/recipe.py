@@ -65,7 +65,7 @@ class Recipe(AnyRecipe):
             )
         self.encoder = encoder.to(memory_format=torch.channels_last)  # convolutions are faster on CPUs and GPUs alike
         self.feature_dim = encoder.feature_dim
-        self.normalize = encoder.normalize if isinstance(encoder, Encoder) else Normalize()
+        self.normalize = encoder.input_normalize if isinstance(encoder, Encoder) else Normalize()
         if (stated := getattr(encoder, "normalization", None)) is not None:  # a subclass may state it itself
             self.normalize.set(*stated)
         self.views: Views | None = None

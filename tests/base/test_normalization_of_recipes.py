@@ -191,3 +191,13 @@ def test_checkpoints_of_earlier_versions_keep_what_they_were_trained_with():
     recipe.load_state_dict({**recipe.state_dict(), "normalize.mean": torch.zeros(3), "normalize.std": torch.ones(3)})
     quiet_trainer(fast_dev_run=True).predict(recipe, datamodule=Changed())
     assert recipe.encoder.normalization == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_an_encoder_may_have_a_part_that_is_called_normalize():
+    class Own(Encoder):
+        def __init__(self):
+            super().__init__(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4)), 4, 1)
+            self.normalize = torch.nn.Identity()
+
+    recipe = trained(encoder=Own())
+    torch.testing.assert_close(statistics(recipe), expected(Changed()), rtol=1e-3, atol=1e-5)

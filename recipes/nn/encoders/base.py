@@ -19,19 +19,19 @@ class Encoder(nn.Module):
 
     Attributes:
         pretrained: whether the weights were trained: loaded from a file or a checkpoint, or trained by a recipe.
-        normalize: normalises images as they were in training. The recipe that trains the encoder uses this module and
-            keeps it in checkpoints. ``forward`` takes images that it has normalised.
+        input_normalize: normalises images as they were in training. The recipe that trains the encoder uses this module
+            and keeps it in checkpoints. ``forward`` takes images that it has normalised.
     """
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
-    normalize: Normalize
+    input_normalize: Normalize
     pretrained = False
 
     def __new__(cls, *args: Any, **options: Any) -> "Encoder":
         """Notes how the encoder was made, for ``fresh``, and that no normalisation is set."""
         encoder = super().__new__(cls)
         # not a submodule: the recipe has it, and the names in an encoder's state_dict are those of its network
-        encoder.__dict__.update(_made_with=(args, options), normalize=Normalize())
+        encoder.__dict__.update(_made_with=(args, options), input_normalize=Normalize())
         return encoder
 
     def __init__(self, network: nn.Module, feature_dim: int, in_channels: int = 3) -> None:
@@ -51,17 +51,17 @@ class Encoder(nn.Module):
         Images are normalised by them, and not by those of the data. For grey images, setting those of RGB images sets
         their mean over the channels.
         """
-        return self.normalize.known
+        return self.input_normalize.known
 
     @normalization.setter
     def normalization(self, value: Normalization | None) -> None:
         if value is None:
-            self.normalize.unset()
+            self.input_normalize.unset()
         else:
             mean, std = value
             if self.in_channels == 1:
                 mean, std = ((sum(numbers) / len(numbers),) * len(numbers) for numbers in value)
-            self.normalize.set(mean, std)
+            self.input_normalize.set(mean, std)
 
     @property
     def made_with(self) -> dict[str, Any]:
