@@ -100,7 +100,8 @@ class Recipe(AnyRecipe):
         Args:
             name: of the measure.
             value: scalar tensor, number or metric.
-            args: of ``LightningModule.log``, as are ``options``.
+            *args: of ``LightningModule.log``.
+            **options: of ``LightningModule.log``.
         """
         if isinstance(value, int | float):
             value = torch.full((), value, device=self.device, dtype=torch.get_default_dtype())
