@@ -58,6 +58,7 @@ def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
         recipe = parser.instantiate(config).model
     recipe.on_load_checkpoint(checkpoint)
     recipe.load_state_dict(checkpoint["state_dict"])
+    recipe.encoder.pretrained = True
     recipe.made_from = {name: checkpoint[name] for name in _MADE_FROM if name in checkpoint}
     return recipe.eval()
 

@@ -42,6 +42,8 @@ class Recipe(AnyRecipe):
     Attributes:
         views: draws one random view of every image, see ``view``. Null, unless the method sets it.
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
+        trained: whether the weights were trained or are those of a checkpoint. Other data then changes neither the
+            normalisation nor the names of the classes.
         made_from: content of the checkpoint without weights, for a recipe that was loaded.
         step_columns: rows [B, n] that the last validation or test step computed besides the features, such as
             ``logits``. Reports read them instead of computing them again, and clear them.
@@ -64,13 +66,17 @@ class Recipe(AnyRecipe):
             )
         self.encoder = encoder.to(memory_format=torch.channels_last)  # convolutions are faster on CPUs and GPUs alike
         self.feature_dim = encoder.feature_dim
-        self.normalize = Normalize()
+        self.normalize = encoder.input_normalize if isinstance(encoder, Encoder) else Normalize()
+        if (stated := getattr(encoder, "normalization", None)) is not None:  # a subclass may state it itself
+            self.normalize.set(*stated)
         self.views: Views | None = None
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.lr_batch_size = lr_batch_size
         self.image_shape: tuple[int, ...] | None = None
         self.made_from: dict[str, Any] = {}
+        self.trained = False
+        self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -169,14 +175,18 @@ class Recipe(AnyRecipe):
 
         Tells which measures do without labels, and refuses a callback that monitors one of them.
 
-        An encoder that was trained before keeps those that it was trained with, where they are known.
+        An encoder that was trained before keeps those that it was trained with, where they are known. Those of data
+        that it is only used with are replaced by the next.
         """
+        self._has_stepped = False
         data = self.datamodule
         if data is None or not hasattr(data, "image_shape"):
             return
         check_measures(self, stage)
         channels, height, width = self.image_shape = data.image_shape
-        self.normalize.set(*(_of_channels(self.encoder.normalization, channels) or (data.mean, data.std)))
+        known = self.normalize.known
+        mean, std = known or (data.mean, data.std)
+        self.normalize.set(mean, std, provisional=known is None)
         name = type(self.encoder).__name__
         if channels != self.encoder.in_channels:
             raise ValueError(
@@ -256,6 +266,15 @@ class Recipe(AnyRecipe):
             )
         return data.batch_size * self.trainer.accumulate_grad_batches
 
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Takes a step. After the first one the encoder counts as trained, on images normalised as they are now."""
+        super().optimizer_step(*args, **options)
+        if not self._has_stepped:
+            self._has_stepped = self.trained = True
+            self.normalize.keep()
+            if any(parameter.requires_grad for parameter in self.encoder.parameters()):
+                self.encoder.pretrained = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes whose checkpoint it is, and the shape of the images."""
         checkpoint["recipe"] = type(self).__name__
@@ -268,14 +287,8 @@ class Recipe(AnyRecipe):
             raise ValueError(f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}")
         if problem := load_mismatch(self, checkpoint["state_dict"]):
             raise ValueError(f"the checkpoint does not fit this {ours}: {problem}")
+        self.trained = True
         if self.image_shape is None and checkpoint.get("image_shape"):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
-
-
-def _of_channels(normalization: tuple[Any, Any] | None, channels: int) -> tuple[Any, Any] | None:
-    """Returns mean and standard deviation for the given number of channels; grey images use the mean over RGB."""
-    if normalization is None or len(normalization[0]) == channels:
-        return normalization
-    return tuple([sum(numbers) / len(numbers)] * channels for numbers in normalization)  # type: ignore[return-value]
