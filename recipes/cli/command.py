@@ -22,7 +22,7 @@ from recipes.cli.arguments import config_folders, prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, families, table
 from recipes.cli.messages import fail
 from recipes.cli.training import Command
-from recipes.errors import nearest
+from recipes.errors import RunFailed, nearest
 
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
 OF_OUR_OWN = ("advise", "probe", "compare", "export")  # modules of recipes.cli.commands
@@ -60,6 +60,8 @@ def main(args: Sequence[str] | None = None) -> None:
             with trusted_only() if of_checkpoint else nullcontext():
                 Command(args)
             _leave_process_group()
+    except RunFailed as error:
+        fail(str(error), code=1)
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if (message := _meant_for_the_user(error)) is None:
             raise
