@@ -9,6 +9,7 @@ import yaml
 
 from recipes.base.imports import check_classes, import_named, refusal, trusted_only
 from recipes.nn.encoders.weights import checkpoint_file
+from recipes.nn.finite import not_finite
 
 if TYPE_CHECKING:
     from recipes.base.recipe import Recipe
@@ -57,6 +58,8 @@ def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
             raise ValueError(f"the configuration in {path} cannot be used: {words}") from None
         recipe = parser.instantiate(config).model
     recipe.on_load_checkpoint(checkpoint)
+    if names := not_finite(checkpoint["state_dict"]):
+        raise ValueError(f"weights in {path} are not finite ({names[0]}): that run diverged, use an earlier checkpoint")
     recipe.load_state_dict(checkpoint["state_dict"])
     recipe.encoder.pretrained = True
     recipe.made_from = {name: checkpoint[name] for name in _MADE_FROM if name in checkpoint}

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,9 +10,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules import Batch, TaskBatch
+from datamodules.loading.plain import as_batch, check_range
 from recipes.augment import Key, Normalize, Views
 from recipes.base.measures import LabelledMetric, check_measures, check_monitor
 from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
@@ -45,12 +46,17 @@ class Recipe(AnyRecipe):
         trained: whether the weights were trained or are those of a checkpoint. Other data then changes neither the
             normalisation nor the names of the classes.
         made_from: content of the checkpoint without weights, for a recipe that was loaded.
+        smallest_batch: number of images that a global training batch needs at least.
+        remembers_images: whether something is kept for every image under its index.
         step_columns: rows [B, n] that the last validation or test step computed besides the features, such as
             ``logits``. Reports read them instead of computing them again, and clear them.
 
     Raises:
         ValueError: if ``lr_batch_size`` is not positive.
     """
+
+    smallest_batch: ClassVar[int] = 1
+    remembers_images: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -180,6 +186,13 @@ class Recipe(AnyRecipe):
         """
         self._has_stepped = False
         data = self.datamodule
+        self._counted: dict[tuple[Any, ...], int] = {}
+        if data is None:
+            self.on_before_batch_transfer = self._batch_of_plain_loader  # type: ignore[method-assign]
+        elif "on_before_batch_transfer" in vars(self):
+            del self.on_before_batch_transfer
+        if stage == "fit" and hasattr(data, "batch_size"):
+            self._check_batch_size(data.batch_size)
         if data is None or not hasattr(data, "image_shape"):
             return
         check_measures(self, stage)
@@ -206,6 +219,34 @@ class Recipe(AnyRecipe):
                 f"{name} gives {list(feature.shape)} for one image; an encoder gives [1, feature_dim], "
                 f"here [1, {self.feature_dim}]"
             )
+
+    def _check_batch_size(self, images: int) -> None:
+        """Refuses global batches that are too small to learn from, or for batch norm of features."""
+        norm = any(isinstance(part, nn.BatchNorm1d) and part.training for part in self.modules())
+        if images < (needed := max(self.smallest_batch, 1 + norm)):
+            why = "batch norm needs more than one image" if norm else "the loss compares the images of a batch"
+            raise ValueError(f"batch_size is {images}: {type(self).__name__} needs at least {needed}, because {why}")
+
+    def _batch_of_plain_loader(self, batch: Any, dataloader_idx: int) -> Any:
+        """Makes a Batch of what a DataLoader without a DataModule gives; images are counted where it gives no index."""
+        if hasattr(batch, "image") and hasattr(batch, "index"):
+            return batch
+        trainer = self.trainer
+        time = self.current_epoch if trainer.training else self.global_step
+        place = (trainer.state.stage, time, dataloader_idx)
+        first = self._counted.get(place, 0)
+        made = as_batch(batch, trainer.global_rank + first * trainer.world_size, trainer.world_size)
+        if self.remembers_images and trainer.training and len(batch) < 3:
+            raise ValueError(
+                f"{type(self).__name__} keeps something for every image: give batches (image, label, index) with the "
+                "position of each image in its dataset, or a DataModule"
+            )
+        if first == 0:
+            check_range(made.image)
+            if trainer.training:
+                self._check_batch_size(len(made.image) * trainer.world_size)
+        self._counted[place] = first + len(made.image)
+        return made
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
@@ -257,14 +298,18 @@ class Recipe(AnyRecipe):
 
     @property
     def global_batch_size(self) -> int:
-        """How many images make one optimiser step: the batch size of the DataModule × accumulated batches."""
-        data = self.datamodule
-        if data is None or not hasattr(data, "batch_size"):
+        """How many images make one optimiser step: the global batch size of the data × accumulated batches."""
+        batch_size = getattr(self.datamodule, "batch_size", None)
+        if self.datamodule is None:
+            self.trainer.fit_loop.setup_data()
+            of_loader = getattr(self.trainer.train_dataloader, "batch_size", None)
+            batch_size = of_loader and of_loader * self.trainer.world_size
+        if batch_size is None:
             raise ValueError(
-                "lr_batch_size scales the learning rate with the batch size of a DataModule, and this run has none: "
-                "pass a DataModule to fit, or lr_batch_size=None"
+                "lr_batch_size scales the learning rate with the batch size, which is unknown for this data: pass a "
+                "DataModule to fit, a DataLoader with a batch_size, or lr_batch_size=None"
             )
-        return data.batch_size * self.trainer.accumulate_grad_batches
+        return int(batch_size * self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """Takes a step. After the first one the encoder counts as trained, on images normalised as they are now."""

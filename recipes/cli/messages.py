@@ -132,8 +132,13 @@ def _options(parser: ArgumentParser) -> Iterator[str]:
             yield from (f"model.{argument}" for argument in list(inspect.signature(value.__init__).parameters)[1:])
 
 
-def fail(message: str) -> NoReturn:
-    """Prints one line and ends the process with code 2."""
+def report(message: str) -> None:
+    """Prints one line, in the first process of a run."""
     if is_first():
         sys.stderr.write(f"recipes: error: {' '.join(message.split())}\n")
+
+
+def fail(message: str) -> NoReturn:
+    """Prints one line and ends the process with code 2."""
+    report(message)
     raise SystemExit(2)

@@ -30,6 +30,8 @@ from recipes.callbacks import (
     PredictionFile,
     RepresentationProbe,
     RunDirectory,
+    Signals,
+    StopOnSignal,
     Summary,
 )
 from recipes.cli.arguments import IMPORT_HELP
@@ -65,10 +67,12 @@ class Command(LightningCLI):
 
     Args:
         args: of the command, with configs already resolved to paths.
+        signals: those that stop the command.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], signals: Signals) -> None:
         self.asked = args[0]
+        self.signals = signals
         super().__init__(
             AnyRecipe,
             ImageDataModule,
@@ -149,7 +153,10 @@ class Command(LightningCLI):
         if not trainer["sync_batchnorm"] and not any(isinstance(plugin, LayerSync) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CrossDeviceBatchNorm()]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        callbacks: list[Any] = made.callbacks  # type: ignore[attr-defined]
+        callbacks.append(StopOnSignal(self.signals))  # the last, so that all others have seen the step
+        return made
 
     def _has_summary(self, trainer: Any) -> bool:
         """Whether to print our summary: not if the user switched it off, or chose a summary callback."""
