@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from datamodules import Batch, ImageDataModule
 from losses.precision import at_least_float32
 from recipes.base.recipe import Recipe
+from recipes.errors import CheckpointMismatch
 from recipes.nn import Encoder
 
 
@@ -116,7 +117,7 @@ class Classifier(Recipe):
         """Takes the names of the classes from a checkpoint where the data has none; refuses data with other classes."""
         theirs = tuple(checkpoint.get("class_names", ()))
         if self.class_names and theirs and self.class_names != theirs:
-            raise ValueError(
+            raise CheckpointMismatch(
                 f"the checkpoint knows {_listed(theirs)}, and the data has {_listed(self.class_names)}: give data with "
                 "the same classes, or pictures without class folders"
             )
