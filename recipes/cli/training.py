@@ -34,6 +34,7 @@ from recipes.callbacks import (
 )
 from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.changes import changes, refusal, told
+from recipes.cli.classes import class_changes, own_defaults
 from recipes.cli.messages import fail, one_line
 from recipes.cli.run_directory import is_first, new_directory
 from recipes.errors import CheckpointMismatch
@@ -113,8 +114,12 @@ class Command(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
-        self.config = parser.parse_args(args)
+        with own_defaults():
+            self.config = parser.parse_args(args)
         check_classes(self.config)
+        plain = yaml.safe_load(self._parser(self.asked).dump(self.config[self.asked], skip_unset=False))
+        for line in class_changes(args, plain):
+            rank_zero_info(line)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""
