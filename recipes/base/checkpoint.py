@@ -1,5 +1,6 @@
 """Loads the checkpoints of runs. A checkpoint cannot run or import code that the user has not named."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,18 @@ def _keep_split(config: Any) -> None:
         config = list(config.values())
     for part in config if isinstance(config, list) else []:
         _keep_split(part)
+
+
+def saved_run(path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """What a resumed run compares and continues; nothing of it is built.
+
+    Returns:
+        The configuration as the run saved it, empty if there is none, and the ids of its runs in Weights & Biases.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    config = yaml.safe_load(checkpoint.get("config", "{}"))
+    ids = [name for name in checkpoint.get("wandb_ids", []) if isinstance(name, str) and re.fullmatch(r"[\w-]+", name)]
+    return config, ids
 
 
 def without_weights(config: Any) -> Any:

@@ -12,6 +12,7 @@ from datamodules.base import listed_classes
 from losses.precision import at_least_float32
 from recipes.base.measures import CrossEntropy, LabelledMetric, accuracy
 from recipes.base.recipe import Recipe
+from recipes.errors import CheckpointMismatch
 from recipes.nn import Encoder
 
 
@@ -56,7 +57,7 @@ class Classifier(Recipe):
     def setup(self, stage: str) -> None:
         """Takes the names of the classes from the DataModule too, and checks that there are enough images.
 
-        A trained recipe keeps its own: it is trained on with the same classes alone, and elsewhere those of the data are
+        A trained recipe keeps its own: it trains on with the same classes alone, and elsewhere those of the data are
         matched by name.
         """
         super().setup(stage)
@@ -144,9 +145,9 @@ class Classifier(Recipe):
 
 
 def _check_same(trained: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
-    """Raises a ValueError if data with the classes ``ours`` is given to what was ``trained`` on ``theirs``."""
+    """Raises a CheckpointMismatch if data with the classes ``ours`` is given to what was ``trained`` on ``theirs``."""
     if theirs and ours and theirs != ours:
-        raise ValueError(
+        raise CheckpointMismatch(
             f"{trained} knows {listed_classes(theirs)}, and the data has {listed_classes(ours)}: give data with the "
             "same classes, or pictures without class folders"
         )

@@ -5,10 +5,10 @@ import os
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.plugins import DoublePrecision
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from datamodules import Batch, TaskBatch
 from datamodules.loading.plain import as_batch, check_range
 from recipes.augment import Key, Normalize, Views
 from recipes.base.measures import LabelledMetric, check_measures, check_monitor
+from recipes.base.resume import Resume
+from recipes.errors import CheckpointMismatch
 from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
 from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
@@ -84,6 +86,8 @@ class Recipe(AnyRecipe):
         self.trained = False
         self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
+        self._steps_ahead = 0  # how many more steps the run has done than Lightning has counted
+        self._total_steps: int | None = None  # of a run that was resumed with another batch size
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
@@ -185,6 +189,7 @@ class Recipe(AnyRecipe):
         that it is only used with are replaced by the next.
         """
         self._has_stepped = False
+        self._steps_ahead, self._total_steps = 0, None
         data = self.datamodule
         self._counted: dict[tuple[Any, ...], int] = {}
         if data is None:
@@ -248,6 +253,10 @@ class Recipe(AnyRecipe):
         self._counted[place] = first + len(made.image)
         return made
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds the callback by which a resumed run obeys its options."""
+        return [] if any(isinstance(each, Resume) for each in self.trainer.callbacks) else [Resume()]  # type: ignore[attr-defined]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
         optimizer = self.optimizer(self.parameter_groups())
@@ -267,8 +276,7 @@ class Recipe(AnyRecipe):
         total = self.total_steps
         if math.isinf(self.trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
             self.trainer.fit_loop.setup_data()
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        scheduler.start(total, steps_per_epoch)
+        scheduler.start(total, self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -279,16 +287,112 @@ class Recipe(AnyRecipe):
         return parameter_groups(self)
 
     @property
+    def steps_done(self) -> int:
+        """Number of optimiser steps before this one, out of ``total_steps``.
+
+        This is ``global_step``, unless the run was resumed with another batch size: then as many steps of this run as
+        have the images trained on.
+        """
+        return self.global_step + self._steps_ahead
+
+    @property
     def total_steps(self) -> int:
         """Number of optimiser steps of the whole run, including those before a resume.
 
         Raises:
             ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run.
         """
+        if self._total_steps is not None:
+            return self._total_steps
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
             raise ValueError("the schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
         return int(total)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimiser steps in an epoch."""
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    @property
+    def steps_left(self) -> float:
+        """Number of optimiser steps from now to the end of the run; infinite for a run without end."""
+        trainer = self.trainer
+        by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps - trainer.global_step
+        if trainer.max_epochs in (None, -1):
+            return by_steps
+        return min(by_steps, self.steps_until(trainer.max_epochs))
+
+    def steps_until(self, epoch: int) -> int:
+        """Computes the number of optimiser steps from now to the start of an epoch."""
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = 0 if batch.is_last_batch else batch.current.completed  # in this epoch
+        left = max(self.trainer.num_training_batches - done, 0)
+        this_epoch = math.ceil(left / self.trainer.accumulate_grad_batches)
+        return max((epoch - self.current_epoch - 1) * self.steps_per_epoch + this_epoch, 0)
+
+    def epochs_of_schedule(self, epochs: int) -> int:
+        """How many epochs of the schedule are over, given those of the run."""
+        return epochs
+
+    @property
+    def run_position(self) -> dict[str, Any]:
+        """The position in the run, for a checkpoint: steps done, and the unit that they are counted in."""
+        return {
+            "steps": self.steps_done,
+            "steps_per_epoch": self.steps_per_epoch,
+            "images_per_step": self._images_per_step,
+        }
+
+    def resume_at(self, saved: dict[str, Any], had_schedule: bool) -> None:
+        """Moves a resumed run to the share of its length that is done, measured in images.
+
+        With the batch size, the accumulation and the data of the checkpoint, the share follows from the number of
+        steps. Otherwise a step has another number of images, and the steps done are counted anew.
+
+        Args:
+            saved: ``run_position`` in the checkpoint; empty for a checkpoint of an earlier version.
+            had_schedule: whether the run of the checkpoint had a schedule of ``recipes.optim``.
+        """
+        if math.isinf(self.trainer.num_training_batches) or not 0 < self.steps_left < math.inf:
+            return
+        ratio = self._steps_worth(saved)
+        self._steps_ahead = saved.get("steps", self.global_step) - self.global_step
+        schedules = (each.scheduler for each in self.trainer.lr_scheduler_configs)
+        schedule = next((each for each in schedules if isinstance(each, RunSchedule)), None)
+        same = ratio == 1 and saved.get("steps_per_epoch", self.steps_per_epoch) == self.steps_per_epoch
+        if same and self._steps_ahead == 0 and (had_schedule or schedule is None):
+            return
+        done, total = self._placed(ratio)
+        if schedule is not None:
+            schedule.start(total, self.steps_per_epoch, step=done)
+        images = f" of {self._images_per_step} images" if self._images_per_step else ""
+        rank_zero_info(f"{done / total:.0%} of the run is done: it resumes at step {done} of {total}{images}")
+
+    def _steps_worth(self, saved: dict[str, Any]) -> float:
+        """Computes how many steps of this run one step of the checkpoint's run is worth."""
+        now = self.run_position
+        if not saved:
+            return (self.total_steps - self.steps_left) / max(self.global_step, 1) if self.global_step else 1.0
+        images, per_epoch = "images_per_step", "steps_per_epoch"
+        if saved[images] and now[images]:
+            return saved[images] / now[images]
+        return now[per_epoch] / saved[per_epoch]
+
+    def _placed(self, ratio: float) -> tuple[int, int]:
+        """Returns the steps done and the steps in all, given the steps of this run that one earlier step is worth."""
+        done = round(self.steps_done * ratio)
+        self._steps_ahead = done - self.global_step
+        self._total_steps = done + int(self.steps_left)
+        return done, self._total_steps
+
+    @property
+    def _images_per_step(self) -> int | None:
+        """How many images make one optimiser step; None if the loader does not tell its batch size."""
+        if hasattr(self.datamodule, "batch_size"):
+            return self.global_batch_size
+        size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        return size and size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -329,9 +433,11 @@ class Recipe(AnyRecipe):
         """Refuses a checkpoint of another recipe or of another network, before anything is loaded."""
         theirs, ours = checkpoint.get("recipe"), type(self).__name__
         if theirs is not None and theirs != ours:
-            raise ValueError(f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}")
+            raise CheckpointMismatch(
+                f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}"
+            )
         if problem := load_mismatch(self, checkpoint["state_dict"]):
-            raise ValueError(f"the checkpoint does not fit this {ours}: {problem}")
+            raise CheckpointMismatch(f"the checkpoint does not fit this {ours}: {problem}")
         self.trained = True
         if self.image_shape is None and checkpoint.get("image_shape"):
             self.image_shape = tuple(checkpoint["image_shape"])

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import ImageDataModule
-from recipes.base.checkpoint import num_classes_of
+from recipes.base.checkpoint import num_classes_of, saved_run
 from recipes.base.imports import check_classes
 from recipes.base.recipe import AnyRecipe, Recipe
 from recipes.callbacks import (
@@ -35,8 +35,11 @@ from recipes.callbacks import (
     Summary,
 )
 from recipes.cli.arguments import IMPORT_HELP
+from recipes.cli.changes import changes, refusal, told
+from recipes.cli.classes import class_changes, own_defaults
 from recipes.cli.messages import fail, one_line
 from recipes.cli.run_directory import is_first, new_directory
+from recipes.errors import CheckpointMismatch
 from recipes.nn import CrossDeviceBatchNorm
 
 CALLBACKS = {  # those that every run has, by the word that their options begin with
@@ -115,8 +118,12 @@ class Command(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
-        self.config = parser.parse_args(args)
+        with own_defaults():
+            self.config = parser.parse_args(args)
         check_classes(self.config)
+        plain = yaml.safe_load(self._parser(self.asked).dump(self.config[self.asked], skip_unset=False))
+        for line in class_changes(args, plain):
+            rank_zero_info(line)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""
@@ -125,12 +132,22 @@ class Command(LightningCLI):
         """Chooses the run directory and sends the files of every logger there."""
         config = self.config[self.subcommand]
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
+        self.text = self._parser(self.subcommand).dump(config, skip_unset=False)  # without the places of this run
+        self.changed: dict[str, str] = {}
+        resumed = self.subcommand == "fit" and Path(config.ckpt_path or "").is_file()
+        then, ids = saved_run(config.ckpt_path) if resumed else ({}, [])
+        if then:
+            self.changed = changes(then, yaml.safe_load(self.text))
+            rank_zero_info(told(self.changed))
         self.directory = new_directory(Path(config.runs) / config.name)
         logger = config.trainer.logger
         for each in logger if isinstance(logger, list) else [logger]:
             arguments = getattr(each, "init_args", {})
             if "save_dir" in arguments and arguments["save_dir"] in (None, "."):
                 arguments["save_dir"] = str(self.directory)
+            if ids and getattr(each, "class_path", "").endswith(".WandbLogger"):
+                given = arguments["id"] or arguments["version"]
+                arguments["id"] = given or ids.pop(0)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run has: metrics.csv, config.yaml and checkpoints in its directory, and global batch norm."""
@@ -141,8 +158,7 @@ class Command(LightningCLI):
             metrics = CSVLogger(self.directory, name="", version="", flush_logs_every_n_steps=1)
             kwargs["logger"] = [metrics, *others]
         self._get(self.config_init, "checkpoint").dirpath = str(self.directory / "checkpoints")
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
-        directory = RunDirectory(self.directory, text, self._model_config(text))
+        directory = RunDirectory(self.directory, self.text, self._model_config(self.text))
         compile_with = self._get(self.config_init, "compile")
         compiled = [CompileEncoder(compile_with)] if compile_with else []
         summary = []
@@ -172,6 +188,13 @@ class Command(LightningCLI):
             tasks: Any = self.model.tasks
             model["init_args"]["tasks"] = {"sizes": list(tasks.sizes), "scenario": tasks.scenario}
         return yaml.safe_dump(model)
+
+    def fit(self, model: Recipe, **options: Any) -> None:
+        """Trains; a checkpoint that does not fit is refused with the options that have changed."""
+        try:
+            self.trainer.fit(model, **options)
+        except CheckpointMismatch as error:
+            raise ValueError(refusal(self.changed, error)) from None
 
     def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:
         """Prints what the recipe itself measures; the table of the probe stands above it."""

@@ -149,7 +149,7 @@ class TeacherStudent(Student):
     def temperature_now(self) -> float:
         """T at this step of the run."""
         first, last = self.temperatures
-        return first if first == last else first + (last - first) * self.global_step / self.total_steps
+        return first if first == last else first + (last - first) * self.steps_done / self.total_steps
 
     def view(self, batch: Batch | TaskBatch, batch_idx: int, view: int = 0) -> Tensor:
         """The view of a batch, float images in [0, 1]: new each time, or with cached logits always the same."""
