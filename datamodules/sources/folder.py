@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.loading.split import check_fraction, split
+from datamodules.paths import OutputPath
 from datamodules.sources.decode import decode_all, decode_or_name
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
@@ -65,7 +66,7 @@ class ImageFolder(ImageDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         memory_limit: int = 2_000_000_000,
-        cache: bool | str | Path = False,
+        cache: bool | OutputPath = False,
         on_error: Literal["raise", "skip"] = "raise",
         batch_size: int = 256,
         num_workers: int | None = None,

@@ -65,7 +65,7 @@ def imported(module: str) -> ModuleType:
         ImportError: in one line, with the folders that were searched, or with the exception that its code raised; or
             because the module is not trusted, under ``trusted_only``.
     """
-    if _only_trusted and not any(f"{module}.".startswith(f"{trusted}.") for trusted in (*PACKAGES, *_named)):
+    if _only_trusted and not _is_trusted(module):
         raise ImportError(_distrusted(module))
     try:
         return importlib.import_module(module)
@@ -79,6 +79,18 @@ def imported(module: str) -> ModuleType:
         ) from error
     except Exception as error:  # whatever the code of the module raises
         raise ImportError(_own_words(module, error)) from error
+
+
+def check_trusted(class_path: Any) -> None:
+    """Refuses a ``class_path`` of a checkpoint that is no full name of a class of a trusted module; imports nothing.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(class_path, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", class_path):
+        raise ValueError(f"class_path is {class_path!r}: it must be the full name of a class")
+    if not _is_trusted(class_path.rpartition(".")[0]):
+        raise ValueError(_distrusted(class_path))
 
 
 def class_named(class_path: str) -> type:
@@ -143,6 +155,13 @@ def refusal(message: str) -> str | None:
     """What to tell the user where ``trusted_only`` refused a path: the words, or None for another message."""
     found = re.search(r"Importing '([\w.]+)' is not allowed", message)
     return found and _distrusted(found[1])
+
+
+def _is_trusted(module: str) -> bool:
+    """Whether a checkpoint may name a module: one of the packages or the user's, and no program of theirs."""
+    if "__main__" in module.split("."):
+        return False
+    return any(f"{module}.".startswith(f"{trusted}.") for trusted in (*PACKAGES, *_named))
 
 
 def _distrusted(path: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules import ImageDataModule
 from recipes.base.checkpoint import num_classes_of
 from recipes.base.imports import check_classes
+from recipes.base.loaded import RUN_DIRECTORY
 from recipes.base.recipe import AnyRecipe, Recipe
 from recipes.callbacks import (
     Checkpoint,
@@ -122,11 +124,11 @@ class Command(LightningCLI):
         config = self.config[self.subcommand]
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
         self.directory = new_directory(Path(config.runs) / config.name)
-        logger = config.trainer.logger
-        for each in logger if isinstance(logger, list) else [logger]:
+        for each in _listed(config.trainer.logger):
             arguments = getattr(each, "init_args", {})
             if "save_dir" in arguments and arguments["save_dir"] in (None, "."):
                 arguments["save_dir"] = str(self.directory)
+        config.trainer = _with_directory(config.trainer, str(self.directory))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run has: metrics.csv, config.yaml and checkpoints in its directory, and global batch norm."""
@@ -181,6 +183,15 @@ class Command(LightningCLI):
             rank_zero_info(f"there are no test images to measure on; run directory: {self.directory}")
         elif self.trainer.state.finished:
             self.test(self.model, self.datamodule)
+
+
+def _with_directory(config: Any, directory: str) -> Any:
+    """A configuration in which ``RUN_DIRECTORY`` is replaced by the directory of the run."""
+    if isinstance(config, Namespace):
+        return Namespace({key: _with_directory(value, directory) for key, value in vars(config).items()})
+    if isinstance(config, list):
+        return [_with_directory(value, directory) for value in config]
+    return directory if config == RUN_DIRECTORY else config
 
 
 def _listed(given: Any) -> list[Any]:
