@@ -2,13 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 _LONGEST = 1_000_000  # characters; the largest packaged config has 3,000
 _DEEPEST = 50  # levels; a configuration has about 10
 _MOST = 100_000  # values, aliases counted as often as they are used
+
+
+class _Loader(yaml.SafeLoader):
+    """Builds plain values. Dates stay text, as they do for the command's parser."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def mapping_from_yaml(text: Any, source: str) -> dict[str, Any]:
@@ -27,29 +36,32 @@ def mapping_from_yaml(text: Any, source: str) -> dict[str, Any]:
         raise ValueError(f"{source} has {len(text):,} characters: it must have at most {_LONGEST:,}")
     try:
         _check_size(text)
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not valid YAML: {_in_words(error)}") from None
-    except (ValueError, OverflowError) as error:  # a value such as the date 2026-99-99
+    except (ValueError, OverflowError) as error:  # a number with too many digits
         raise ValueError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{source} must be a mapping of names to values, not {_kind(value)}")
     return value
 
 
-def mapping_from_json(path: Path) -> dict[str, Any]:
+def mapping_from_json(path: Path, source: str) -> dict[str, Any]:
     """Reads a JSON file whose top level is an object.
+
+    Args:
+        path: the file.
+        source: name of the file in messages.
 
     Raises:
         ValueError: if the file holds something else, for example because it was cut.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path} is not valid JSON: {reason}. Delete the file, or write it again.") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{source} is not complete JSON") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {_kind(value)}. Delete the file, or write it again.")
+        raise ValueError(f"{source} must hold a JSON object, not {_kind(value)}")
     return value
 
 

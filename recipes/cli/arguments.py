@@ -11,6 +11,7 @@ import yaml
 
 from recipes.base.checkpoint import checkpoint_path, config_of, without_weights
 from recipes.base.imports import import_named
+from recipes.base.texts import mapping_from_yaml, text_of
 from recipes.cli.catalogue import config_file
 
 IMPORT_HELP = "Python file or module with classes of your own, such as simsiam.py; may be given several times"
@@ -97,11 +98,7 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
 
 def _imports_of(file: Path) -> list[str]:
     """Imports the modules that a config names, and returns their names as the command line would give them."""
-    try:
-        config = yaml.safe_load(file.read_text())
-    except yaml.YAMLError:
-        return []  # the parser will say it
-    given = config.get("import") if isinstance(config, dict) else None
+    given = mapping_from_yaml(text_of(file), f"the config {file}").get("import")
     names = [given] if isinstance(given, str) else given or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"import is {given} in {file}: it must be a Python file or a module name, or a list of them")
