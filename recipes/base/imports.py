@@ -53,6 +53,11 @@ def import_named(name: str, folders: Sequence[str | Path] = (".",)) -> None:
     module = name
     if name.endswith(".py"):
         module = _module_of(_found(name, folders))
+    elif not all(part.isidentifier() for part in name.split(".")):
+        what = "a folder" if any((Path(folder) / name).is_dir() for folder in folders) else "no module name"
+        raise ImportError(
+            f"import is {name}, which is {what}: give a Python file such as mine.py, or a module such as mine.recipes"
+        )
     imported(module)
     if module not in _named:
         _named.append(module)
@@ -77,7 +82,7 @@ def imported(module: str) -> ModuleType:
             f"there is no module {error.name!r}: it is not installed{folders}; add --import FILE with the path of its "
             "file"
         ) from error
-    except Exception as error:  # whatever the code of the module raises
+    except (Exception, SystemExit) as error:  # whatever the code of the module raises
         raise ImportError(_own_words(module, error)) from error
 
 
@@ -169,7 +174,7 @@ def _distrusted(path: str) -> str:
 
 
 def _found(name: str, folders: Iterable[str | Path]) -> Path:
-    files = [Path(folder).resolve() / name for folder in folders]
+    files = [Path(folder).resolve() / Path(name).expanduser() for folder in folders]
     for file in files:
         if file.is_file():
             return file
@@ -195,7 +200,7 @@ def _module_of(file: Path) -> str:
     return name
 
 
-def _own_words(module: str, error: Exception) -> str:
+def _own_words(module: str, error: BaseException) -> str:
     """Where the code of a module raised an exception, and its last line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     file, line = place.filename, place.lineno

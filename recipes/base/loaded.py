@@ -5,30 +5,23 @@ is checked before anything is imported or built. Where a run writes comes from t
 the default, never out of a checkpoint.
 """
 
-import collections.abc
-import inspect
 import re
 from collections.abc import Mapping
-from enum import Enum
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple
 
-from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Trainer
 
 from datamodules import ImageDataModule
 from datamodules.paths import WRITTEN
 from recipes.base.imports import check_trusted, class_named
+from recipes.base.kinds import CALLABLE, either, is_own_class, kinds_of, parameters
 
 RUN_DIRECTORY = "<run directory>"
 """Value of an argument that needs a place to write to: the command replaces it by the directory of the new run."""
 
 _OF_THE_RUN = ("seed_everything", "name", "compile")  # the options outside of sections that a resumed run keeps
 _PLACE_NAMES = re.compile(r"(^|_)(dir|dirpath|directory|folder|path|location|uri|url)$")  # libraries type some as str
-
-
-_CALLABLE = "callable"  # one of the kinds of an argument
 
 
 class Taken(NamedTuple):
@@ -61,7 +54,7 @@ def taken(config: Mapping[str, Any], recipe: type) -> Taken:
         if key == "data":
             kept[key] = reader.required(value, ImageDataModule, key)
         elif isinstance(value, Mapping) and key != "model":  # the sections of the Trainer and of callbacks
-            kept[key] = writer.arguments(value, _parameters(Trainer) if key == "trainer" else {}, key)
+            kept[key] = writer.arguments(value, parameters(Trainer) if key == "trainer" else {}, key)
         elif key in _OF_THE_RUN and not (isinstance(value, str) and _leads_out(value)):
             kept[key] = value
         elif key == "name" or (key == "runs" and value != "runs"):
@@ -89,14 +82,14 @@ class _Checker:
     def required(self, value: Any, kind: type, key: str) -> Any:
         """The value of an argument that has to be an object."""
         if not isinstance(value, Mapping) or "class_path" not in value:
-            raise ValueError(f"{key} has no class_path: it must name {_either((kind,))}")
+            raise ValueError(f"{key} has no class_path: it must name {either((kind,))}")
         return self.value(value, kind, key)
 
-    def arguments(self, given: Mapping[str, Any], parameters: Mapping[str, tuple[Any, bool]], key: str) -> Any:
+    def arguments(self, given: Mapping[str, Any], known: Mapping[str, tuple[Any, bool]], key: str) -> Any:
         """The arguments that may be taken, without places to write to."""
         kept = {}
         for name, value in given.items():
-            kind, needed = parameters.get(name, (Any, False))
+            kind, needed = known.get(name, (Any, False))
             if not self._is_place(str(name), value, kind):
                 kept[name] = self.value(value, kind, f"{key}.{name}")
                 continue
@@ -109,22 +102,22 @@ class _Checker:
         """The value of an argument of the type ``kind``."""
         if isinstance(value, list):
             return [self.value(each, kind, key) for each in value]
-        kinds = _kinds(kind)
-        classes = tuple(each for each in kinds if _is_own_class(each))
+        kinds = kinds_of(kind)
+        classes = tuple(each for each in kinds if is_own_class(each))
         if isinstance(value, Mapping):
             if "class_path" in value:
                 return self._object(value, classes, Any in kinds, key)
-            return self.arguments(value, _parameters(classes[0]) if len(classes) == 1 else {}, key)
+            return self.arguments(value, parameters(classes[0]) if len(classes) == 1 else {}, key)
         if isinstance(value, str) and self._may_be_an_object(value, classes, kinds):
-            raise ValueError(f"{key} is {value}: it must be {_either(classes)}, given by its class_path")
+            raise ValueError(f"{key} is {value}: it must be {either(classes)}, given by its class_path")
         return value
 
     @staticmethod
     def _may_be_an_object(text: str, classes: tuple[type, ...], kinds: set[Any]) -> bool:
         """Whether the parser would import what a string names, or read it as YAML or as a file with YAML."""
         if {str, Any, Literal} & kinds:
-            return _CALLABLE in kinds and "." in text
-        return bool(classes) or _CALLABLE in kinds
+            return CALLABLE in kinds and "." in text
+        return bool(classes) or CALLABLE in kinds
 
     def _object(self, value: Mapping[str, Any], classes: tuple[type, ...], anything: bool, key: str) -> dict[str, Any]:
         path = value["class_path"]
@@ -135,17 +128,17 @@ class _Checker:
             raise ValueError(f"{key} is {path}: no class belongs there")
         found: Any = class_named(path)
         if not issubclass(found, classes):
-            raise ValueError(f"{key} is {path}: it must be {_either(classes)}")
+            raise ValueError(f"{key} is {path}: it must be {either(classes)}")
         kept = dict(value)
         for name in ("init_args", "dict_kwargs"):
             if isinstance(given := value.get(name), Mapping):
-                kept[name] = self.arguments(given, _parameters(found), key)
+                kept[name] = self.arguments(given, parameters(found), key)
         return kept
 
     def _is_place(self, name: str, value: Any, kind: Any) -> bool:
         if not isinstance(value, str):
             return False
-        kinds = _kinds(kind)
+        kinds = kinds_of(kind)
         if not self.writes:
             return WRITTEN in kinds
         return Path in kinds or bool(_PLACE_NAMES.search(name)) or _leads_out(value)
@@ -155,41 +148,3 @@ def _leads_out(path: str) -> bool:
     """Whether a path or URL may lead out of the folder that it is relative to."""
     pure = PurePosixPath(path)
     return pure.is_absolute() or ".." in pure.parts or path.startswith("~") or "://" in path
-
-
-@cache
-def _parameters(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The type of each argument of a class, and whether it has no default."""
-    return {
-        parameter.name: (parameter.annotation, parameter.default is inspect.Parameter.empty)
-        for parameter in get_signature_parameters(kind, None)
-    }
-
-
-def _kinds(kind: Any) -> set[Any]:
-    """The types that a type consists of: those in a union, of the entries of a list, and of what a callable returns."""
-    origin = get_origin(kind)
-    if origin is Annotated:
-        return _kinds(get_args(kind)[0]) | {mark for mark in kind.__metadata__ if mark is WRITTEN}
-    if origin is Literal:
-        return {Literal}
-    if collections.abc.Callable in (origin, kind):
-        return {_CALLABLE}.union(*map(_kinds, get_args(kind)[-1:]))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {dict}
-    if get_args(kind):
-        inner = set().union(*map(_kinds, get_args(kind)))
-        return inner | ({origin} if isinstance(origin, type) and _is_own_class(origin) else set())
-    return {Any} if kind is inspect.Parameter.empty or isinstance(kind, str) else {kind}
-
-
-def _is_own_class(kind: Any) -> bool:
-    """Whether objects of a type are given by a ``class_path``, unlike numbers, texts, paths and times."""
-    plain = ("builtins", "collections.abc", "datetime", "pathlib", "types", "typing")
-    return inspect.isclass(kind) and kind.__module__ not in plain and not issubclass(kind, Enum)
-
-
-def _either(classes: tuple[type, ...]) -> str:
-    if not classes:
-        return "a class"
-    return "a class that inherits from " + " or ".join(sorted(each.__name__ for each in classes))

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -14,10 +14,11 @@ _MOST = 100_000  # values, aliases counted as often as they are used
 class _Loader(yaml.SafeLoader):
     """Builds plain values. Dates stay text, as they do for the command's parser."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def mapping_from_yaml(text: Any, source: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from recipes.base.texts import mapping_from_yaml, text_of
 from recipes.cli.catalogue import config_file
 
 IMPORT_HELP = "Python file or module with classes of your own, such as simsiam.py; may be given several times"
+_OF_LIGHTNING = ("last", "best", "hpc")  # checkpoints that Lightning finds for a run that is started once more
 _PATH_OPTIONS = ("-c=", "--config=", "--ckpt_path=")
 
 
@@ -79,7 +80,7 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
             args[place] = str(file)
             first = first or ["--name", Path(value).stem]
             last += _imports_of(file)
-        elif option == "--ckpt_path" and value not in ("last", "best", "hpc"):
+        elif option == "--ckpt_path" and not (args[0] == "fit" and value in _OF_LIGHTNING):
             args[place] = str(checkpoint_path(value))
             if not named:
                 of_checkpoint = True

@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import LayerSync
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules import ImageDataModule
 from recipes.base.checkpoint import num_classes_of
 from recipes.base.imports import check_classes
+from recipes.base.kinds import check_nulls
 from recipes.base.loaded import RUN_DIRECTORY
 from recipes.base.recipe import AnyRecipe, Recipe
 from recipes.callbacks import (
@@ -36,7 +37,8 @@ from recipes.callbacks import (
 )
 from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.messages import fail, one_line
-from recipes.cli.run_directory import is_first, new_directory
+from recipes.cli.options import check_options, trainer_errors
+from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
 from recipes.nn import CrossDeviceBatchNorm
 
 CALLBACKS = {  # those that every run has, by the word that their options begin with
@@ -53,7 +55,10 @@ CALLBACKS = {  # those that every run has, by the word that their options begin 
 
 
 class Parser(LightningArgumentParser):
-    """Parser whose errors are one line, with a suggestion for a misspelt word."""
+    """Parser whose errors are one line, with a suggestion for a misspelt word, and which takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one line and ends the process with code 2."""
@@ -71,18 +76,19 @@ class Command(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.asked = args[0]
-        super().__init__(
-            AnyRecipe,
-            ImageDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # checkpoints hold the configuration as text, not as pickled arguments
-            parser_class=Parser,
-            args=args,
-        )
+        with nothing_left_if_refused():
+            super().__init__(
+                AnyRecipe,
+                ImageDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # checkpoints hold the configuration as text, and nothing pickled
+                parser_class=Parser,
+                args=args,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Returns only the subcommand that runs: building the parsers of all four takes most of a second."""
@@ -97,6 +103,9 @@ class Command(LightningCLI):
         about = "backend of torch.compile for the encoder, such as inductor; if null, the encoder is not compiled"
         run.add_argument("--compile", type=str | None, help=about)
         run.add_argument("--import", type=str | list[str] | None, help=IMPORT_HELP)
+        if self.asked != "fit":
+            about = "whether to accept a network that is not trained, where --ckpt_path is not given"
+            run.add_argument("--untrained", type=bool, default=False, help=about)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
@@ -115,6 +124,14 @@ class Command(LightningCLI):
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
         self.config = parser.parse_args(args)
         check_classes(self.config)
+        check_nulls(self.config)
+        config = self.config[self.asked]
+        check_options(config)
+        if self.asked != "fit" and not config.ckpt_path and not config.untrained:
+            raise ValueError(
+                f"{self.asked} has no trained network: give --ckpt_path with a run directory or a checkpoint, or "
+                "--untrained true to use the network at its initialisation"
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""
@@ -122,6 +139,7 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run directory and sends the files of every logger there."""
         config = self.config[self.subcommand]
+        config.runs = str(Path(config.runs).expanduser())
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
         self.directory = new_directory(Path(config.runs) / config.name)
         for each in _listed(config.trainer.logger):
@@ -151,7 +169,8 @@ class Command(LightningCLI):
         if not trainer["sync_batchnorm"] and not any(isinstance(plugin, LayerSync) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CrossDeviceBatchNorm()]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
-        return super().instantiate_trainer(**kwargs)
+        with trainer_errors():
+            return super().instantiate_trainer(**kwargs)
 
     def _has_summary(self, trainer: Any) -> bool:
         """Whether to print our summary: not if the user switched it off, or chose a summary callback."""
@@ -182,6 +201,8 @@ class Command(LightningCLI):
         if self.datamodule.splits.test is None:
             rank_zero_info(f"there are no test images to measure on; run directory: {self.directory}")
         elif self.trainer.state.finished:
+            if not self.trainer.global_step:
+                rank_zero_warn("nothing was trained: the numbers are those of the network at its initialisation")
             self.test(self.model, self.datamodule)
 
 

@@ -28,7 +28,8 @@ import recipes.nn
 import recipes.optim
 from datamodules.paths import WRITTEN
 from recipes import SimCLR
-from recipes.base.loaded import RUN_DIRECTORY, _kinds, taken
+from recipes.base.kinds import kinds_of
+from recipes.base.loaded import RUN_DIRECTORY, taken
 from recipes.base.recipe import AnyRecipe
 from recipes.cli import main
 from recipes.nn import ConvNet
@@ -165,7 +166,7 @@ def test_no_class_of_lightning_gets_a_place_from_a_checkpoint(slot, name):
     arguments = {
         parameter.name: OUTSIDE
         for parameter in get_signature_parameters(kind, None)
-        if str in _kinds(parameter.annotation) and parameter.name not in HARMLESS
+        if str in kinds_of(parameter.annotation) and parameter.name not in HARMLESS
     }
     spec = {"class_path": f"{OF_LIGHTNING[slot].__name__}.{name}", "init_args": arguments}
     _, kept = places({"trainer": {slot: [spec] if slot == "callbacks" else spec}})
@@ -192,9 +193,9 @@ def test_an_argument_that_is_written_to_says_so_in_its_type(kind):
     hints = get_type_hints(kind.__init__, include_extras=True) if "__init__" in vars(kind) else {}
     docs = dict(re.findall(r"^ {8}(\w+): ([^:]*)", inspect.getdoc(kind) and kind.__doc__ or "", re.M))
     for name, hint in hints.items():
-        texts = {str, Path} & _kinds(hint)
+        texts = {str, Path} & kinds_of(hint)
         if texts and (Path in texts or re.search(r"\b(file|folder|director(y|ies))\b", docs.get(name, ""))):
-            assert name in READ or WRITTEN in _kinds(hint) or name in ("paths", "directory", "config"), name
+            assert name in READ or WRITTEN in kinds_of(hint) or name in ("paths", "directory", "config"), name
 
 
 def saved(**config):
