@@ -82,7 +82,7 @@ class ImageFolder(ImageDataModule):
         check_fraction("test_fraction", test_fraction)
         if val_fraction + test_fraction >= 1:
             raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} leave nothing to train on")
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.image_size = image_size
         self.channels = channels
         self.val_fraction = val_fraction
@@ -91,7 +91,8 @@ class ImageFolder(ImageDataModule):
         self.on_error = on_error
         self.cache_file: Path | None = None
         if cache:
-            self.cache_file = self.root / f".decoded-{channels}x{image_size}.pt" if cache is True else Path(cache)
+            hidden = self.root / f".decoded-{channels}x{image_size}.pt"
+            self.cache_file = hidden if cache is True else Path(cache).expanduser()
         self.paths: dict[str, list[Path]] = {}
 
     @property

@@ -83,8 +83,6 @@ def config_of(path: str | Path) -> dict[str, Any]:
     from recipes.base.recipe import AnyRecipe
 
     checkpoint = _read(Path(path))
-    if "pytorch-lightning_version" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of a Trainer: use one that a run has saved")
     try:
         with trusted_only():
             config, left_out = taken(mapping_from_yaml(checkpoint["config"], "its text"), AnyRecipe)
@@ -118,16 +116,31 @@ def num_classes_of(path: str | Path) -> int | None:
 
 def checkpoint_path(path: str | Path) -> Path:
     """The checkpoint file that a path means: itself, or the last one of a run directory."""
-    if file := checkpoint_file(path):
+    if file := checkpoint_file(Path(path).expanduser()):
         return file
     raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file or the directory of a run that saved one")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def check_checkpoint(path: str | Path) -> None:
+    """Checks that the Trainer can load a checkpoint, whoever wrote it; nothing in it is run.
+
+    Raises:
+        ValueError: if the file is damaged, or something else than a checkpoint of Lightning.
+    """
+    checkpoint = _loaded(Path(path))
+    if not isinstance(checkpoint, dict) or not {"pytorch-lightning_version", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"{path} is no checkpoint of a Trainer: use one that a run has saved")
+
+
+def _loaded(path: Path) -> Any:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError or KeyError
         raise ValueError(f"{path} is not a checkpoint that can be read: {_first_line(error)}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = _loaded(path)
     if not isinstance(checkpoint, dict) or not {"config", "model", "state_dict"} <= checkpoint.keys():
         raise ValueError(f"{path} holds no configuration: it was not written by the recipes command; give --config")
     state = checkpoint["state_dict"]

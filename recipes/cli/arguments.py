@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
-from recipes.base.checkpoint import checkpoint_path, config_of, without_weights
+from recipes.base.checkpoint import check_checkpoint, checkpoint_path, config_of, without_weights
 from recipes.base.imports import import_named
 from recipes.base.texts import mapping_from_yaml, text_of
 from recipes.cli.catalogue import config_file
@@ -55,7 +55,7 @@ def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
 def config_folders(args: list[str]) -> list[Path]:
     """The folders of the config files that the user passes, in their order; a packaged config has none."""
     words = _split(args)
-    given = [Path(value) for option, value in zip(words, words[1:]) if option in ("-c", "--config")]
+    given = [Path(value).expanduser() for option, value in zip(words, words[1:]) if option in ("-c", "--config")]
     return [path.parent for path in given if path.is_file()]
 
 
@@ -82,6 +82,10 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
             last += _imports_of(file)
         elif option == "--ckpt_path" and not (args[0] == "fit" and value in _OF_LIGHTNING):
             args[place] = str(checkpoint_path(value))
+            if not any(
+                arg.startswith("--weights_only") for arg in args
+            ):  # the user may trust a checkpoint with objects
+                check_checkpoint(args[place])
             if not named:
                 of_checkpoint = True
                 config = config_of(args[place])
@@ -116,7 +120,8 @@ def config_path(name: str) -> Path:
     Raises:
         FileNotFoundError: if it is neither.
     """
-    return Path(name) if Path(name).is_file() else config_file(name)
+    path = Path(name).expanduser()
+    return path if path.is_file() else config_file(name)
 
 
 def _split(args: list[str]) -> list[str]:

@@ -1,16 +1,18 @@
 """Checks of options whose errors would otherwise come late, or out of a library."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recipes.errors import nearest
+from recipes.errors import check_at_least, nearest
 
 _LONGEST_NAME = 255  # bytes: limit of Linux file systems
 _LARGEST_SEED = 2**32 - 1  # of NumPy
@@ -26,6 +28,10 @@ def check_options(config: Any) -> None:
     check_name(config.name)
     check_folder(config.runs)
     trainer = config.trainer
+    numbers = {f"trainer.{name}": trainer[name] for name in ("accumulate_grad_batches", "num_nodes")}
+    check_at_least(1, **numbers, **{"trainer.check_val_every_n_epoch": trainer.check_val_every_n_epoch})
+    check_at_least(1, **{f"checkpoint.{name}": value for name, value in vars(config.checkpoint).items()})
+    check_at_least(0, **{f"trainer.{name}": trainer[name] for name in ("gradient_clip_val", "log_every_n_steps")})
     _check_word(
         "trainer.accelerator", trainer.accelerator, ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     )
@@ -68,6 +74,15 @@ def check_folder(runs: str) -> None:
         raise ValueError("runs is empty: it must be a folder, such as runs, or . for the current one")
 
 
+def with_homes(config: Any) -> Any:
+    """A parsed configuration in which ``~/`` at the start of a text stands for the home folder, whatever the option."""
+    if isinstance(config, Namespace):
+        return Namespace({key: with_homes(value) for key, value in vars(config).items()})
+    if isinstance(config, list):
+        return [with_homes(value) for value in config]
+    return os.path.expanduser(config) if isinstance(config, str) and re.match(r"~[\w.-]*(/|$)", config) else config
+
+
 @contextmanager
 def trainer_errors() -> Iterator[None]:
     """Reports in words what Lightning raises for options of the Trainer.
@@ -86,7 +101,7 @@ def trainer_errors() -> Iterator[None]:
 
 def _check_word(name: str, given: Any, known: Sequence[str]) -> None:
     if isinstance(given, str) and given.lower() not in known:
-        raise ValueError(f"{name} is {given}: it must be one of {', '.join(sorted(known))}{nearest(given, known)}")
+        raise ValueError(f"{name} is {given}{nearest(given, known)}: it must be one of {', '.join(sorted(known))}")
 
 
 def _check_devices(given: Any) -> None:

@@ -37,7 +37,7 @@ from recipes.callbacks import (
 )
 from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.messages import fail, one_line
-from recipes.cli.options import check_options, trainer_errors
+from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
 from recipes.nn import CrossDeviceBatchNorm
 
@@ -122,7 +122,7 @@ class Command(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
-        self.config = parser.parse_args(args)
+        self.config = with_homes(parser.parse_args(args))
         check_classes(self.config)
         check_nulls(self.config)
         config = self.config[self.asked]
@@ -139,7 +139,6 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run directory and sends the files of every logger there."""
         config = self.config[self.subcommand]
-        config.runs = str(Path(config.runs).expanduser())
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
         self.directory = new_directory(Path(config.runs) / config.name)
         for each in _listed(config.trainer.logger):

@@ -107,7 +107,7 @@ class TeacherStudent(Student):
         self.soft_weight = soft_weight
         self.hint_epochs = hint_epochs
         self.caches = teacher_logits == "cached"
-        self.logits_folder = Path(logits_folder)
+        self.logits_folder = Path(logits_folder).expanduser()
         self.cached: CachedLogits | None = None
         self.views = views or (None if self.caches else SupervisedViews())
         self._idle: dict[bool, list[nn.Parameter]] = {}  # by whether hints are trained
