@@ -88,6 +88,19 @@ class Recipe(AnyRecipe):
         """Returns the features [B, F] with the indices [B] of their images."""
         return {"index": batch.index, "feature": self(batch.image)}
 
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Logs as Lightning does; a number is not copied to the device, which the host would wait for, but made there.
+
+        Args:
+            name: of the measure.
+            value: scalar tensor, number or metric.
+            *args: of ``LightningModule.log``.
+            **options: of ``LightningModule.log``.
+        """
+        if isinstance(value, int | float):
+            value = torch.full((), value, device=self.device, dtype=torch.get_default_dtype())
+        super().log(name, value, *args, **options)
+
     def key(self, batch: Batch | TaskBatch, view: int = 0) -> Key:
         """The random key of one view of a batch: a function of (seed, epoch, image, view) and of nothing else."""
         return Key(self.seed, self.current_epoch, batch.index, view)

@@ -178,7 +178,7 @@ class ContinualRecipe(Classifier):
             task: int64 [B].
         """
         total = F.cross_entropy(masked(logits, self.allowed(task)), label, reduction="sum")
-        images = self.gather(total.new_tensor([len(label)]))
+        images = self.gather(total.new_full((1,), len(label)))
         return total / images.mean()  # DDP takes the mean over the devices
 
     def share(self, x: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ OPTIONS = {
     "checkpoint.every_n_train_steps": SAVE_EVERY,
     "model.scheduler": "recipes.optim.WarmupCosine",
     "model.scheduler.warmup_epochs": 1,  # a config's may be longer than this run
-    "data.batch_size": 1257 // BATCHES,
+    "trainer.limit_train_batches": BATCHES,  # of 39
+    "data.batch_size": 32,
 }
 TEACHER = "supervised-digits"  # whose run teaches those that need a teacher
 _LAYERS = [
@@ -69,7 +70,7 @@ _LAYERS = [
 ]
 OF_CONFIG = {
     "lwf-split-digits": {"model.warmup_epochs": 0},
-    "deit-digits": {"model.encoder.image_size": 8, "data.batch_size": 96},  # images are mixed in pairs
+    "deit-digits": {"model.encoder.image_size": 8},
     "distill-digits": {
         "model.encoder.image_size": 8,
         "model.teacher_logits": "online",
@@ -79,11 +80,12 @@ OF_CONFIG = {
 }
 OF_DATA = {
     "Digits": {"data.size": 8},
-    "SemiSupervised": {"data.base.size": 8, "data.labelled_per_batch": 8},  # 1,157 unlabelled, 88 in a batch
+    "SemiSupervised": {"data.base.size": 8, "data.labelled_per_batch": 8},
     # a task has about 250 images: the run is killed in the middle of the second
     "TaskSequence": {
         "data.epochs_per_task": 1,
         "data.batch_size": 18,
+        "trainer.limit_train_batches": "null",
         # where a task begins, distillation has gradients that are 0 but for rounding, and Adam makes steps of them
         "model.optimizer": "torch.optim.SGD",
         "model.optimizer.lr": 0.1,

@@ -64,11 +64,11 @@ def test_an_accumulating_run_loses_no_partial_step_and_its_schedule_ends_with_it
     assert rates[an_epoch:] == pytest.approx(after_warmup, rel=1e-12)
 
 
-def test_a_run_whose_epochs_are_cut_short_is_resumed_where_it_was(runs):
-    cut = {"trainer__limit_train_batches": 7, "trainer__max_steps": 20}
-    killed = runs(CASES[0], killed={"epoch": 1, "batch": 4}, **cut)
-    assert killed.checkpoint["global_step"] == 8
-    assert difference(runs(CASES[0], after=killed, **cut), runs(CASES[0], **cut)) == 0
+def test_a_run_of_whole_epochs_is_resumed_where_it_was(runs):
+    whole = {"trainer__limit_train_batches": "null", "data__batch_size": 1257 // BATCHES}
+    killed = runs(CASES[0], killed=KILLED, **whole)
+    assert killed.checkpoint["global_step"] == SAVED
+    assert difference(runs(CASES[0], after=killed, **whole), runs(CASES[0], **whole)) == 0
 
 
 def test_metrics_of_the_killed_run_and_of_the_resumed_one_make_up_those_of_the_whole(runs):
