@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.loading.split import check_fraction, split, split_by_name
+from datamodules.paths import OutputPath
 from datamodules.sources.content import DecodedFile
 from datamodules.sources.decode import VERSION, ValueRange, decode_all, decode_or_name, warn_of_dark_images
 from datamodules.sources.duplicates import copies
@@ -86,7 +87,7 @@ class ImageFolder(ImageDataModule):
         test_fraction: float = 0.1,
         memory_limit: int = 2_000_000_000,
         value_range: tuple[float, float] | None = None,
-        cache: bool | str | Path = False,
+        cache: bool | OutputPath = False,
         on_error: Literal["raise", "skip"] = "raise",
         batch_size: int = 256,
         num_workers: int | None = None,
@@ -110,7 +111,7 @@ class ImageFolder(ImageDataModule):
         check_fraction("test_fraction", test_fraction)
         if val_fraction + test_fraction >= 1:
             raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} leave nothing to train on")
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.image_size = image_size
         self.channels = channels
         self.val_fraction = val_fraction
@@ -121,7 +122,8 @@ class ImageFolder(ImageDataModule):
         self.split_by = split_by
         self.cache_file: Path | None = None
         if cache:
-            self.cache_file = self.root / f".decoded-{channels}x{image_size}.pt" if cache is True else Path(cache)
+            hidden = self.root / f".decoded-{channels}x{image_size}.pt"
+            self.cache_file = hidden if cache is True else Path(cache).expanduser()
         self._found: _Found | None = None
         self._paths: dict[str, list[Path]] = {}
         self._matched_paths: dict[str, list[Path]] = {}

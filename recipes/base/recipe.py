@@ -259,13 +259,13 @@ class Recipe(AnyRecipe):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = _created("optimizer", self.optimizer, self.parameter_groups())
         scale = 1.0 if self.lr_batch_size is None else self.global_batch_size / self.lr_batch_size
         for group in optimizer.param_groups:
             group["lr"] *= scale * group.get("lr_factor", 1.0)
         if self.scheduler is None:
             return optimizer
-        scheduler = self.scheduler(optimizer)
+        scheduler = _created("scheduler", self.scheduler, optimizer)
         keep_lr_factors(scheduler)
         if not isinstance(scheduler, RunSchedule):
             every_epoch: Any = {"scheduler": scheduler, "interval": "epoch"}
@@ -443,3 +443,12 @@ class Recipe(AnyRecipe):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
+
+
+def _created(name: str, create: Any, argument: Any) -> Any:
+    """Calls an injected factory; torch's error for an argument out of its range becomes one that names the option."""
+    try:
+        return create(argument)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"the {name} cannot be created: {reason}. Change model.{name}") from error

@@ -7,6 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from datamodules import Batch, ImageDataModule, TaskBatch
+from datamodules.paths import OutputPath
 from losses import SoftTarget, labelled_cross_entropy
 from losses.temperature import check_temperature
 from recipes.augment import SupervisedViews, Views
@@ -75,7 +76,7 @@ class TeacherStudent(Student):
         layer_losses: Sequence[LayerLoss] = (),
         hint_epochs: int = 0,
         teacher_logits: Literal["online", "cached"] = "online",
-        logits_folder: str = "runs/teacher-logits",
+        logits_folder: OutputPath = "runs/teacher-logits",
         keep_teacher: bool = False,
         views: Views | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
@@ -106,7 +107,7 @@ class TeacherStudent(Student):
         self.soft_weight = soft_weight
         self.hint_epochs = hint_epochs
         self.caches = teacher_logits == "cached"
-        self.logits_folder = Path(logits_folder)
+        self.logits_folder = Path(logits_folder).expanduser()
         self.cached: CachedLogits | None = None
         self.views = views or (None if self.caches else SupervisedViews())
         self._idle: dict[bool, list[nn.Parameter]] = {}  # by whether hints are trained
