@@ -1,8 +1,7 @@
 """Images from a folder."""
 
-import hashlib
+import math
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +14,18 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.loading.split import check_fraction, split, split_by_name
-from datamodules.sources.decode import decode_all, decode_or_name
+from datamodules.paths import OutputPath
+from datamodules.sources.content import DecodedFile
+from datamodules.sources.decode import VERSION, ValueRange, decode_all, decode_or_name, warn_of_dark_images
 from datamodules.sources.duplicates import copies
 from datamodules.sources.listing import ImageFile, Listing, class_folders, list_images
+from datamodules.sources.names import printable
 
 _SPLIT_NAMES = {  # of folders, in lower case
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_CACHE_VERSION = 1  # of what ``decode`` does and of the cache file's content
 
 
 class ImageFolder(ImageDataModule):
@@ -45,8 +46,8 @@ class ImageFolder(ImageDataModule):
     validation and test images that are copies of training images.
 
     Images may have any size and kind (grey, RGB, palette, transparent, CMYK, 16-bit, turned by EXIF; the first frame of
-    an animation is used). Each image is scaled until its shorter side is ``image_size`` (bilinear, antialiased) and
-    cropped at the centre. Transparent parts become white.
+    an animation is used). ``datamodules.sources.decode`` has a table of all pixel types. Each image is scaled until its
+    shorter side is ``image_size`` (bilinear, antialiased) and cropped at the centre. Transparent parts become white.
 
     Args:
         root: folder that holds the images.
@@ -58,8 +59,11 @@ class ImageFolder(ImageDataModule):
             [0, 1).
         memory_limit: number of bytes up to which all images are decoded once and kept in memory (count × channels ×
             image_size²). Above it, workers decode images when they are needed.
+        value_range: pixel values that become black and white, such as [0, 4095] for 12-bit data in 16-bit files.
+            Applies to grey images of other types than unsigned 8 bits. If null, uses the range of 16-bit or 12-bit
+            integers; 32-bit integers, signed integers and floating point numbers are then an error.
         cache: file that keeps the decoded images for the next run. True uses a hidden file in ``root``, false none. A
-            change of an image or of a setting makes the file invalid.
+            change of the content of an image or of a setting makes the file invalid.
         on_error: reaction to a file that cannot be read: ``raise`` an error that names it, or ``skip`` it with a
             warning. ``skip`` decodes all files at the start, also above ``memory_limit``.
         split_by: rule of the split: ``name``, or ``position`` in the sorted list of all images, which has exact shares.
@@ -82,7 +86,8 @@ class ImageFolder(ImageDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         memory_limit: int = 2_000_000_000,
-        cache: bool | str | Path = False,
+        value_range: tuple[float, float] | None = None,
+        cache: bool | OutputPath = False,
         on_error: Literal["raise", "skip"] = "raise",
         batch_size: int = 256,
         num_workers: int | None = None,
@@ -95,23 +100,30 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"channels is {channels}: it must be 1 (grey) or 3 (RGB)")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: it must be 'raise' or 'skip'")
+        if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
+            raise ValueError(
+                f"value_range is {list(value_range)}: it must be the values of black and white, in ascending order, "
+                "such as [0, 4095]"
+            )
         if split_by not in ("name", "position"):
             raise ValueError(f"split_by is {split_by!r}: it must be 'name' or 'position'")
         check_fraction("val_fraction", val_fraction)
         check_fraction("test_fraction", test_fraction)
         if val_fraction + test_fraction >= 1:
             raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} leave nothing to train on")
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.image_size = image_size
         self.channels = channels
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.memory_limit = memory_limit
+        self.value_range: ValueRange | None = None if value_range is None else (value_range[0], value_range[1])
         self.on_error = on_error
         self.split_by = split_by
         self.cache_file: Path | None = None
         if cache:
-            self.cache_file = self.root / f".decoded-{channels}x{image_size}.pt" if cache is True else Path(cache)
+            hidden = self.root / f".decoded-{channels}x{image_size}.pt"
+            self.cache_file = hidden if cache is True else Path(cache).expanduser()
         self._found: _Found | None = None
         self._paths: dict[str, list[Path]] = {}
         self._matched_paths: dict[str, list[Path]] = {}
@@ -173,6 +185,8 @@ class ImageFolder(ImageDataModule):
                 "leave out such files"
             )
         image, bad = self._decode(pictures.paths)
+        if self.value_range is None:
+            warn_of_dark_images(pictures.paths)
         self._found = _Found(pictures, image, bad)
         parts = self._split(pictures, bad, draw=bool(pictures.class_names))
         self._paths = _paths_of(pictures, parts)
@@ -189,7 +203,8 @@ class ImageFolder(ImageDataModule):
                 return None
             if image is not None:
                 return ImagesInMemory(image, pictures.label, parts[name])
-            return ImageFiles(paths[name], pictures.label[parts[name]], self.image_size, self.channels)
+            label = pictures.label[parts[name]]
+            return ImageFiles(paths[name], label, self.image_size, self.channels, self.value_range)
 
         train = dataset("train")
         if train is None:
@@ -258,27 +273,29 @@ class ImageFolder(ImageDataModule):
         skip = self.on_error == "skip"
         if not keep and not skip:
             return None, []
-        key = self._key(paths, keep) if self.cache_file else ""
-        decoded = _read_cache(self.cache_file, key) if self.cache_file else None
-        if decoded is None:
-            decoded = decode_all(paths, self.image_size, self.channels, skip, keep)
-            if self.cache_file:
-                _write_cache(self.cache_file, key, *decoded)
-        bad = decoded[1]
-        if bad and not skip:
-            decode_or_name(paths[bad[0]], self.image_size, self.channels)  # raises again what was skipped then
+        settings = VERSION, self.image_size, self.channels, self.value_range, keep
+        cache = DecodedFile(self.cache_file, settings, paths, self.root) if self.cache_file else None
+        if cache and (found := cache.read()):
+            image, bad = found["image"], found["bad"]
+        else:
+            image, bad = decode_all(paths, self.image_size, self.channels, skip, keep, self.value_range)
+            if cache:
+                cache.write({"image": image, "bad": bad})
         if bad:
-            names = ", ".join(str(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-            rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}")
-        return decoded
+            self._report(paths, bad)
+        return image, bad
 
-    def _key(self, paths: list[Path], keep: bool) -> str:
-        """What the cache depends on."""
-        key = hashlib.sha256(f"{_CACHE_VERSION} {self.channels} {self.image_size} {keep}".encode())
-        for path in map(str, paths):
-            stat = os.stat(path)
-            key.update(f"\n{path[len(str(self.root)) :]} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return key.hexdigest()
+    def _report(self, paths: list[Path], bad: list[int]) -> None:
+        """Counts and names the files that cannot be read, or raises the error of the first."""
+        reason = ""
+        try:
+            decode_or_name(paths[bad[0]], self.image_size, self.channels, self.value_range)
+        except ValueError as error:
+            if self.on_error == "raise":  # the run that made the cache skipped them
+                raise
+            reason = f". {error}"
+        names = ", ".join(printable(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}{reason}")
 
 
 @dataclass(frozen=True)
@@ -334,7 +351,7 @@ def _find(root: Path) -> _Pictures:
     labels = {} if only is not None else {name: i for i, name in enumerate(class_names)}
     label = torch.tensor([labels.get(file.class_name, -1) for file in files])
     paths = [Path(file.path) for file in files]
-    return _Pictures(tuple(labels), only or None, files, paths, label, parts, listing)
+    return _Pictures(tuple(map(printable, labels)), only or None, files, paths, label, parts, listing)
 
 
 def _paths_of(pictures: _Pictures, parts: dict[str, Tensor]) -> dict[str, list[Path]]:
@@ -387,24 +404,3 @@ def _no_images(folder: Path, split: str, listing: Listing) -> Exception:
         )
     notes = [f"; {line}" for line in listing.notes()]
     return FileNotFoundError(f"{folder} holds no images{''.join(notes)}: add images, such as .jpg or .png files")
-
-
-def _read_cache(path: Path, key: str) -> tuple[Tensor | None, list[int]] | None:
-    """What was decoded, mapped from the file, or none if the file is of something else or broken."""
-    if not path.is_file():
-        return None
-    try:
-        cache = torch.load(path, mmap=True, weights_only=True)
-        return (cache["image"], cache["bad"]) if cache["key"] == key else None
-    except Exception:  # any other kind of file: it is overwritten
-        return None
-
-
-def _write_cache(path: Path, key: str, image: Tensor | None, bad: list[int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        torch.save({"key": key, "image": image, "bad": bad}, temporary)
-        temporary.replace(path)  # at once, so that no reader sees half a file
-    finally:
-        temporary.unlink(missing_ok=True)

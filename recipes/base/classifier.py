@@ -12,6 +12,7 @@ from datamodules.base import listed_classes
 from losses.precision import at_least_float32
 from recipes.base.measures import CrossEntropy, LabelledMetric, accuracy
 from recipes.base.recipe import Recipe
+from recipes.errors import CheckpointMismatch
 from recipes.nn import Encoder
 
 
@@ -56,12 +57,16 @@ class Classifier(Recipe):
     def setup(self, stage: str) -> None:
         """Takes the names of the classes from the DataModule too, and checks that there are enough images.
 
-        Outside training, a trained recipe keeps its classes, and those of the data are matched by name.
+        A trained recipe keeps its own: it trains on with the same classes alone, and elsewhere those of the data are
+        matched by name.
         """
         super().setup(stage)
         data = self.datamodule
-        if stage == "fit" or not self.class_names:
-            self.class_names = getattr(data, "class_names", ()) or self.class_names
+        names = tuple(getattr(data, "class_names", ()))
+        if not self.trained or not self.class_names:
+            self.class_names = names or self.class_names
+        elif stage == "fit":
+            _check_same("the recipe", self.class_names, names)
         else:
             self._match_data(self.class_names, stage)
         if stage == "fit" and isinstance(data, ImageDataModule):
@@ -126,11 +131,8 @@ class Classifier(Recipe):
         """Takes the names of the classes from a checkpoint; refuses to resume on data with other classes."""
         theirs = tuple(checkpoint.get("class_names", ()))
         stage = None if self._trainer is None else self._trainer.state.fn
-        if stage == TrainerFn.FITTING and self.class_names and theirs and self.class_names != theirs:
-            raise ValueError(
-                f"the checkpoint knows {listed_classes(theirs)}, and the data has {listed_classes(self.class_names)}: "
-                "give data with the same classes, or pictures without class folders"
-            )
+        if stage == TrainerFn.FITTING:
+            _check_same("the checkpoint", theirs, self.class_names)
         super().on_load_checkpoint(checkpoint)
         if theirs and stage not in (None, TrainerFn.FITTING):
             self._match_data(theirs, stage)
@@ -140,3 +142,12 @@ class Classifier(Recipe):
         """Numbers the labels of the data like the classes; only predictions are made for unknown ones."""
         if isinstance(self.datamodule, ImageDataModule):
             self.datamodule.match_classes(names, strict=stage != "predict")
+
+
+def _check_same(trained: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    """Raises a CheckpointMismatch if data with the classes ``ours`` is given to what was ``trained`` on ``theirs``."""
+    if theirs and ours and theirs != ours:
+        raise CheckpointMismatch(
+            f"{trained} knows {listed_classes(theirs)}, and the data has {listed_classes(ours)}: give data with the "
+            "same classes, or pictures without class folders"
+        )

@@ -15,6 +15,7 @@ from recipes.augment import Views
 from recipes.base.classifier import Classifier
 from recipes.continual.evaluation import fill_row, masked
 from recipes.continual.task_start import TaskStart
+from recipes.errors import CheckpointMismatch
 from recipes.evaluation.continual import AccuracyMatrix, summary
 from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
 from recipes.nn.frozen_stages import drop_gradients, zero_of
@@ -246,6 +247,19 @@ class ContinualRecipe(Classifier):
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return steps * self.data.epochs_per_task[self.task]
 
+    @property
+    def steps_left(self) -> float:
+        """Number of optimiser steps from now to the end of the task."""
+        return self.steps_until(sum(self.data.epochs_per_task[: self.task + 1]))
+
+    def epochs_of_schedule(self, epochs: int) -> int:
+        """How many epochs of the task are over, given those of the run."""
+        return epochs - sum(self.data.epochs_per_task[: self.task])
+
+    def _placed(self, ratio: float) -> tuple[int, int]:
+        """Returns the steps done and the steps in all of the task: its schedule ends with it."""
+        return self.total_steps - int(self.steps_left), self.total_steps
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All trainable parameters, which from the second task on may learn more slowly."""
         factor = self.task_start.later_lr_factor if self.task > 0 else 1.0
@@ -322,9 +336,20 @@ class ContinualRecipe(Classifier):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes how many tasks have begun and ended."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["tasks"] = {"begun": self.begun, "ended": self.ended}
+        epochs = list(getattr(self.datamodule, "epochs_per_task", ()))
+        checkpoint["tasks"] = {"begun": self.begun, "ended": self.ended, "epochs": epochs}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up where the checkpoint stopped."""
+        """Resumes at the task of the checkpoint.
+
+        Raises:
+            CheckpointMismatch: if the data has other numbers of epochs for the tasks that are over.
+        """
+        ended, theirs = checkpoint["tasks"]["ended"], checkpoint["tasks"].get("epochs")
+        ours = list(getattr(self.datamodule, "epochs_per_task", ()))
+        if theirs and ours and theirs[:ended] != ours[:ended]:
+            raise CheckpointMismatch(
+                f"epochs_per_task is {ours}, and the tasks that are over had {theirs[:ended]} epochs: keep these"
+            )
         super().on_load_checkpoint(checkpoint)
         self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]

@@ -160,7 +160,7 @@ class Student(Classifier):
         feature = super().validation_step(batch, batch_idx)
         if self.has_teacher:
             taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.val_agreement(taught.argmax(1) == self.logits(feature).argmax(1))
+            self.val_agreement(taught.argmax(1) == self.logits(feature).argmax(1), batch.index >= 0)
             self.log("val/agreement", self.val_agreement)
             self.measure(self.val_teacher_accuracy, taught, batch.label)
         return feature
@@ -172,7 +172,7 @@ class Student(Classifier):
         self.measure(self.test_calibration_error, logits, batch.label)
         if self.has_teacher:
             taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.test_agreement(taught.argmax(1) == logits.argmax(1))
+            self.test_agreement(taught.argmax(1) == logits.argmax(1), batch.index >= 0)
             self.log("test/agreement", self.test_agreement)
             self.measure(self.test_teacher_accuracy, taught, batch.label)
         return feature

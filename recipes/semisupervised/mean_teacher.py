@@ -108,7 +108,7 @@ class MeanTeacher(Classifier):
     def risen(self) -> float:
         """How far the ramp-up is at this step, in (0, 1]: exp(-5 (1 - t / T)²)."""
         length = self.rampup * self.total_steps
-        return math.exp(-5 * (1 - self.global_step / length) ** 2) if self.global_step < length else 1.0
+        return math.exp(-5 * (1 - self.steps_done / length) ** 2) if self.steps_done < length else 1.0
 
     def classify(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the teacher's logits [B, classes]."""

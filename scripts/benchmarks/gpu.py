@@ -35,6 +35,9 @@ from benchmarks.common import medians, quiet, ratio, take_turns, versions
 PARTS = ("recipes", "steps", "losses", "probe", "batch_norm", "options", "files")
 
 
+_WORKSPACE_MB = 100
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what is measured")
     parser.add_argument("--rounds", type=int, default=3, help="how often each takes its turn")
@@ -78,14 +81,17 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     lines, device = [], result["device"]
     for task, step in result.get("steps", {}).items():
         lines.append([f"training step of {task}, {device}", "its encoder alone", f"{step['ratio']:.2f} times its time"])
-        lines.append([f"views in a {task}, {device}", "the whole step", f"{step['share_of_views']:.0%} of its time"])
+        lines.append([f"views of {task}, {device}", "the whole step", f"{step['share_of_views']:.0%} of its time"])
     for images, loss in result.get("losses", {}).get("images", {}).items():
         what = f"NT-Xent of {int(images):,} images, {device}"
         if "ratio" in loss:
-            memory = loss["peak_mb"]["recipes"] / loss["peak_mb"][loss["peer"]]
-            lines.append([what, loss["peer"], f"{loss['ratio']:.2g} times its time, {memory:.2g} of its memory"])
+            ours, theirs = (loss["peak_mb"][name] for name in ("recipes", loss["peer"]))
+            # below, memory is what cuBLAS takes for itself at the first product
+            memory = f", {ours / theirs:.2g} of its memory" if theirs > _WORKSPACE_MB else ""
+            lines.append([what, loss["peer"], f"{loss['ratio']:.2g} times its time{memory}"])
         else:
-            lines.append([what, "–", f"{loss['median']['recipes']:.2g} s, {loss['peak_mb']['recipes']:.0f} MB"])
+            took = f"{loss['median']['recipes']:.1f} s, {loss['peak_mb']['recipes']:.0f} MB beyond the embeddings"
+            lines.append([what, "–", took])
     for name, value in result.get("options", {}).get("ratio_to_default", {}).items():
         lines.append([f"SimCLR's step on {device}: {name}", "its default", f"{value:.2f} times its time"])
     return lines

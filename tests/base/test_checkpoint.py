@@ -3,6 +3,7 @@
 import os
 import sys
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -42,6 +43,15 @@ HOSTILE = {
     "a module of the current folder": {"encoder": {"class_path": "strange.Net"}},
     "a module of the current folder as a string": {"encoder": "strange.Net"},
     "a file with a configuration": {"encoder": "hostile.yaml"},
+    "a program of a trusted package": {"encoder": {"class_path": "recipes.__main__.Net"}},
+    "a function of timm as optimiser": {
+        "optimizer": {"class_path": "timm.create_model", "init_args": {"model_name": "x"}}
+    },
+    "a function of timm as a string": {"optimizer": "timm.create_model"},
+    "a function as loss": {"views": "torch.hub.load"},
+    "a class where no class belongs": {"temperature": {"class_path": "torch.optim.SGD"}},
+    "a schedule as optimiser": {"optimizer": {"class_path": "torch.optim.lr_scheduler.StepLR"}},
+    "no name of a class": {"encoder": {"class_path": ["recipes.nn.ConvNet"]}},
 }
 
 
@@ -67,6 +77,7 @@ def saved(model, **config):
     """The path of a checkpoint with this configuration."""
     texts = {"model": yaml.safe_dump(model), "config": yaml.safe_dump({"model": model, **config})}
     weights = SimCLR(ConvNet((4,), in_channels=1), 4).state_dict()
+    texts["pytorch-lightning_version"] = lightning.__version__
     torch.save({**texts, "state_dict": weights, "recipe": "SimCLR", "image_shape": [1, 16, 16]}, "some.ckpt")
     return "some.ckpt"
 

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+import datamodules.sources.content
 import datamodules.sources.decode
 from datamodules import ImageFiles, ImageFolder, ImagesInMemory
 from datamodules.sources.decode import decode
@@ -397,9 +399,9 @@ def decoded(monkeypatch):
     names = []
     original = datamodules.sources.decode.decode
 
-    def noting(path, image_size, channels):
+    def noting(path, *options):
         names.append(path.name)
-        return original(path, image_size, channels)
+        return original(path, *options)
 
     monkeypatch.setattr(datamodules.sources.decode, "decode", noting)
     return names
@@ -418,12 +420,22 @@ def test_with_a_cache_every_file_is_decoded_once(place, two_classes, tmp_path, d
 
 
 def change_content(root):
-    """Changes no byte but those of the colour."""
+    """Changes no byte but those of the colour; size, inode and time of the last change stay."""
     path = root / "cat" / "00.png"
     stat = path.stat()
     colour(80, 0, 0).save(path, format="BMP")
-    assert path.stat().st_size == stat.st_size
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    now = path.stat()
+    assert (now.st_size, now.st_mtime_ns, now.st_ino) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def replace_by_another(root):
+    """By a picture of the same size and time."""
+    path, other = root / "cat" / "00.png", root / "cat" / "other"
+    stat = path.stat()
+    colour(80, 0, 0).save(other, format="BMP")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
 
 
 CHANGES = {
@@ -431,6 +443,7 @@ CHANGES = {
     "a picture is gone": lambda root: (root / "dog" / "25.png").unlink(),
     "a picture moved to another class": lambda root: (root / "dog" / "25.png").rename(root / "cat" / "25.png"),
     "a picture changed": change_content,
+    "a picture was replaced": replace_by_another,
     "the cache is broken": lambda root: (root / ".decoded-3x8.pt").write_bytes(b"?"),
 }
 
@@ -442,11 +455,27 @@ def test_the_cache_is_made_anew_when(change, two_classes, decoded):
     CHANGES[change](two_classes)
     data = ready(two_classes, cache=True)
     assert len(decoded) == len(data.paths["train"])
-    if change == "a picture changed":
+    if change in ("a picture changed", "a picture was replaced"):
         assert which(data, "train")[0] == 10
 
 
-@pytest.mark.parametrize("settings", [{"image_size": 9}, {"channels": 1}])
+def test_the_cache_is_used_again_where_files_are_other_files_of_the_same_content(two_classes, tmp_path, decoded):
+    ready(two_classes, cache=True)
+    moved = tmp_path / "moved"
+    shutil.copytree(two_classes, moved)  # other inodes, other times
+    decoded.clear()
+    assert which(ready(moved, cache=True), "train") == list(range(30))
+    assert decoded == []
+
+
+def test_unchanged_files_are_not_read_again_with_a_cache(two_classes, monkeypatch):
+    ready(two_classes, cache=True)
+    monkeypatch.setattr(datamodules.sources.content, "_SETTLED", -(10**18))  # they were written just now
+    monkeypatch.setattr(datamodules.sources.content, "_content_hash", lambda path: pytest.fail(f"{path} is read"))
+    ready(two_classes, cache=True)
+
+
+@pytest.mark.parametrize("settings", [{"image_size": 9}, {"channels": 1}, {"value_range": (0, 9)}])
 def test_a_cache_of_other_settings_is_not_used(settings, two_classes, tmp_path, decoded):
     ready(two_classes, cache=tmp_path / "cache.pt")
     decoded.clear()
@@ -549,10 +578,46 @@ def test_unreadable_files_can_be_skipped_with_a_warning_that_counts_and_names_th
     damage(two_classes)
     with pytest.warns(UserWarning, match=r"2 of 30 files .* left out: .*cat/03.png, .*dog/22.png"):
         data = ready(two_classes, on_error="skip", **options)
-    assert len(decoded) == 30
+    assert set(decoded) == {f"{i:02}.png" for i in range(30)}
+    assert len(decoded) <= 32  # the first that cannot be read once more, for the reason
     assert which(data, "train") == [i for i in range(30) if i not in (3, 22)]
     assert data.splits.train.label.bincount().tolist() == [19, 9]
     assert [int(path.stem) for path in data.paths["train"]] == which(data, "train")
+
+
+ODD = "cat/\udcff\n=1+1.png"  # not UTF-8
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_limit": 0}, {"cache": True}, {"memory_limit": 0, "cache": True}])
+def test_links_to_nowhere_are_skipped_and_odd_names_are_read(options, two_classes):
+    (two_classes / "dog" / "link.png").symlink_to(two_classes / "nowhere.png")
+    write(two_classes, ODD)
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(UserWarning, match=r"left out.*dog/link\.png"):
+            data = ready(two_classes, on_error="skip", **options)
+        assert len(data.splits.train) == 31
+    assert two_classes / ODD in data.paths["train"]
+    data.splits.train.digest()
+
+
+def test_a_link_that_leads_somewhere_again_is_read_again(two_classes):
+    (two_classes / "dog" / "link.png").symlink_to(two_classes / "nowhere.png")
+    with pytest.warns(UserWarning, match="left out"):
+        ready(two_classes, on_error="skip", cache=True)
+    write(two_classes, "nowhere.png").rename(two_classes / ".nowhere.png")
+    (two_classes / "dog" / "link.png").unlink()
+    (two_classes / "dog" / "link.png").symlink_to(two_classes / ".nowhere.png")
+    assert len(ready(two_classes, on_error="skip", cache=True).splits.train) == 31
+
+
+def test_a_warning_about_a_name_that_is_no_text_is_text(two_classes):
+    (two_classes / ODD).write_text("not a picture")
+    with pytest.warns(UserWarning, match="left out") as warnings:
+        data = ready(two_classes, on_error="skip")
+    assert r"cat/\xff\n=1+1.png cannot be read" in str(warnings[0].message).encode().decode()
+    (two_classes / "dog").rename(two_classes / "\udcfe")
+    assert ready(two_classes, on_error="skip").class_names == ("cat", r"\xfe")
+    assert data.class_names == ("cat", "dog")
 
 
 def test_a_cache_of_a_run_that_skipped_does_not_hide_the_error(two_classes):
@@ -578,6 +643,8 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(tmp_path):
         ({"image_size": 0}, "image_size is 0"),
         ({"channels": 4}, "channels is 4"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"value_range": (0, float("inf"))}, r"value_range is \[0, inf\]"),
+        ({"value_range": (255, 0)}, r"value_range is \[255, 0\]: it must be .* in ascending order"),
         ({"val_fraction": -0.1}, "val_fraction is -0.1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "nothing to train on"),
     ],
