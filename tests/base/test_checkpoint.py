@@ -221,7 +221,9 @@ def test_a_run_that_is_older_than_the_split_by_name_keeps_its_split(given, tmp_p
     arguments = {"root": "pictures", **({"split_by": given} if given else {})}
     folder = {"class_path": "datamodules.ImageFolder", "init_args": arguments}
     data = {"class_path": "datamodules.TaskSequence", "init_args": {"base": folder, "then": [folder]}}
-    torch.save({"config": yaml.safe_dump({"data": data}), "model": "", "state_dict": {}}, tmp_path / "old.ckpt")
+    model = {"class_path": "recipes.SimCLR", "init_args": {"encoder": {"class_path": "recipes.nn.ConvNet"}}}
+    texts = {"config": yaml.safe_dump({"model": model, "data": data}), "model": yaml.safe_dump(model)}
+    torch.save({**texts, "state_dict": {}}, tmp_path / "old.ckpt")
     found = config_of(tmp_path / "old.ckpt")["data"]["init_args"]
     for part in (found["base"], *found["then"]):
         assert part["init_args"]["split_by"] == (given or "position")
