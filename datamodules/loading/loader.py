@@ -17,9 +17,11 @@ class ResumableLoader(DataLoader[Batch]):
 
     Attributes:
         trainer: Trainer that counts the batches trained on. If None, counts the batches returned.
+        waiting: whether the next batch is being read.
     """
 
     trainer: Trainer | None = None
+    waiting = False
     _epoch = 0
     _handed_out = 0
     _resume: dict[str, int] | None = None
@@ -50,9 +52,13 @@ class ResumableLoader(DataLoader[Batch]):
             self._epoch = self.sampler.epoch
             start = self.sampler.skip = self._start(self.sampler)
         self._handed_out = start
+        self.waiting = True
         for batch in super().__iter__():
+            self.waiting = False
             self._handed_out += 1
             yield batch
+            self.waiting = True
+        self.waiting = False
 
     def _start(self, sampler: GlobalBatchSampler) -> int:
         state, self._resume = self._resume, None

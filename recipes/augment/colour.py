@@ -126,10 +126,9 @@ class ColorJitter(Colour):
         """Draws, float [B, 4]: factors of brightness, contrast and saturation, and the turn of hue in circles."""
         u = to_float(uniform(key, 5))
         changes = (self.brightness, self.contrast, self.saturation)
-        low = (*(max(0.0, 1 - change) for change in changes), -self.hue)
-        high = (*(1 + change for change in changes), self.hue)
-        unchanged = (1.0, 1.0, 1.0, 0.0)
-        low, high, unchanged = (constants(numbers, u.dtype, u.device) for numbers in (low, high, unchanged))
+        least = (*(max(0.0, 1 - change) for change in changes), -self.hue)
+        most = (*(1 + change for change in changes), self.hue)
+        low, high, unchanged = (constants(row, u.dtype, u.device) for row in (least, most, (1.0, 1.0, 1.0, 0.0)))
         return torch.where(u[:, :1] < self.p, between(u[:, 1:], low, high), unchanged)
 
     def map(self, key: Key, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ from recipes.callbacks.running.compile import CompileEncoder
 from recipes.callbacks.running.feature_collector import FeatureCollector
 from recipes.callbacks.running.max_norm import MaxNorm
 from recipes.callbacks.running.run_directory import RunDirectory
+from recipes.callbacks.running.signals import Interrupted, Signals
+from recipes.callbacks.running.stop_on_signal import StopOnSignal
 from recipes.callbacks.running.summary import Summary
 from recipes.evaluation.collapse import effective_rank
 
@@ -27,11 +29,14 @@ __all__ = [
     "DistillationReport",
     "FeatureCollector",
     "Health",
+    "Interrupted",
     "MaxNorm",
     "Pictures",
     "PredictionFile",
     "RepresentationProbe",
     "RunDirectory",
+    "Signals",
+    "StopOnSignal",
     "Summary",
     "effective_rank",
 ]

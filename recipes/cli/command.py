@@ -1,8 +1,10 @@
 """``recipes``: runs a command, and reports a user's mistake in one line."""
 
+import errno
 import gc
 import importlib
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -10,6 +12,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,14 +21,20 @@ import datamodules
 import losses
 import recipes
 from recipes.base.imports import import_named, search_also, trusted_only
+from recipes.callbacks import Interrupted, Signals
 from recipes.cli.arguments import config_folders, prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, families, table
-from recipes.cli.messages import fail
+from recipes.cli.messages import fail, report
+from recipes.cli.run_directory import RUN_DIRECTORY, is_first
 from recipes.cli.training import Command
-from recipes.errors import nearest
+from recipes.errors import RunFailed, nearest
 
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
 OF_OUR_OWN = ("advise", "probe", "compare", "export")  # modules of recipes.cli.commands
+_OF_THE_SYSTEM = (  # errors of a disk or folder, not of the code
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE),
+)
 COMMANDS = (*OF_LIGHTNING, *OF_OUR_OWN, "list")
 
 
@@ -40,37 +49,65 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.write(OVERVIEW)
         return
     _be_quiet()
-    try:
-        if args[0] == "list":
-            _list(args[1:])
-            return
-        if args[0] not in COMMANDS:
-            raise ValueError(
-                f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
-            )
-        args, imports = taken_imports(args)
-        for folder in [*config_folders(args), Path()]:
-            search_also(folder)
-        for name in imports:
-            import_named(name)
-        if args[0] in OF_OUR_OWN:
-            importlib.import_module(f"recipes.cli.commands.{args[0]}").main(args[1:])
-        else:
-            args, of_checkpoint = prepared(args, imports)
-            with trusted_only() if of_checkpoint else nullcontext():
-                Command(args)
-            _leave_process_group()
-    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
-        if (message := _meant_for_the_user(error)) is None:
-            raise
-        fail(message)
+    launched = RUN_DIRECTORY in os.environ and not is_first()
+    with Signals() as signals:
+        # Lightning watches the processes that it launched, and kills this run if one leaves with another code than 0
+        signals.leave_with = lambda code: 0 if launched else code
+        try:
+            _run(args, signals)
+        except Interrupted:
+            _leave(128 + signals.number, launched)
+        except RunFailed as error:
+            report(str(error))
+            _leave(1, launched)
+        except Exception as error:
+            if signals.number:  # another process has left, and this one cannot go on without
+                _leave(128 + signals.number, launched)
+            usual = isinstance(error, ValueError | OSError | ImportError | MisconfigurationException)
+            if not usual or (message := _meant_for_the_user(error)) is None:
+                raise
+            fail(message)
+
+
+def _run(args: list[str], signals: Signals) -> None:
+    if args[0] == "list":
+        _list(args[1:])
+        return
+    if args[0] not in COMMANDS:
+        raise ValueError(
+            f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
+        )
+    args, imports = taken_imports(args)
+    for folder in [*config_folders(args), Path()]:
+        search_also(folder)
+    for name in imports:
+        import_named(name)
+    if args[0] in OF_OUR_OWN:
+        importlib.import_module(f"recipes.cli.commands.{args[0]}").main(args[1:])
+        return
+    args, of_checkpoint = prepared(args, imports)
+    with trusted_only() if of_checkpoint else nullcontext():
+        Command(args, signals)
+    _leave_process_group()
 
 
 def _list(args: list[str]) -> None:
-    parser = ArgumentParser(prog="recipes list", description="Lists the recipes with their configs, and DataModules.")
+    parser = ArgumentParser(
+        prog="recipes list", description="Lists the recipes with their configs, and DataModules.", allow_abbrev=False
+    )
     parser.add_argument("--family", help=f"show one family only: {', '.join(families())}")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # no wrapping for grep
     sys.stdout.write(table(parser.parse_args(args).family, width))
+
+
+def _leave(code: int, launched: bool) -> NoReturn:
+    """Ends a process whose run ended early: others of the run may have left already."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    code = 0 if launched else code
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(code)  # the references of the traceback keep the process group alive
+    raise SystemExit(code)
 
 
 def _leave_process_group() -> None:
@@ -102,6 +139,8 @@ def _meant_for_the_user(error: BaseException) -> str | None:
     """The message of an error that this project's code raised for the user; None for other errors, which are bugs."""
     if isinstance(error, MisconfigurationException):
         return str(error)
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror} while writing a file"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

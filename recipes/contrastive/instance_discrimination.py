@@ -40,6 +40,8 @@ class InstanceDiscrimination(Recipe):
 
     log_z: Tensor
 
+    remembers_images = True
+
     def __init__(
         self,
         encoder: Encoder,

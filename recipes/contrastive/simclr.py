@@ -35,6 +35,8 @@ class SimCLR(Recipe):
             given for an encoder with batch norm.
     """
 
+    smallest_batch = 2  # the other images are the negatives
+
     def __init__(
         self,
         encoder: Encoder,

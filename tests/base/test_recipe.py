@@ -1,10 +1,12 @@
 import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import recipes
 from datamodules import Batch, Digits, TaskBatch, Tasks, TaskSequence
@@ -225,11 +227,14 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(tmp_path):
         trainer(tmp_path, max_epochs=2).fit(other, Digits(batch_size=1000), ckpt_path=tmp_path / "simclr.ckpt")
 
 
-def test_lr_batch_size_without_a_datamodule_says_what_to_do(tmp_path):
-    loader = Digits(batch_size=64)
-    loader.setup()
+def test_lr_batch_size_without_a_datamodule_takes_the_batch_size_of_the_loader(tmp_path):
+    images = TensorDataset(torch.zeros(64, 1, 16, 16), torch.zeros(64, dtype=torch.int64))
+    recipe = build("SimCLR", lr_batch_size=256, scheduler=None, optimizer=partial(torch.optim.SGD, lr=0.8))
+    one = trainer(tmp_path)
+    one.fit(recipe, DataLoader(images, 32))
+    assert one.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1)
     with pytest.raises(ValueError, match="lr_batch_size=None"):
-        trainer(tmp_path).fit(build("SimCLR", lr_batch_size=256), loader.train_dataloader())
+        trainer(tmp_path).fit(build("SimCLR", lr_batch_size=256), [list(batch) for batch in DataLoader(images, 32)])
 
 
 def test_lr_batch_size_has_to_be_positive():

@@ -21,7 +21,8 @@ def run(function: Callable[..., Any], *args: Any, processes: int = 1, timeout: f
     ``strategy="ddp"``, as by torchrun.
 
     Returns:
-        What the calls gave, by rank; ``signal.SIGKILL`` for a process that killed itself.
+        What the calls gave, by rank; ``signal.SIGKILL`` for a process that killed itself, and the code of one that left
+        after another signal.
 
     Raises:
         AssertionError: with its traceback, if one failed; the others are ended.
@@ -62,8 +63,9 @@ def _collect(pipes: list[Any], children: list[Any], timeout: float) -> list[Any]
                 failure, results[rank] = pipe.recv()
             except EOFError:
                 children[rank].join()
-                assert children[rank].exitcode == -signal.SIGKILL, f"process {rank} ended: {children[rank].exitcode}"
-                failure, results[rank] = None, signal.SIGKILL
+                code = children[rank].exitcode
+                assert code == -signal.SIGKILL or code > 128, f"process {rank} ended: {code}"
+                failure, results[rank] = None, signal.SIGKILL if code < 0 else code
             assert failure is None, f"process {rank}:\n{failure}"
     return [results[rank] for rank in range(len(pipes))]
 

@@ -110,11 +110,23 @@ class Interference(Callback):
         epoch: of the batch.
         batch: number of the batch in the epoch.
         save: number of the checkpoint, from 1.
+        patience: an option that its state has beside a counter, as that of ``EarlyStopping``.
     """
 
-    def __init__(self, epoch: int = -1, batch: int = -1, save: int = -1) -> None:
+    def __init__(self, epoch: int = -1, batch: int = -1, save: int = -1, patience: int = 1) -> None:
         self.last_batch = (epoch, batch)
         self.saves = save
+        self.patience = patience
+        self.batches = 0
+
+    def state_dict(self):
+        return {"patience": self.patience, "batches": self.batches}
+
+    def load_state_dict(self, state_dict):
+        self.patience, self.batches = state_dict["patience"], state_dict["batches"]
+
+    def on_train_batch_end(self, *_):
+        self.batches += 1
 
     def setup(self, trainer, pl_module, stage):
         for callback in trainer.callbacks:
@@ -193,6 +205,7 @@ class Runs:
             images = OF_DATA[packaged(config)["data"]["class_path"].rpartition(".")[2]]
             options = {
                 "config": config,
+                "trainer.callbacks": f"{__name__}.Interference",
                 **OPTIONS,
                 **images,
                 **OF_CONFIG.get(config, {}),
@@ -204,7 +217,6 @@ class Runs:
                 options["model.teacher"] = self(TEACHER).path
             options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
             options |= {"ckpt_path": after.path} if after else {}
-            options |= {"trainer.callbacks": f"{__name__}.Interference"}
             options |= {f"trainer.callbacks.{name}": value for name, value in (killed or {}).items()}
             ended = run(
                 _undrawn, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import yaml
 
 from tests.system.exactness import BATCHES, CASES, IN_TASKS, KILLED, SAVE_EVERY, STEPS, difference
 
@@ -35,6 +36,32 @@ def test_a_run_that_is_killed_on_two_devices_and_resumed_on_one_ends_as_on_one(c
     resumed = runs(case, after=runs(case, processes=2, killed=KILLED))
     measured[case]["resume_on_one"] = difference(resumed, runs(case))
     assert measured[case]["resume_on_one"] < 1e-10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_options_of_a_resumed_run_act_and_all_else_continues(case, runs):
+    killed, whole = runs(case, killed=KILLED), runs(case)
+    optimizer = yaml.safe_load(killed.checkpoint["config"])["model"]["init_args"]["optimizer"]["init_args"]
+    resumed = runs(
+        case,
+        after=killed,
+        model__optimizer__lr=optimizer["lr"] / 8,
+        model__optimizer__weight_decay=0.125,
+        trainer__callbacks__patience=50,
+    )
+    rates = [rate / 8 for rate in whole.column("lr")[SAVED:]]
+    assert resumed.column("lr") == pytest.approx(rates, rel=1e-12)
+    groups = resumed.checkpoint["optimizer_states"][0]["param_groups"]
+    decays = {group["weight_decay"] for group in groups if not group.get("lars_exclude")}
+    assert decays == {0.125}
+    (callback,) = (state for name, state in resumed.checkpoint["callbacks"].items() if "Interference" in name)
+    assert callback == {"patience": 50, "batches": STEPS}
+    assert _steps(resumed) == _steps(whole)
+
+
+def _steps(run):
+    """How many steps each parameter has taken, where the optimiser counts them."""
+    return [state.get("step") for state in run.checkpoint["optimizer_states"][0]["state"].values()]
 
 
 ACCUMULATED = {

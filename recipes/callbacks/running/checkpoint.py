@@ -52,3 +52,21 @@ class Checkpoint(ModelCheckpoint):
         """Saves the final state, if it is not saved yet."""
         if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save_checkpoint(trainer, self.format_checkpoint_name(self._monitor_candidates(trainer)))
+
+    def save_now(self, trainer: Trainer, alone: bool = False) -> str:
+        """Saves the state of the run, whether or not it is due.
+
+        Args:
+            trainer: Trainer of the run.
+            alone: whether this process does not wait for others, which may have left. Only the first process writes.
+
+        Returns:
+            The path of the checkpoint.
+        """
+        path = self.format_checkpoint_name(self._monitor_candidates(trainer))
+        if alone:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+            trainer.strategy.save_checkpoint(checkpoint, path)
+        else:
+            self._save_checkpoint(trainer, path)
+        return path

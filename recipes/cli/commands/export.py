@@ -51,6 +51,7 @@ def main(args: list[str]) -> None:
     about = "height and width of the images in pixels, > 0; by default those of the images of the run"
     parser.add_argument("--image_size", type=int, help=about)
     parser.add_argument("--import", help=IMPORT_HELP)  # taken out of the arguments before: here for the help
+    parser.allow_abbrev = False
     options = parser.parse_args(args)
     folder = export(options.ckpt_path, options.output, options.formats, options.image_size)
     for name, difference in json.loads((folder / "export.json").read_text())["largest_difference"].items():

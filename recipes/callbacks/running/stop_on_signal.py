@@ -1,0 +1,132 @@
+import signal
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from recipes.callbacks.running.agreement import Agreement
+from recipes.callbacks.running.checkpoint import Checkpoint
+from recipes.callbacks.running.signals import Signals
+
+
+class StopOnSignal(AnyCheckpoint):
+    """Saves and leaves when SIGTERM or SIGINT arrives, so that the resumed run ends with the same bits.
+
+    Training stops after the optimiser step in progress, or at once while it waits for data. A validation is broken off;
+    the resumed run repeats it. The end of an epoch, with what a continual recipe does at the end of a task, is
+    finished first. The processes of a run stop after the same step, whichever of them got the signal. Outside of
+    training, all is saved already, and the process leaves at once. Under SLURM, Lightning's handler of the requeue
+    signal stays in place.
+
+    It has to be the last callback of the Trainer.
+
+    Args:
+        signals: entered as a context.
+    """
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self._agreement: Agreement | None = None
+        self._step = 0
+
+    # When the process can be left at once
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signals back from Lightning."""
+        self.signals.listen()
+
+    on_test_start = on_predict_start = on_sanity_check_start
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to train: from here on there is something to save."""
+        self.signals.listen()
+        launcher: Any = trainer.strategy.launcher
+        self.signals.children = lambda: getattr(launcher, "procs", [])
+        self._step = trainer.global_step
+        self._agreement = Agreement(trainer)
+        self.signals.may_leave = lambda: self._may_leave(trainer)
+        self.signals.saves = True
+
+    def _may_leave(self, trainer: Trainer) -> bool:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.validating:
+            return True
+        if trainer.world_size > 1 or not getattr(trainer.train_dataloader, "waiting", False):
+            return False
+        loop = trainer.fit_loop.epoch_loop
+        validates: Any = trainer.val_check_batch
+        batches = loop.batch_progress.current.completed
+        at_validation = validates is None or batches % validates == 0  # and before the first batch of an epoch
+        return not at_validation and not loop._should_accumulate()
+
+    # When it is left
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Saves and leaves after an optimiser step, in all processes at the same one."""
+        if self._agreement is None or trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        wish = self._agreement.settle(self.signals.number, at_once=trainer.is_last_batch)
+        self.signals.number = self.signals.number or wish
+        if wish and not trainer.is_last_batch:
+            trainer._logger_connector.update_train_step_metrics()  # the row of this step: Lightning writes it later
+            self._save(trainer)
+            self.signals.leave()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves before a validation."""
+        self.signals.listen()
+        if self.signals.number and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.signals.leave()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves and leaves after an epoch."""
+        if self._agreement is None:
+            return
+        wish = self._agreement.settle(self.signals.number, at_once=True)
+        self.signals.number = self.signals.number or wish
+        if wish:
+            self._save(trainer)
+            self.signals.leave()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends training: all is saved."""
+        self._end()
+        if self.signals.number:
+            self.signals.leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves a training that was left in a validation, or while it waited for data."""
+        training, self._agreement = self._agreement is not None, None
+        if not training or not self.signals.number or trainer.sanity_checking:
+            self._end()
+            return
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.validating:
+            progress = loop.val_loop.batch_progress
+            progress.reset()
+            progress.increment_ready()  # Lightning then resumes with this validation, and that from its start
+            progress.increment_started()
+            self._save(trainer, alone=True)
+        elif getattr(trainer.train_dataloader, "waiting", False):
+            self._save(trainer, alone=True)
+        self._end()
+
+    def _end(self) -> None:
+        self._agreement = None
+        self.signals.may_leave = lambda: True
+        self.signals.saves = False
+
+    def _save(self, trainer: Trainer, alone: bool = False) -> None:
+        """Saves to the last checkpoint; ``alone`` waits for no other process."""
+        found: list[Any] = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
+        if not found or trainer.fast_dev_run or trainer.global_step == 0:  # type: ignore[attr-defined]
+            return
+        path = found[0].save_now(trainer, alone)
+        if trainer.is_global_zero:
+            name = signal.Signals(self.signals.number).name
+            sys.stderr.write(
+                f"recipes: {name} after step {trainer.global_step}: saved {path}; "
+                f"'recipes fit --ckpt_path {path}' goes on\n"
+            )

@@ -1,0 +1,121 @@
+"""Recipes on loaders that are no DataModule, and on batches that are too small."""
+
+import inspect
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import recipes
+from datamodules import Batch, Digits
+from datamodules.loading.plain import as_batch
+from recipes import BYOL, InstanceDiscrimination, MoCo, Recipe, SimCLR, Supervised
+from recipes.nn import ConvNet
+from tests.helpers.training import quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ALONE = [  # recipes that need nothing but an encoder and, some, a number of classes
+    recipe
+    for recipe in vars(recipes).values()
+    if inspect.isclass(recipe)
+    and issubclass(recipe, Recipe)
+    and recipe is not Recipe
+    and {
+        name
+        for name, argument in inspect.signature(recipe.__init__).parameters.items()
+        if argument.default is argument.empty and name != "self"
+    }
+    <= {"encoder", "num_classes"}
+    and recipe.__name__ != "SVM"  # reads the images of a DataModule before training, and says so
+]
+
+
+OWN = {InstanceDiscrimination: {"num_images": 8}, MoCo: {"batch_norm_splits": 2}}
+NEED_MORE = {"InstanceDiscrimination": r"\(image, label, index\) .* or a DataModule"}
+
+
+def build(recipe, **arguments):
+    if "num_classes" in inspect.signature(recipe.__init__).parameters:
+        arguments["num_classes"] = 2
+    return recipe(encoder=ConvNet(in_channels=1), **arguments)
+
+
+def pairs(count=8, batch_size=4, image=None, label=None):
+    image = torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8) if image is None else image
+    label = torch.arange(count) % 2 if label is None else label
+    return DataLoader(TensorDataset(image, label), batch_size)
+
+
+def fit(recipe, loader, path, **options):
+    trainer = quiet_trainer(max_steps=2, default_root_dir=path, **options)
+    trainer.fit(recipe, loader, *[loader] if options.get("limit_val_batches") != 0 else [])
+    return trainer
+
+
+def test_the_recipes_are_found():
+    assert {recipe.__name__ for recipe in ALONE} >= {"SimCLR", "BYOL", "Supervised", "MeanTeacher"}
+
+
+@pytest.mark.parametrize("recipe", ALONE, ids=lambda recipe: recipe.__name__)
+def test_pairs_of_images_and_labels_train_validate_test_and_predict_or_say_what_to_give(recipe, tmp_path):
+    built = build(recipe, **OWN.get(recipe, {}))
+    trainer = quiet_trainer(max_steps=2, default_root_dir=tmp_path)
+    if recipe.__name__ in NEED_MORE:
+        with pytest.raises(ValueError, match=NEED_MORE[recipe.__name__]):
+            trainer.fit(built, pairs(), pairs())
+        return
+    trainer.fit(built, pairs(), pairs())
+    trainer.validate(built, pairs(), verbose=False)
+    trainer.test(built, pairs(), verbose=False)
+    predicted = trainer.predict(built, pairs())
+    assert torch.cat([batch["index"] for batch in predicted]).tolist() == list(range(8))
+
+
+def test_indices_are_those_of_the_dataset_on_two_devices_too():
+    image, label = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
+    assert as_batch([image, label], first=1 + 2 * 2, step=2).index.tolist() == [
+        5,
+        7,
+    ]  # DistributedSampler deals in turn
+    assert as_batch((image, label, torch.tensor([9, 3])), 0).index.tolist() == [9, 3]
+    assert as_batch(image, 0).label.tolist() == [-1, -1]
+    assert isinstance(as_batch([image, label], 0), Batch)
+
+
+@pytest.mark.parametrize(
+    ("loader", "words"),
+    [
+        (lambda: pairs(image=torch.randn(8, 1, 16, 16)), r"floats must be in \[0, 1\]. Leave out Normalize"),
+        (lambda: pairs(image=torch.zeros(8, 16, 16, dtype=torch.uint8)), r"images \[4, 16, 16\]: they must be \[B, C"),
+        (lambda: pairs(label=torch.zeros(8, 2)), r"labels \[4, 2\] of torch.float32: they must be integers \[4\]"),
+        (
+            lambda: DataLoader([{"x": 1}]),
+            "gives a dict of dict: .*Batch.*ImageFolder|gives a dict: .*Batch.*ImageFolder",
+        ),
+    ],
+)
+def test_a_loader_of_something_else_is_refused_in_words(loader, words, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=words):
+        fit(build(Supervised), loader(), tmp_path, limit_val_batches=0)
+
+
+@pytest.mark.parametrize("recipe", [SimCLR, BYOL])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_batch_of_one_image_is_refused_by_recipes_that_cannot_learn_from_it(recipe, plain, tmp_path):
+    given = pairs(batch_size=1) if plain else Digits(size=16, batch_size=1)
+    with pytest.raises(ValueError, match=f"batch_size is 1: {recipe.__name__} needs at least 2"):
+        quiet_trainer(max_steps=1, default_root_dir=tmp_path, limit_val_batches=0).fit(build(recipe), given)
+
+
+def test_a_batch_of_one_image_is_fine_for_a_recipe_without_batch_norm_of_features(tmp_path):
+    assert fit(build(Supervised), pairs(batch_size=1), tmp_path, limit_val_batches=0).global_step == 2
+
+
+def test_a_datamodule_after_a_plain_loader_is_used_as_ever(tmp_path):
+    recipe = build(SimCLR)
+    fit(recipe, pairs(), tmp_path, limit_val_batches=0)
+    quiet_trainer(max_steps=1, default_root_dir=tmp_path, limit_val_batches=0).fit(
+        recipe, Digits(size=16, batch_size=64)
+    )
+    assert "on_before_batch_transfer" not in vars(recipe)
