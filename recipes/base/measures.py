@@ -37,6 +37,8 @@ class LabelledMetric(WrapperMetric):
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Adds a batch."""
+        if self.labelled.sum_value.is_inference() and not torch.is_inference_mode_enabled():
+            self.reset()  # Trainer.validate leaves empty sums that fit cannot add to
         self.labelled.update((label >= 0).sum())
         self.metric.update(prediction, label)
 

@@ -65,7 +65,8 @@ def read_weights(path: str | Path) -> WeightsFile:
     state = dict(_named_tensors(content, set()))
     if not state:
         raise ValueError(f"weights: {path} holds no state_dict; save one with torch.save(encoder.state_dict(), path)")
-    stated = {**config, **config.get("pretrained_cfg", {}), **notes}
+    of_model = config.get("pretrained_cfg")
+    stated = {**config, **(of_model if isinstance(of_model, dict) else {}), **notes}
     return WeightsFile(path, state, _stated(stated) or _of_recipe(state), config.get("architecture"))
 
 
@@ -189,20 +190,21 @@ def _named_tensors(content: Any, seen: set[int], prefix: str = "", depth: int = 
 
 
 def _stated(notes: Mapping[str, Any]) -> Normalization | None:
-    mean, std = notes.get("mean"), notes.get("std")
-    for numbers in (mean, std):
+    """The mean and standard deviation in notes, if they are of images in [0, 1] with one channel or three."""
+    parts = notes.get("mean"), notes.get("std")
+    for numbers in parts:
         if not isinstance(numbers, list | tuple) or len(numbers) not in (1, 3):
             return None
-        if not all(isinstance(number, int | float) for number in numbers):
+        if not all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers):
             return None
-    return tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[arg-type]
+    mean, std = (tuple(float(number) for number in numbers) for numbers in parts)  # type: ignore[union-attr]
+    return (mean, std) if len(mean) == len(std) and min(std) > 0 else None
 
 
 def _of_recipe(state: Mapping[str, Tensor]) -> Normalization | None:
-    prefix = next((name.removesuffix("mean") for name in state if f".{name}".endswith(".normalize.mean")), None)
-    if prefix is None or f"{prefix}std" not in state:
-        return None
-    return normalization({f"normalize.{part}": state[f"{prefix}{part}"] for part in ("mean", "std")})
+    prefix = next((name.removesuffix("mean") for name in state if f".{name}".endswith(".normalize.mean")), "")
+    known = {part: state.get(f"{prefix}{part}") for part in ("mean", "std")} if prefix else {}
+    return _stated({part: value.flatten().tolist() for part, value in known.items() if value is not None})
 
 
 def normalization(state: Mapping[str, Tensor]) -> Normalization | None:

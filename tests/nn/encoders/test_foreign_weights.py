@@ -495,6 +495,15 @@ def test_a_folder_of_hugging_face_gives_weights_and_normalisation(tmp_path):
         TimmEncoder("resnet14t", weights=str(snapshot))
 
 
+@pytest.mark.parametrize(("mean", "known"), [([0.5] * 3, True), ([127.5] * 3, False), ([0.5] * 2, False)])
+def test_a_normalisation_in_the_file_counts_if_it_is_of_images_in_0_to_1(mean, known, tmp_path):
+    layer = {"normalize.mean": torch.tensor(mean).view(1, -1, 1, 1), "normalize.std": torch.full((len(mean),), 0.25)}
+    torch.save(prefixed("module.", {**prefixed("backbone.", Small().state_dict()), **layer}), tmp_path / "w.pt")
+    loaded = encoder()
+    load_weights(loaded, tmp_path / "w.pt")
+    assert loaded.normalization == (((0.5,) * 3, (0.25,) * 3) if known else None)
+
+
 def test_a_download_of_torchvision_is_known_by_its_name(tmp_path):
     from torchvision import models
 
