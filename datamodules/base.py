@@ -1,8 +1,10 @@
 """The base class of all DataModules: the properties that recipes read, and the loaders."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -64,6 +66,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._splits: Splits | None = None
+        self._matched: Splits | None = None
         self._instead: Splits | None = None
         self._train_loader: ResumableLoader | None = None
         self._position: dict[str, Any] = {}
@@ -74,7 +77,7 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images, once, whatever the stage."""
-        self._instead = None
+        self._instead = self._matched = None
         if self._splits is None:
             self._splits = self.load()
 
@@ -83,7 +86,47 @@ class ImageDataModule(LightningDataModule):
         """The datasets behind the loaders."""
         if self._splits is None:
             raise RuntimeError(f"{type(self).__name__} has not read its images yet: call prepare_data() and setup()")
-        return self._splits
+        return self._matched or self._splits
+
+    def match_classes(self, names: Sequence[str], strict: bool = True) -> None:
+        """Numbers the labels as a trained classifier does, until the next ``setup``: classes are matched by name.
+
+        Args:
+            names: of the classifier's classes; the data may have fewer.
+            strict: whether a class that the classifier was not trained on is an error. Otherwise, its images count as
+                unlabelled.
+
+        Raises:
+            ValueError: if ``strict`` and the data has another class.
+        """
+        ours, theirs = self.class_names, tuple(names)
+        unknown = [name for name in ours if name not in theirs]
+        if unknown and strict:
+            raise ValueError(
+                f"the data has the class {unknown[0]!r}, but the checkpoint knows {listed_classes(theirs)} only: leave "
+                f"out {', '.join(unknown)}, or give images without class folders"
+            )
+        if ours and ours != theirs:
+            self.relabel(theirs, torch.tensor([theirs.index(name) if name in theirs else -1 for name in ours]))
+
+    def relabel(self, names: Sequence[str], new: Tensor) -> None:
+        """Gives the images other labels, until the next ``setup``.
+
+        Args:
+            names: of the new labels.
+            new: int64 [labels], the new label for each old one, or for the images without label if there is none.
+        """
+        splits = self.splits
+        if splits.class_names:
+            new = torch.cat([new, torch.tensor([-1])])
+
+        def relabelled(images: ImageDataset) -> ImageDataset:
+            images = copy.copy(images)
+            images.label = new[images.label]
+            return images
+
+        val, test = (None if part is None else relabelled(part) for part in (splits.val, splits.test))
+        self._matched = Splits(tuple(names), relabelled(splits.train), val, test)
 
     def hand_out(self, train: ImageDataset, val: ImageDataset | None) -> None:
         """Replaces the images of the loaders for training and validation, until the next ``setup``.
@@ -244,6 +287,16 @@ class ImageDataModule(LightningDataModule):
             return 0
         devices = 1 if self.trainer is None else self.trainer.num_devices
         return min(max(usable_cpus() // devices, 1), _MAX_WORKERS)
+
+
+def is_labelled(images: ImageDataset | None) -> TypeGuard[ImageDataset]:
+    """Whether there are images, and at least one has a label."""
+    return images is not None and bool((images.label >= 0).any())
+
+
+def listed_classes(names: Sequence[str]) -> str:
+    """The number of classes and the first names, for messages."""
+    return f"{len(names)} class{'es' * (len(names) != 1)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -37,8 +37,10 @@ def labelled_cross_entropy(
         logits, label, weight, ignore_index=-1, label_smoothing=label_smoothing, reduction="none"
     )  # [B], with 0 where unlabelled
     total = each.sum() if share is None else (each * share).sum()
-    labelled = everyones[everyones >= 0]
-    count = weight[labelled].sum() if weight is not None else labelled.new_tensor(len(labelled), dtype=total.dtype)
+    counts = (everyones >= 0).to(total.dtype)  # not the labelled ones picked out, whose number the host would wait for
+    if weight is not None:
+        counts = counts * weight[everyones.clamp(min=0)]
+    count = counts.sum()
     return total / (torch.where(count > 0, count, 1) * (len(label) / len(everyones)))
 
 

@@ -25,6 +25,7 @@ def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="leave out the tests that are marked slow")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Divides the tests among processes: by file, but by case those that share whole runs of a case.
 

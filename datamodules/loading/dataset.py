@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.batch import Batch
-from datamodules.sources.decode import decode_or_name
+from datamodules.sources.content import content_hashes
+from datamodules.sources.decode import VERSION, ValueRange, decode_or_name
 
 _CHUNK = 4096  # images that are read at a time
 
@@ -43,8 +44,10 @@ class ImageDataset(Dataset[Batch], ABC):
         return len(self.label)
 
     def __getitems__(self, indices: list[int]) -> Batch:
+        """Fetches a batch; -1 stands for no image, see ``is_filler``: any image without a label."""
         index = torch.tensor(indices, dtype=torch.int64)
-        return Batch(self.images(index), self.label[index], index)
+        row = index.clamp(min=0)
+        return Batch(self.images(row), self.label[row].where(index >= 0, -1), index)
 
 
 class ImagesInMemory(ImageDataset):
@@ -76,26 +79,34 @@ class ImageFiles(ImageDataset):
         label: int64 [N], -1 where unlabelled.
         image_size: height and width of the decoded images.
         channels: 1 (grey) or 3 (RGB).
+        value_range: see ``decode``.
     """
 
     in_memory = False
 
-    def __init__(self, paths: list[Path], label: Tensor, image_size: int, channels: int) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        label: Tensor,
+        image_size: int,
+        channels: int,
+        value_range: ValueRange | None = None,
+    ) -> None:
         self.paths = np.array([str(path) for path in paths])  # one block: a list would be copied into every worker
         self.label = label
         self.image_size = image_size
         self.channels = channels
+        self.value_range = value_range
 
     def images(self, index: Tensor) -> Tensor:
         """Decodes the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
-        decoded = [decode_or_name(Path(path), self.image_size, self.channels) for path in self.paths[index.numpy()]]
-        return torch.from_numpy(np.stack(decoded))
+        decoding = self.image_size, self.channels, self.value_range
+        return torch.from_numpy(np.stack([decode_or_name(Path(path), *decoding) for path in self.paths[index.numpy()]]))
 
     def digest(self) -> str:
-        """SHA-256 of the names and sizes of the files, and of how they are decoded; no file is read."""
-        whole = hashlib.sha256(f"{self.image_size} {self.channels}".encode())
-        for path in map(Path, self.paths):
-            whole.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode())
+        """SHA-256 of the content of the files, each of which is read, and of how they are decoded."""
+        whole = hashlib.sha256(f"{VERSION} {self.image_size} {self.channels} {self.value_range}".encode())
+        whole.update(content_hashes([Path(path) for path in self.paths]).tobytes())
         return whole.hexdigest()
 
 

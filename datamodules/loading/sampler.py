@@ -15,6 +15,7 @@ class GlobalBatchSampler(DistributedSampler[int]):
 
     A training epoch is a permutation that depends on the run's seed and the epoch alone, and drops the last,
     incomplete batch. An evaluation goes in order, once over each image: the last batch is dealt as evenly as it can be.
+    A device without an image in an evaluation gets the position -1, because Lightning asks every device for a batch.
     Lightning leaves a ``DistributedSampler`` as it is, and tells it the epoch. A subclass may write another ``order``,
     with a ``count`` that fits.
 
@@ -50,7 +51,7 @@ class GlobalBatchSampler(DistributedSampler[int]):
         return iter(self._deal(self.order())[self.skip * self.batch_size :].tolist())
 
     def __len__(self) -> int:
-        return len(self._deal(torch.empty(self.count)))
+        return len(self._deal(torch.empty(self.count, dtype=torch.int64)))
 
     @property
     def count(self) -> int:
@@ -70,7 +71,10 @@ class GlobalBatchSampler(DistributedSampler[int]):
     def _deal(self, order: Tensor) -> Tensor:
         whole = len(order) // self.global_batch_size * self.global_batch_size
         mine = order[:whole].view(-1, self.num_replicas, self.batch_size)[:, self.rank].flatten()
-        return mine if self.training else torch.cat([mine, order[whole:].tensor_split(self.num_replicas)[self.rank]])
+        if self.training:
+            return mine
+        mine = torch.cat([mine, order[whole:].tensor_split(self.num_replicas)[self.rank]])
+        return mine if len(mine) or not len(order) else torch.tensor([-1])
 
 
 class SemiSupervisedSampler(GlobalBatchSampler):

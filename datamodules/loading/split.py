@@ -1,6 +1,9 @@
-"""Splits that hold the classes in proportion and never change."""
+"""Splits that do not depend on the seed of the run."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +33,42 @@ def split(label: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     order = order[np.argsort(quantile[order], kind="stable")]
     *parts, rest = np.split(order, np.cumsum(sizes))
     return [torch.from_numpy(part) for part in (*parts, np.sort(rest))]
+
+
+def split_by_name(names: Iterable[str], label: Tensor, val: float, test: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Assigns each image to a split by a hash of its name, so that no other image matters.
+
+    The hash is a number in [0, 1). Images below ``test`` are for testing, those from 1 - ``val`` for validation. A
+    larger share therefore keeps the images of a smaller one, and images that are added or removed move no other image.
+    One exception: if none of a class were left for training, its image nearest to the middle is.
+
+    Args:
+        names: of the N images, such as "cat/1.png".
+        label: int64 [N], the class of each image.
+        val: expected share of the images for validation, >= 0.
+        test: expected share of the images for testing, >= 0; both shares are less than 1 together.
+
+    Returns:
+        The positions of the images for training, ascending, and of those for validation and testing, int64. The latter
+        are ordered by their hash, so that their first batches stand for all.
+    """
+    place = torch.tensor([_hashed(name) for name in names], dtype=torch.float64)
+    is_test, is_val = place < test, place >= 1 - val
+    present, class_of = label.unique(return_inverse=True)
+    trained = torch.zeros(len(present), dtype=torch.bool).index_fill_(0, class_of[~(is_test | is_val)], True)
+    for missing in (~trained).nonzero().flatten():
+        members = (class_of == missing).nonzero().flatten()
+        kept = members[(place[members] - 0.5).abs().argmin()]
+        is_test[kept] = is_val[kept] = False
+    drawn = [rows[place[rows].argsort()] for rows in (is_val.nonzero().flatten(), is_test.nonzero().flatten())]
+    return (~(is_test | is_val)).nonzero().flatten(), drawn[0], drawn[1]
+
+
+def _hashed(name: str) -> float:
+    """A number in [0, 1) with 53 random bits; the same on every file system, whatever form it keeps accents in."""
+    name = name if name.isascii() else unicodedata.normalize("NFC", name)
+    digest = hashlib.blake2b(os.fsencode(name.replace(os.sep, "/")), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53
 
 
 def per_class(label: Tensor, sizes: Tensor) -> Tensor:

@@ -1,65 +1,127 @@
-"""Decodes image files of any kind to uint8 images of one size."""
+"""Decodes image files of any kind to uint8 images of one size.
+
+This module is the only place that turns pixel values into uint8. By the type of the pixels in the file:
+
+================================================  ===========================================================
+pixels                                            uint8
+================================================  ===========================================================
+1, 2, 4 or 8 bits per channel, or a palette       0..maximum becomes 0..255
+16-bit grey, 12-bit grey TIFF                     0..65535, or 0..4095, becomes 0..255, or ``value_range`` does
+16-bit colour                                     the upper 8 bits of each channel: Pillow reads no more
+32-bit integers, signed integers, floating point  ``value_range`` becomes 0..255; without it, an error
+transparent                                       laid on white
+CMYK, YCbCr, LAB, HSV                             converted to RGB by Pillow
+================================================  ===========================================================
+
+Grey is 0.299 R + 0.587 G + 0.114 B of a colour image. Values outside of ``value_range`` are clipped.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.loading.cpus import usable_cpus
+from datamodules.sources.formats import formats
+from datamodules.sources.names import printable
+
+VERSION = 2  # of the pixels that ``decode`` returns: part of the key of whatever is computed from them
+
+ValueRange = tuple[float, float]
 
 _CHUNK = 64  # files per task: a task per file would spend more on scheduling than on a small file
+_SAMPLES = 16  # files whose highest value tells whether a folder uses the range of its pixels
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF 6.0 tags
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 
 
-def decode(path: Path, image_size: int, channels: int) -> np.ndarray:
+class UnknownRange(ValueError):
+    """Which pixel values are black and white is not known."""
+
+
+def decode(path: Path, image_size: int, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
     """Decodes a picture file to a square image.
 
     The picture is turned upright (EXIF orientation), laid on white where it is transparent, scaled until its shorter
-    side is ``image_size`` (bilinear, antialiased) and cropped at the centre. 16-bit grey is scaled from 0..65535 to
-    0..255. Large JPEGs are decoded at a half, a quarter or an eighth of their size, never below twice ``image_size``.
+    side is ``image_size`` (bilinear, antialiased) and cropped at the centre. Large JPEGs are decoded at a half, a
+    quarter or an eighth of their size, never below twice ``image_size``.
 
     Args:
         path: of the file.
         image_size: height and width of the result.
         channels: 1 (grey) or 3 (RGB).
+        value_range: pixel values that become 0 and 255, for grey pixels of other types than unsigned 8 bits. If None,
+            the range of the type, see the table of this module.
 
     Returns:
         uint8 [channels, image_size, image_size].
+
+    Raises:
+        UnknownRange: if the type of the pixels has no range of its own and there is no ``value_range``, or if there is
+            one for 16-bit colour.
     """
-    mode = "L" if channels == 1 else "RGB"
-    with Image.open(path) as picture:
+    mode = _mode(channels)
+    with Image.open(path, formats=formats()) as picture:
         picture.draft(mode, (2 * image_size, 2 * image_size))
-        upright = _eight_bit(ImageOps.exif_transpose(picture)).convert(mode)
-    width, height = upright.size
+        flat = grey_or_rgb(picture, channels, value_range)
+    width, height = flat.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    square = upright.resize(
-        (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-    )
+    square = flat.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     pixels = np.asarray(square)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def decode_or_name(path: Path, image_size: int, channels: int) -> np.ndarray:
+def grey_or_rgb(picture: Image.Image, channels: int, value_range: ValueRange | None = None) -> Image.Image:
+    """Turns a picture of any mode upright and into 8 bits per channel without transparency.
+
+    Args:
+        picture: as Pillow opens it; not loaded yet, if the depth of a file is to be known.
+        channels: 1 (grey) or 3 (RGB).
+        value_range: see ``decode``.
+    """
+    black_and_white = _black_and_white(picture, value_range)
+    number = _number_type(picture)
+    _scale_transparent_colour(picture)
+    upright = ImageOps.exif_transpose(picture)
+    if number is not None:
+        upright = _scaled(upright, number, black_and_white)
+    flat = _opaque(upright)
+    if channels == 1 and flat.mode not in ("1", "L"):  # LAB has no way to grey but this one
+        flat = flat.convert("RGB")
+    return flat.convert(_mode(channels))
+
+
+def decode_or_name(path: Path, image_size: int, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
     """Decodes like ``decode``.
 
     Raises:
         ValueError: that names the file, if it cannot be decoded.
     """
     try:
-        return decode(path, image_size, channels)
+        return decode(path, image_size, channels, value_range)
+    except UnknownRange as error:
+        raise ValueError(f"{printable(path)}: {error}") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds
         raise ValueError(
-            f"{path} cannot be read as a picture ({error}): repair or remove it, "
+            f"{printable(path)} cannot be read as a picture ({error}): repair or remove it, "
             "or pass on_error='skip' to leave out such files"
         ) from error
 
 
 def decode_all(
-    paths: Sequence[Path], image_size: int, channels: int, skip: bool, keep: bool = True
+    paths: Sequence[Path],
+    image_size: int,
+    channels: int,
+    skip: bool,
+    keep: bool = True,
+    value_range: ValueRange | None = None,
 ) -> tuple[Tensor | None, list[int]]:
     """Decodes many files with one thread per usable CPU.
 
@@ -69,6 +131,7 @@ def decode_all(
         channels: 1 (grey) or 3 (RGB).
         skip: whether to skip files that cannot be decoded.
         keep: keeps the images; without, files are only checked.
+        value_range: see ``decode``.
 
     Returns:
         The images, uint8 [N, channels, image_size, image_size] (black where a file was skipped) or none;
@@ -83,7 +146,7 @@ def decode_all(
         bad = []
         for i in range(start, min(start + _CHUNK, len(paths))):
             try:
-                decoded = decode_or_name(paths[i], image_size, channels)
+                decoded = decode_or_name(paths[i], image_size, channels, value_range)
             except ValueError:
                 if not skip:
                     raise
@@ -102,14 +165,124 @@ def decode_all(
     return torch.from_numpy(image) if keep else None, bad
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """The picture with 8 bits per channel and no transparency."""
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+def warn_of_dark_images(paths: Sequence[Path]) -> None:
+    """Warns if 16-bit images use less than a quarter of their range, such as 12-bit data in 16-bit files.
+
+    Looks at up to 16 files at equal distances; of images with 8 bits only the headers are read.
+    """
+    found: list[tuple[int, float, bool]] = []
+    for path in paths[:: max(1, len(paths) // _SAMPLES)][:_SAMPLES]:
+        try:
+            with Image.open(path, formats=formats()) as picture:
+                if deep_colour := _is_deep_colour(picture):
+                    found.append((int(np.asarray(picture)[..., :3].max()), 255, deep_colour))
+                elif _number_type(picture) == np.uint16 and (ends := _black_and_white(picture, None)):
+                    found.append((int(np.asarray(picture).max()), max(ends), deep_colour))
+        except Exception:  # decoding will name the file
+            continue
+    if not found or any(highest >= white / 4 for highest, white, _ in found):
+        return
+    if any(deep_colour for *_, deep_colour in found):
+        remedy = "Rescale the files to the full range: only the upper 8 bits of 16-bit colour are read"
+    else:
+        remedy = f"Set value_range to [0, {2 ** max(highest for highest, *_ in found).bit_length() - 1}]"
+    highest, white, _ = max(found, key=lambda one: one[0] / one[1])
+    rank_zero_warn(
+        f"the images are almost black: the highest pixel value of {len(found)} sampled 16-bit images is {highest} of "
+        f"{white:.0f}. {remedy}."
+    )
+
+
+def _mode(channels: int) -> str:
+    return "L" if channels == 1 else "RGB"
+
+
+def _tag(picture: Image.Image, tag: int, default: int) -> int:
+    """The first value of a TIFF tag; the default for files of other formats."""
+    value: Any = getattr(picture, "tag_v2", {}).get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """How the pixels of a file that is not loaded yet are stored, as Pillow calls it: ``L;4`` or ``RGB;16B``."""
+    tiles: Any = getattr(picture, "tile", None)
+    if not tiles:
+        return ""
+    arguments = tiles[0][3]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _is_deep_colour(picture: Image.Image) -> bool:
+    return not picture.mode.startswith("I") and ";16" in _raw_mode(picture)
+
+
+def _number_type(picture: Image.Image) -> type[np.number] | None:
+    """The type of the pixels that a file has; None for 8 bits and less, which Pillow scales by itself."""
+    sample = _tag(picture, _SAMPLE_FORMAT, _UNSIGNED)
     if picture.mode == "F":
-        raise ValueError("its pixels are floating point numbers of unknown range")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture
+        return np.float32
+    if picture.mode.startswith("I;16"):
+        return np.uint16
+    if picture.mode == "I":
+        if picture.format in ("PNG", "PPM"):  # Pillow scales PGM of any depth to 16 bits
+            return np.uint16
+        unsigned = picture.format == "TIFF" and sample == _UNSIGNED
+        return np.uint32 if unsigned else np.int32
+    return np.int8 if picture.mode == "L" and sample == _SIGNED else None
+
+
+def _black_and_white(picture: Image.Image, value_range: ValueRange | None) -> ValueRange | None:
+    """The pixel values that become 0 and 255; None if they are not known."""
+    if value_range and _is_deep_colour(picture):
+        raise UnknownRange(
+            "value_range cannot apply, because only the upper 8 bits of 16-bit colour are read: rescale the file to "
+            "the full range, or leave value_range out"
+        )
+    ends = value_range
+    if ends is None and _number_type(picture) == np.uint16:
+        bits = _tag(picture, _BITS, 16)
+        ends = (0, 2 ** (bits if bits < 16 else 16) - 1)
+    # Pillow inverts 8 bits by itself
+    inverted = picture.mode.startswith("I") and _tag(picture, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO
+    return ends[::-1] if ends and inverted else ends
+
+
+def _scale_transparent_colour(picture: Image.Image) -> None:
+    """Brings the transparent colour of a PNG to the depth that Pillow gives the pixels."""
+    key = picture.info.get("transparency")
+    raw = _raw_mode(picture)
+    if raw in ("L;2", "L;4") and isinstance(key, int):
+        picture.info["transparency"] = key * (85 if raw == "L;2" else 17)
+    elif raw.startswith("RGB;16") and isinstance(key, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _scaled(picture: Image.Image, number: type[np.number], ends: ValueRange | None) -> Image.Image:
+    """Grey pixels of any type as 8 bits, white where they are transparent."""
+    values = np.asarray(picture)
+    if values.dtype.itemsize == np.dtype(number).itemsize and values.dtype.kind != "f":
+        values = values.astype(values.dtype.newbyteorder("=")).view(number)
+    finite = np.isfinite(values)
+    if ends is None:
+        low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0, 0)
+        raise UnknownRange(
+            f"its pixels are of the type {np.dtype(number)}, here from {low:g} to {high:g}, and the file does not say "
+            "which values are black and white: set value_range, such as [0, 255]"
+        )
+    if not finite.all():
+        raise ValueError("some of its pixels are not finite")
+    black, white = ends
+    scaled = np.rint((values.astype(np.float64) - black) * (255 / (white - black))).clip(0, 255)
+    if isinstance(key := picture.info.get("transparency"), int):
+        scaled[values == key] = 255
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture on white."""
+    if not picture.has_transparency_data:
+        return picture
+    if picture.mode == "La":  # has no way to RGBA but this one
+        picture = picture.convert("LA")
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

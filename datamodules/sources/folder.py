@@ -1,23 +1,31 @@
 """Images from a folder."""
 
-import hashlib
+import math
 import os
-import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
-from datamodules.loading.split import check_fraction, split
-from datamodules.sources.decode import decode_all, decode_or_name
+from datamodules.loading.split import check_fraction, split, split_by_name
+from datamodules.paths import OutputPath
+from datamodules.sources.content import DecodedFile
+from datamodules.sources.decode import VERSION, ValueRange, decode_all, decode_or_name, warn_of_dark_images
+from datamodules.sources.duplicates import copies
+from datamodules.sources.listing import ImageFile, Listing, class_folders, list_images
+from datamodules.sources.names import printable
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
-_CACHE_VERSION = 1  # of what ``decode`` does and of the cache file's content
+_SPLIT_NAMES = {  # of folders, in lower case
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 class ImageFolder(ImageDataModule):
@@ -25,36 +33,49 @@ class ImageFolder(ImageDataModule):
 
     Three layouts are supported:
 
-    * ``root/train/<class>/*``, optionally with ``root/val`` and ``root/test``;
-    * ``root/<class>/*`` only, which is split with the classes in proportion and in the same way in every run;
-    * images without class folders, which are unlabelled and all used for training.
+    * ``root/train/<class>/*``, optionally with ``root/val`` and ``root/test``. The folders may also be called training,
+      valid, validation or testing, in upper or lower case;
+    * ``root/<class>/*`` only, which is split;
+    * images without class folders, or in a single folder, which are unlabelled and all used for training.
+
+    A hash of its name decides to which split an image of ``root/<class>/*`` belongs, such as of "cat/1.png". Images
+    that are added or removed therefore move no other image. At least one image of each class is for training.
+
+    Files in all formats that Pillow reads are images, and HEIF files if ``pillow-heif`` is installed. Others are left
+    out, with a line that counts them. Every file is read once, whatever links lead to it. A warning counts the
+    validation and test images that are copies of training images.
 
     Images may have any size and kind (grey, RGB, palette, transparent, CMYK, 16-bit, turned by EXIF; the first frame of
-    an animation is used). Each image is scaled until its shorter side is ``image_size`` (bilinear, antialiased) and
-    cropped at the centre. Transparent parts become white.
+    an animation is used). ``datamodules.sources.decode`` has a table of all pixel types. Each image is scaled until its
+    shorter side is ``image_size`` (bilinear, antialiased) and cropped at the centre. Transparent parts become white.
 
     Args:
         root: folder that holds the images.
         image_size: height and width in pixels to which images are scaled and cropped, >= 1.
         channels: number of channels: 3 (RGB) or 1 (grey).
-        val_fraction: share of the training images that is used for validation if ``root/val`` does not exist, in [0,
-            1).
-        test_fraction: share of the images that is used for testing if ``root`` holds only class folders, in [0, 1).
+        val_fraction: expected share of the labelled training images that is used for validation if ``root/val`` does
+            not exist, in [0, 1).
+        test_fraction: expected share of the images that is used for testing if ``root`` holds only class folders, in
+            [0, 1).
         memory_limit: number of bytes up to which all images are decoded once and kept in memory (count × channels ×
             image_size²). Above it, workers decode images when they are needed.
+        value_range: pixel values that become black and white, such as [0, 4095] for 12-bit data in 16-bit files.
+            Applies to grey images of other types than unsigned 8 bits. If null, uses the range of 16-bit or 12-bit
+            integers; 32-bit integers, signed integers and floating point numbers are then an error.
         cache: file that keeps the decoded images for the next run. True uses a hidden file in ``root``, false none. A
-            change of an image or of a setting makes the file invalid.
+            change of the content of an image or of a setting makes the file invalid.
         on_error: reaction to a file that cannot be read: ``raise`` an error that names it, or ``skip`` it with a
             warning. ``skip`` decodes all files at the start, also above ``memory_limit``.
+        split_by: rule of the split: ``name``, or ``position`` in the sorted list of all images, which has exact shares.
+            With ``position``, one image more or less changes the whole split. Version 0.1 used it, and its runs
+            still do.
         Other arguments: see ``ImageDataModule``.
-
-    Attributes:
-        paths: for each of the splits train, val and test, the file at each ``Batch.index``; after ``setup``.
 
     Raises:
         FileNotFoundError: if ``root`` does not exist or a folder has no images.
         ValueError: if val or test has a class that train has not, if class folders and images are side by side,
-            if a file cannot be read, or if an argument is out of its range.
+            if there are folders of splits without train, if a file cannot be read, or if an argument is out of its
+            range.
     """
 
     def __init__(
@@ -65,10 +86,12 @@ class ImageFolder(ImageDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         memory_limit: int = 2_000_000_000,
-        cache: bool | str | Path = False,
+        value_range: tuple[float, float] | None = None,
+        cache: bool | OutputPath = False,
         on_error: Literal["raise", "skip"] = "raise",
         batch_size: int = 256,
         num_workers: int | None = None,
+        split_by: Literal["name", "position"] = "name",
     ) -> None:
         super().__init__(batch_size, num_workers)
         if image_size < 1:
@@ -77,29 +100,75 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"channels is {channels}: it must be 1 (grey) or 3 (RGB)")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: it must be 'raise' or 'skip'")
+        if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
+            raise ValueError(
+                f"value_range is {list(value_range)}: it must be the values of black and white, in ascending order, "
+                "such as [0, 4095]"
+            )
+        if split_by not in ("name", "position"):
+            raise ValueError(f"split_by is {split_by!r}: it must be 'name' or 'position'")
         check_fraction("val_fraction", val_fraction)
         check_fraction("test_fraction", test_fraction)
         if val_fraction + test_fraction >= 1:
             raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} leave nothing to train on")
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.image_size = image_size
         self.channels = channels
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.memory_limit = memory_limit
+        self.value_range: ValueRange | None = None if value_range is None else (value_range[0], value_range[1])
         self.on_error = on_error
+        self.split_by = split_by
         self.cache_file: Path | None = None
         if cache:
-            self.cache_file = self.root / f".decoded-{channels}x{image_size}.pt" if cache is True else Path(cache)
-        self.paths: dict[str, list[Path]] = {}
+            hidden = self.root / f".decoded-{channels}x{image_size}.pt"
+            self.cache_file = hidden if cache is True else Path(cache).expanduser()
+        self._found: _Found | None = None
+        self._paths: dict[str, list[Path]] = {}
+        self._matched_paths: dict[str, list[Path]] = {}
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are: the folders in ``root/train``, or in ``root``."""
+        """How many classes there are: the folders in ``root/train``, or in ``root``; 0 if there is one folder only."""
         if self._splits is not None:  # the folder was listed already
             return len(self.class_names)
-        train = self.root / "train"
-        return sum(path.is_dir() for path in _visible(train if train.is_dir() else _existing(self.root)))
+        names = class_folders(next(iter(_split_folders(self.root).values())))
+        return len(names) if len(names) > 1 else 0
+
+    @property
+    def paths(self) -> dict[str, list[Path]]:
+        """For each of the splits train, val and test, the file at each ``Batch.index``; after ``setup``."""
+        return self._matched_paths if self._matched else self._paths
+
+    def match_classes(self, names: Sequence[str], strict: bool = True) -> None:
+        """Numbers the labels as a trained classifier does; see ``ImageDataModule``.
+
+        A single folder that is called like one of the classes holds images of this class.
+        """
+        self._matched_paths = self._paths
+        found = self._found
+        if found is not None and (name := found.pictures.only_folder) is not None and name in names:
+            label = torch.tensor([0 if file.class_name == name else -1 for file in found.pictures.files])
+            found = replace(found, pictures=replace(found.pictures, class_names=(name,), label=label))
+            parts = self._split(found.pictures, found.bad, draw=strict)
+            self._matched, self._matched_paths = self._splits_of(found, parts), _paths_of(found.pictures, parts)
+        super().match_classes(names, strict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the position in the epoch, and the rule of the split."""
+        return {**super().state_dict(), "split_by": self.split_by}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Sets the position at which training resumes; warns if the run that wrote the checkpoint split otherwise."""
+        position = dict(state_dict)
+        rule = position.pop("split_by", "position")  # of version 0.1
+        if rule != self.split_by and self._found is not None and "all" in self._found.pictures.parts:
+            rank_zero_warn(
+                f"the run of the checkpoint has split_by={rule!r}, and this ImageFolder {self.split_by!r}: if it reads "
+                f"the same images, it may test on training images. Pass split_by={rule!r}"
+            )
+        super().load_state_dict(position)
 
     def prepare_data(self) -> None:
         """Fills the cache, if there is to be one: Lightning lets one process per machine do this."""
@@ -109,24 +178,41 @@ class ImageFolder(ImageDataModule):
     def load(self) -> Splits:
         """Finds the files, and decodes them if they fit in memory."""
         pictures = _find(self.root)
+        broken = pictures.listing.broken
+        if broken and self.on_error == "raise":
+            raise ValueError(
+                f"{broken[0]} is a link to a file that is not there: repair or remove it, or pass on_error='skip' to "
+                "leave out such files"
+            )
         image, bad = self._decode(pictures.paths)
-        parts = self._split(pictures, bad)
-        self.paths = {name: [pictures.paths[row] for row in rows.tolist()] for name, rows in parts.items()}
+        if self.value_range is None:
+            warn_of_dark_images(pictures.paths)
+        self._found = _Found(pictures, image, bad)
+        parts = self._split(pictures, bad, draw=bool(pictures.class_names))
+        self._paths = _paths_of(pictures, parts)
+        self._tell(pictures, parts)
+        return self._splits_of(self._found, parts)
+
+    def _splits_of(self, found: "_Found", parts: dict[str, Tensor]) -> Splits:
+        """The datasets."""
+        pictures, image = found.pictures, found.image
+        paths = _paths_of(pictures, parts)
 
         def dataset(name: str) -> ImageDataset | None:
             if name not in parts:
                 return None
             if image is not None:
                 return ImagesInMemory(image, pictures.label, parts[name])
-            return ImageFiles(self.paths[name], pictures.label[parts[name]], self.image_size, self.channels)
+            label = pictures.label[parts[name]]
+            return ImageFiles(paths[name], label, self.image_size, self.channels, self.value_range)
 
         train = dataset("train")
         if train is None:
             raise ValueError(f"{self.root} has no images left for training")
         return Splits(pictures.class_names, train, dataset("val"), dataset("test"))
 
-    def _split(self, pictures: "_Pictures", bad: list[int]) -> dict[str, Tensor]:
-        """The positions of the images of each non-empty split."""
+    def _split(self, pictures: "_Pictures", bad: list[int], draw: bool) -> dict[str, Tensor]:
+        """The positions of the images of each non-empty split; missing ones are drawn only with ``draw``."""
         readable = torch.ones(len(pictures.paths), dtype=torch.bool)
         readable[bad] = False
         parts = {name: torch.tensor(rows)[readable[rows]] for name, rows in pictures.parts.items()}
@@ -136,12 +222,50 @@ class ImageFolder(ImageDataModule):
         for i, name in enumerate(pictures.class_names):
             if not (label == i).any():
                 raise ValueError(f"none of the training images of the class {name} in {self.root} can be read")
-        labelled = bool(pictures.class_names)
-        val = round(self.val_fraction * len(pool)) if labelled and "val" not in parts else 0
-        test = round(self.test_fraction * len(pool)) if labelled and alone else 0
-        drawn = split(label, [val, test])
-        parts = dict(zip(("val", "test", "train"), (pool[rows] for rows in drawn), strict=True)) | parts
+        val = self.val_fraction if draw and "val" not in parts else 0.0
+        test = self.test_fraction if draw and alone else 0.0
+        if self.split_by == "position":
+            drawn = split(label, [round(val * len(pool)), round(test * len(pool))])
+            drawn = [drawn[2], drawn[0], drawn[1]]
+        else:
+            folder = len(os.path.join(_split_folders(self.root)["all" if alone else "train"], ""))
+            names = (pictures.files[row].path[folder:] for row in pool.tolist())
+            drawn = list(split_by_name(names, label, val, test))
+        parts = dict(zip(("train", "val", "test"), (pool[rows] for rows in drawn), strict=True)) | parts
         return {name: rows for name, rows in parts.items() if len(rows)}
+
+    @rank_zero_only
+    def _tell(self, pictures: "_Pictures", parts: dict[str, Tensor]) -> None:
+        """Prints what was found, what was left out, and the copies of training images in other splits."""
+        counts = ", ".join(f"{len(parts.get(name, ())):,} {name}" for name in _SPLIT_NAMES)
+        rule = f" (split by {self.split_by})" if "all" in pictures.parts and pictures.class_names else ""
+        rank_zero_info(f"{self.root}: {len(pictures.class_names) or 'no'} classes; images: {counts}{rule}")
+        for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
+            if rule and fraction > 0 and name not in parts:
+                rank_zero_info(
+                    f"{self.root}: no image is in the split {name}, with a {name}_fraction of {fraction:g} of "
+                    f"{len(pictures.files)} images: raise it, or make a folder {name} beside a folder train"
+                )
+        if pictures.only_folder is not None:
+            only = next(iter(_split_folders(self.root).values())) / pictures.only_folder
+            inner = class_folders(only) if only.is_dir() else []
+            remedy = f"set root to {only}, whose folders are {', '.join(inner[:3])}" if inner else "make one per class"
+            rank_zero_warn(f"{only} is the only folder with images: they have no labels. For labels, {remedy}")
+        for line in pictures.listing.notes():
+            rank_zero_info(f"{self.root}: {line}")
+        if broken := pictures.listing.broken:
+            rank_zero_warn(
+                f"{len(broken)} links lead to no file and are left out: {broken[0]}{', ...' * (len(broken) > 1)}"
+            )
+        files = {name: [pictures.files[row] for row in rows.tolist()] for name, rows in parts.items()}
+        found = dict(copies([*files.get("val", ()), *files.get("test", ())], files["train"]))
+        for name in ("val", "test"):
+            if copied := [file.path for file in files.get(name, ()) if file.path in found]:
+                copy, original = (os.path.relpath(path, self.root) for path in (copied[0], found[copied[0]]))
+                rank_zero_warn(
+                    f"copies of training images: {len(copied):,} of {len(files[name]):,} {name} images in {self.root}, "
+                    f"such as {copy} of {original}. They make results look better: remove them"
+                )
 
     def _decode(self, paths: list[Path]) -> tuple[Tensor | None, list[int]]:
         """The images, if they are to be in memory, and the positions of the files to skip."""
@@ -149,27 +273,29 @@ class ImageFolder(ImageDataModule):
         skip = self.on_error == "skip"
         if not keep and not skip:
             return None, []
-        key = self._key(paths, keep) if self.cache_file else ""
-        decoded = _read_cache(self.cache_file, key) if self.cache_file else None
-        if decoded is None:
-            decoded = decode_all(paths, self.image_size, self.channels, skip, keep)
-            if self.cache_file:
-                _write_cache(self.cache_file, key, *decoded)
-        bad = decoded[1]
-        if bad and not skip:
-            decode_or_name(paths[bad[0]], self.image_size, self.channels)  # raises again what was skipped then
+        settings = VERSION, self.image_size, self.channels, self.value_range, keep
+        cache = DecodedFile(self.cache_file, settings, paths, self.root) if self.cache_file else None
+        if cache and (found := cache.read()):
+            image, bad = found["image"], found["bad"]
+        else:
+            image, bad = decode_all(paths, self.image_size, self.channels, skip, keep, self.value_range)
+            if cache:
+                cache.write({"image": image, "bad": bad})
         if bad:
-            names = ", ".join(str(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-            rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}")
-        return decoded
+            self._report(paths, bad)
+        return image, bad
 
-    def _key(self, paths: list[Path], keep: bool) -> str:
-        """What the cache depends on."""
-        key = hashlib.sha256(f"{_CACHE_VERSION} {self.channels} {self.image_size} {keep}".encode())
-        for path in map(str, paths):
-            stat = os.stat(path)
-            key.update(f"\n{path[len(str(self.root)) :]} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return key.hexdigest()
+    def _report(self, paths: list[Path], bad: list[int]) -> None:
+        """Counts and names the files that cannot be read, or raises the error of the first."""
+        reason = ""
+        try:
+            decode_or_name(paths[bad[0]], self.image_size, self.channels, self.value_range)
+        except ValueError as error:
+            if self.on_error == "raise":  # the run that made the cache skipped them
+                raise
+            reason = f". {error}"
+        names = ", ".join(printable(paths[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        rank_zero_warn(f"{len(bad)} of {len(paths)} files cannot be read and are left out: {names}{reason}")
 
 
 @dataclass(frozen=True)
@@ -178,103 +304,103 @@ class _Pictures:
 
     Attributes:
         class_names: of the labels.
-        paths: of all files, split after split and class after class, each sorted by name.
+        only_folder: name of the folder that holds all images, if there is one; it is no class.
+        files: all of them, split after split and class after class, each sorted by name.
+        paths: of the files.
         label: int64 [N], of each file, -1 where unlabelled.
         parts: for ``train`` and those of ``val`` and ``test`` that are there, or for ``all`` alone, the positions.
+        listing: with what was left out.
     """
 
     class_names: tuple[str, ...]
+    only_folder: str | None
+    files: list[ImageFile]
     paths: list[Path]
     label: Tensor
     parts: dict[str, list[int]]
+    listing: Listing
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files, their images if they are in memory, and the positions of those that cannot be read."""
+
+    pictures: _Pictures
+    image: Tensor | None
+    bad: list[int]
 
 
 def _find(root: Path) -> _Pictures:
-    folders = {"all": _existing(root)}
-    if (root / "train").is_dir():
-        folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-        others = [path.name for path in _visible(root) if path.is_dir() and path.name not in folders]
-        if others:
-            raise ValueError(
-                f"{root} holds train and {others[0]}: the splits are called train, val and test "
-                "(if train is one of your classes, use the layout train/<class>/*)"
-            )
-    found = {name: _find_classes(folder) for name, folder in folders.items()}
-    class_names = tuple(next(iter(found.values())))  # of all or train; "" stands for no class
-    paths: list[Path] = []
-    label: list[int] = []
+    folders = _split_folders(root)
+    listing = list_images(folders)
+    first = next(iter(folders))  # all or train
+    class_names = listing.classes[first]
+    files: list[ImageFile] = []
     parts: dict[str, list[int]] = {}
-    for name, classes in found.items():
-        start = len(paths)
-        for class_name, members in classes.items():
-            if class_name and class_name not in class_names:
-                raise ValueError(f"{folders[name] / class_name}: train has no class of this name")
-            paths += members
-            label += [class_names.index(class_name) if class_name else -1] * len(members)
-        parts[name] = list(range(start, len(paths)))
-    return _Pictures(tuple(name for name in class_names if name), paths, torch.tensor(label), parts)
+    for name, members in listing.files.items():
+        if unknown := set(listing.classes[name]) - {*class_names, ""}:
+            raise ValueError(f"{folders[name] / min(unknown)}: train has no class of this name")
+        if not members:
+            raise _no_images(folders[name], name, listing)
+        parts[name] = list(range(len(files), len(files) + len(members)))
+        files += members
+    filled = {file.class_name for file in listing.files[first]}
+    if empty := [name for name in class_names if name not in filled]:
+        raise _no_images(folders[first] / empty[0], first, listing)
+    only = class_names[0] if len(class_names) == 1 else None
+    labels = {} if only is not None else {name: i for i, name in enumerate(class_names)}
+    label = torch.tensor([labels.get(file.class_name, -1) for file in files])
+    paths = [Path(file.path) for file in files]
+    return _Pictures(tuple(map(printable, labels)), only or None, files, paths, label, parts, listing)
 
 
-def _existing(root: Path) -> Path:
+def _paths_of(pictures: _Pictures, parts: dict[str, Tensor]) -> dict[str, list[Path]]:
+    return {name: [pictures.paths[row] for row in rows.tolist()] for name, rows in parts.items()}
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits, train first; the whole root as ``all`` if it has none.
+
+    Raises:
+        FileNotFoundError: if there is no root.
+        ValueError: if there are folders of splits without train, or with other folders beside them.
+    """
     if not root.is_dir():
         raise FileNotFoundError(
             f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with images only"
         )
-    return root
-
-
-def _find_classes(folder: Path) -> dict[str, list[Path]]:
-    """The images of each class folder; if there are no class folders, the images of the class ""."""
-    entries = _visible(folder)
-    classes = [path for path in entries if path.is_dir()]
-    pictures = [path for path in entries if _is_picture(path)]
-    if classes and pictures:
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    splits = {name: split for name in names for split, others in _SPLIT_NAMES.items() if name.lower() in others}
+    if not splits:
+        return {"all": root}
+    others = [name for name in names if name not in splits]
+    if "train" not in splits.values():
         raise ValueError(
-            f"{folder} holds folders ({classes[0].name}) and images ({pictures[0].name}) side by side: "
-            "put every image into the folder of its class, or all of them into one folder without others"
+            f"{root} holds {' and '.join(splits)} without train: name the folder with the training images train, or "
+            f"set root to {root / next(iter(splits))} to read that folder alone"
+            + f" (if {next(iter(splits))} is one of your classes, use the layout train/<class>/*)"
+            * bool(others)
         )
-    found = {path.name: [file for file in _walk(path) if _is_picture(file)] for path in classes} or {"": pictures}
-    for name, members in found.items():
-        if not members:
-            raise FileNotFoundError(f"{folder / name} holds no images (of {', '.join(EXTENSIONS)})")
+    if others:
+        raise ValueError(
+            f"{root} holds {next(iter(splits))} and {others[0]}: the splits are called train, val and test "
+            "(if train is one of your classes, use the layout train/<class>/*)"
+        )
+    found: dict[str, Path] = {}
+    for name in _SPLIT_NAMES:
+        folders = [folder for folder, of in splits.items() if of == name]
+        if len(folders) > 1:
+            raise ValueError(f"{root} holds {' and '.join(folders)}: keep one of these folders for {name}")
+        if folders:
+            found[name] = root / folders[0]
     return found
 
 
-def _walk(folder: Path) -> list[Path]:
-    """All visible files below a folder, sorted."""
-    files = []
-    for path in _visible(folder):
-        if path.suffix.lower() in EXTENSIONS or not path.is_dir():  # asking for each picture whether it is a folder
-            files.append(path)  # would take longer than listing them
-        else:
-            files += _walk(path)
-    return files
-
-
-def _visible(folder: Path) -> list[Path]:
-    return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith((".", "__MACOSX"))]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
-
-
-def _read_cache(path: Path, key: str) -> tuple[Tensor | None, list[int]] | None:
-    """What was decoded, mapped from the file, or none if the file is of something else or broken."""
-    if not path.is_file():
-        return None
-    try:
-        cache = torch.load(path, mmap=True, weights_only=True)
-        return (cache["image"], cache["bad"]) if cache["key"] == key else None
-    except Exception:  # any other kind of file: it is overwritten
-        return None
-
-
-def _write_cache(path: Path, key: str, image: Tensor | None, bad: list[int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        torch.save({"key": key, "image": image, "bad": bad}, temporary)
-        temporary.replace(path)  # at once, so that no reader sees half a file
-    finally:
-        temporary.unlink(missing_ok=True)
+def _no_images(folder: Path, split: str, listing: Listing) -> Exception:
+    if split in listing.in_training:
+        return ValueError(
+            f"every image of {folder} is one of the training images, because of links: remove {folder}, or put other "
+            "images there"
+        )
+    notes = [f"; {line}" for line in listing.notes()]
+    return FileNotFoundError(f"{folder} holds no images{''.join(notes)}: add images, such as .jpg or .png files")

@@ -48,7 +48,7 @@ class StandardImages(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers)
         check_fraction("val_fraction", val_fraction)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.val_fraction = val_fraction
 
     @property

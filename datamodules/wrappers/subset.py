@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from datamodules.base import ImageDataModule, Splits
+from datamodules.base import ImageDataModule, Splits, is_labelled
 from datamodules.loading.dataset import ImageDataset, ImageSelection
 from datamodules.loading.split import per_class
 
@@ -13,7 +13,8 @@ class Subset(ImageDataModule):
     """Selects classes, or a few training images per class, of another DataModule.
 
     Which images stay is always the same, whatever the seed of the run; those of a smaller ``per_class`` are among those
-    of a larger one. Validation and test keep all images of the classes. Images without a label are left out.
+    of a larger one. Validation and test keep all images of the classes. Images without a label are left
+    out, and so is a split without any label.
 
     Args:
         base: source of the images. Its own batch_size and num_workers are not used.
@@ -79,5 +80,5 @@ class Subset(ImageDataModule):
                 rows = rows[per_class(label[rows], torch.full((len(names),), most))]
             return ImageSelection(images, rows, label[rows])
 
-        val, test = (None if part is None else selected(part) for part in (splits.val, splits.test))
+        val, test = (selected(part) if is_labelled(part) else None for part in (splits.val, splits.test))
         return Splits(names, selected(splits.train, self.per_class, self.leave_out), val, test)

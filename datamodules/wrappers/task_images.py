@@ -59,8 +59,9 @@ class TaskImages(ImageDataset):
         return whole.hexdigest()
 
     def __getitems__(self, indices: list[int]) -> TaskBatch:  # type: ignore[override]  # a batch with a field more
-        index = torch.tensor(indices, dtype=torch.int64)
-        return TaskBatch(self.images(index), self.label[index], index, self.task[index])
+        return TaskBatch(
+            *super().__getitems__(indices), self.task[torch.tensor(indices, dtype=torch.int64).clamp(min=0)]
+        )
 
     def _of_task(self, number: int, index: Tensor) -> Tensor:
         image = self.parts[number].images(index - self.first[number])

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.base import ImageDataModule, Splits
+from datamodules.base import ImageDataModule, Splits, is_labelled, listed_classes
 from datamodules.batch import Batch
 from datamodules.loading.sampler import GlobalBatchSampler
 from datamodules.wrappers.task_epochs import TaskEpochs, end_epoch_of_killed_run, follow_tasks
@@ -172,6 +172,18 @@ class TaskSequence(ImageDataModule):
         """Where the images of some tasks stand in one of the datasets, int64 [N] and ascending."""
         return torch.isin(dataset.task, torch.tensor(tasks)).nonzero().flatten()
 
+    def match_classes(self, names: Sequence[str], strict: bool = True) -> None:
+        """Checks that the classes are those of a trained classifier: the labels follow from the tasks.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        if self.class_names != tuple(names):
+            raise ValueError(
+                f"the checkpoint knows {listed_classes(names)}, and the data has {listed_classes(self.class_names)}: "
+                "give the same tasks"
+            )
+
     # The images
 
     def prepare_data(self) -> None:
@@ -192,13 +204,14 @@ class TaskSequence(ImageDataModule):
             news[task][classes] = torch.tensor(tasks.labels(task))
         split: dict[str, Any] = {}
         for which in ("train", "val", "test"):
-            images = [getattr(data.splits, which) for data, _ in sources]
-            if all(part is not None for part in images):
+            given = [getattr(data.splits, which) for data, _ in sources]
+            images = [part for part in given if is_labelled(part)]
+            if len(images) == len(sources):
                 parts = zip(images, news, strict=True)
                 split[which] = TaskImages([relabelled(part, new) for part, new in parts], change)
-            elif any(part is not None for part in images):
-                missing = [type(data).__name__ for data, _ in sources if getattr(data.splits, which) is None]
-                rank_zero_warn(f"{missing[0]} has no {which} images: those of the other tasks are left out")
+            elif any(part is not None for part in given):
+                missing = [type(data).__name__ for data, _ in sources if not is_labelled(getattr(data.splits, which))]
+                rank_zero_warn(f"{missing[0]} has no {which} images with labels: those of the other tasks are left out")
         return TaskSplits(self._names(names), **split)
 
     @property

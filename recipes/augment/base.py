@@ -1,4 +1,5 @@
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ def check_range(name: str, bounds: tuple[float, float], above: float = 0.0) -> N
     """Raises ValueError unless the bounds are two ascending numbers greater than ``above``."""
     if len(bounds) != 2 or not above < bounds[0] <= bounds[1] < float("inf"):
         raise ValueError(f"{name} is {bounds}: it must be two ascending numbers greater than {above:g}")
+
+
+@lru_cache(maxsize=256)
+def constants(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Puts numbers on a device, once: the host waits whenever it copies numbers to a GPU. Not to be written to."""
+    with torch.inference_mode(False):  # or nobody could use it for a gradient later
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def between(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recipes.augment.base import Views, between, check_probability, to_float
+from recipes.augment.base import Views, between, check_probability, constants, to_float
 from recipes.augment.keys import Key, uniform
 
 RED, GREEN, BLUE = 0.2989, 0.587, 0.114  # share of each in grey: ITU-R BT.601, to torchvision's digits
@@ -126,9 +126,10 @@ class ColorJitter(Colour):
         """Draws, float [B, 4]: factors of brightness, contrast and saturation, and the turn of hue in circles."""
         u = to_float(uniform(key, 5))
         changes = (self.brightness, self.contrast, self.saturation)
-        low = u.new_tensor([*(max(0.0, 1 - change) for change in changes), -self.hue])
-        high = u.new_tensor([*(1 + change for change in changes), self.hue])
-        return torch.where(u[:, :1] < self.p, between(u[:, 1:], low, high), u.new_tensor([1.0, 1.0, 1.0, 0.0]))
+        least = (*(max(0.0, 1 - change) for change in changes), -self.hue)
+        most = (*(1 + change for change in changes), self.hue)
+        low, high, unchanged = (constants(row, u.dtype, u.device) for row in (least, most, (1.0, 1.0, 1.0, 0.0)))
+        return torch.where(u[:, :1] < self.p, between(u[:, 1:], low, high), unchanged)
 
     def map(self, key: Key, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Draws one jitter per image."""
@@ -143,7 +144,7 @@ class ColorJitter(Colour):
         # Saturation s moves each colour towards its grey, s I + (1 - s) 1 greyᵀ; a turn T keeps greys, T 1 = 1. So
         # saturation then hue is s T + (1 - s) 1 greyᵀ, and hue then saturation s T + (1 - s) 1 (greyᵀ T).
         grey = torch.where(
-            hue_before_saturation[:, None], _grey_row(turn), turn.new_tensor([RED, GREEN, BLUE])
+            hue_before_saturation[:, None], _grey_row(turn), constants((RED, GREEN, BLUE), turn.dtype, turn.device)
         )  # [B, 3]
         away = saturation[:, None, None]
         matrix = away * turn + ((1 - saturation)[:, None] * grey)[:, None]

@@ -45,14 +45,20 @@ class GaussianBlur(Views):
         if radius >= side:
             raise ValueError(f"kernel_size is {2 * radius + 1}: images of {side} pixels allow at most {2 * side - 1}")
         sigma = self.sigmas(key)
-        chosen = sigma.nonzero()[:, 0]  # only those are worth the work, although counting them waits for the device
+        if image.is_cuda:  # blurring all is cheap there; to count those that are chosen, the host would have to wait
+            blurred = _blur(image, sigma.clamp(min=self.sigma[0]), radius)
+            return torch.where(sigma[:, None, None, None] > 0, blurred, image)
+        chosen = sigma.nonzero()[:, 0]
         if len(chosen) == 0:
             return image
-        kernel = _gaussian(sigma[chosen], radius)
-        blurred = image[chosen]
-        for pad in ((0, 0, radius, radius), (radius, radius, 0, 0)):  # down the columns, then along the rows
-            blurred = _convolve(F.pad(blurred, pad, mode="reflect"), kernel, 2 if pad[0] == 0 else 3)
-        return image.index_copy(0, chosen, blurred.clamp_(0, 1))
+        return image.index_copy(0, chosen, _blur(image[chosen], sigma[chosen], radius))
+
+
+def _blur(image: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    kernel = _gaussian(sigma, radius)
+    for dim, pad in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):  # down the columns, along the rows
+        image = _convolve(F.pad(image, pad, mode="reflect"), kernel, dim)
+    return image.clamp_(0, 1)
 
 
 def _gaussian(sigma: Tensor, radius: int) -> Tensor:
@@ -65,8 +71,13 @@ def _gaussian(sigma: Tensor, radius: int) -> Tensor:
 
 
 def _convolve(image: Tensor, kernel: Tensor, dim: int) -> Tensor:
-    # A sum of shifted images: on CPU 5 times as fast as grouped convolution at 32 pixels, and as fast at 224.
     taps = kernel.shape[1]
+    batch, channels = image.shape[:2]
+    if image.is_cuda and batch * channels > 1:  # a single channel would be convolved with rounded factors (TF32)
+        each = kernel.repeat_interleave(channels, 0).view(-1, 1, *((taps, 1) if dim == 2 else (1, taps)))
+        result = F.conv2d(image.reshape(1, -1, *image.shape[2:]), each, groups=batch * channels)
+        return result.view(batch, channels, *result.shape[2:])
+    # A sum of shifted images: on CPU 5 times as fast as grouped convolution at 32 pixels, and as fast at 224.
     length = image.shape[dim] - taps + 1
     weight = kernel[:, :, None, None, None]
     result = weight[:, 0] * image.narrow(dim, 0, length)

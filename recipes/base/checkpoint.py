@@ -1,13 +1,17 @@
 """Loads the checkpoints of runs. A checkpoint cannot run or import code that the user has not named."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from recipes.base.imports import check_classes, import_named, refusal, trusted_only
+from recipes.base.loaded import check_model, taken
+from recipes.base.texts import mapping_from_yaml
 from recipes.nn.encoders.weights import checkpoint_file
 from recipes.nn.finite import not_finite
 
@@ -51,16 +55,24 @@ def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
     parser.add_subclass_arguments(AnyRecipe, "model")
     with trusted_only():
         try:
-            config = parser.parse_object({"model": without_weights(yaml.safe_load(checkpoint["model"]))})
+            model = mapping_from_yaml(checkpoint["model"], "its text")
+            check_model(model, AnyRecipe)
+            config = parser.parse_object({"model": without_weights(model)})
             check_classes(config)
-        except (ArgumentError, ValueError) as error:
+        except (ArgumentError, ValueError, ImportError) as error:
             words = refusal(str(error)) or " ".join(str(error).split())
             raise ValueError(f"the configuration in {path} cannot be used: {words}") from None
         recipe = parser.instantiate(config).model
-    recipe.on_load_checkpoint(checkpoint)
-    if names := not_finite(checkpoint["state_dict"]):
-        raise ValueError(f"weights in {path} are not finite ({names[0]}): that run diverged, use an earlier checkpoint")
-    recipe.load_state_dict(checkpoint["state_dict"])
+    try:
+        recipe.on_load_checkpoint(checkpoint)
+        if names := not_finite(checkpoint["state_dict"]):
+            diverged = f"weights in {path} are not finite ({names[0]}): that run diverged, use an earlier checkpoint"
+            raise ValueError(diverged)
+        recipe.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        raise ValueError(f"{path} is damaged, so its weights cannot be loaded ({what})") from error
+    recipe.encoder.pretrained = True
     recipe.made_from = {name: checkpoint[name] for name in _MADE_FROM if name in checkpoint}
     return recipe.eval()
 
@@ -69,11 +81,49 @@ _MADE_FROM = ("model", "recipe", "image_shape", "class_names")  # with the state
 
 
 def config_of(path: str | Path) -> dict[str, Any]:
-    """The configuration of the run that wrote a checkpoint, without what belonged to its command alone."""
-    config: dict[str, Any] = yaml.safe_load(_read(Path(path))["config"])
-    for key in ("import", "ckpt_path", "weights_only", "verbose", "return_predictions"):
-        config.pop(key, None)
+    """What the configuration of the run that wrote a checkpoint decides for another command: see ``taken``.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or names a class that does not belong there.
+    """
+    from recipes.base.recipe import AnyRecipe
+
+    checkpoint = _read(Path(path))
+    try:
+        with trusted_only():
+            config, left_out = taken(mapping_from_yaml(checkpoint["config"], "its text"), AnyRecipe)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"the configuration in {path} cannot be used: {' '.join(str(error).split())}") from None
+    if left_out:
+        rank_zero_info(
+            f"not taken from {path}, because a checkpoint does not decide where files are written: "
+            f"{', '.join(left_out)}. Give them as options if you need them."
+        )
+    _keep_split(config.get("data"))
     return config
+
+
+def _keep_split(config: Any) -> None:
+    """Keeps the split of runs that are older than ``ImageFolder.split_by``: their test images stay the same."""
+    if isinstance(config, dict):
+        arguments = config.get("init_args")
+        if str(config.get("class_path")).rpartition(".")[2] == "ImageFolder" and isinstance(arguments, dict):
+            arguments.setdefault("split_by", "position")
+        config = list(config.values())
+    for part in config if isinstance(config, list) else []:
+        _keep_split(part)
+
+
+def saved_run(path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """What a resumed run compares and continues; nothing of it is built.
+
+    Returns:
+        The configuration as the run saved it, empty if there is none, and the ids of its runs in Weights & Biases.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    config = mapping_from_yaml(checkpoint.get("config", "{}"), f"the configuration in {path}")
+    ids = [name for name in checkpoint.get("wandb_ids", []) if isinstance(name, str) and re.fullmatch(r"[\w-]+", name)]
+    return config, ids
 
 
 def without_weights(config: Any) -> Any:
@@ -89,22 +139,48 @@ _WEIGHTS = {"weights": None, "pretrained": False}  # arguments of encoders
 
 def num_classes_of(path: str | Path) -> int | None:
     """How many classes the recipe in a checkpoint tells apart; None for a recipe without classes."""
-    count: int | None = yaml.safe_load(_read(Path(path))["model"]).get("init_args", {}).get("num_classes")
-    return count
+    arguments = mapping_from_yaml(_read(Path(path))["model"], f"the configuration in {path}").get("init_args")
+    count = arguments.get("num_classes") if isinstance(arguments, dict) else None
+    return count if isinstance(count, int) else None
 
 
 def checkpoint_path(path: str | Path) -> Path:
     """The checkpoint file that a path means: itself, or the last one of a run directory."""
-    if file := checkpoint_file(path):
+    if file := checkpoint_file(Path(path).expanduser()):
         return file
     raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file or the directory of a run that saved one")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def check_checkpoint(path: str | Path) -> None:
+    """Checks that the Trainer can load a checkpoint, whoever wrote it; nothing in it is run.
+
+    Raises:
+        ValueError: if the file is damaged, or something else than a checkpoint of Lightning.
+    """
+    checkpoint = _loaded(Path(path))
+    if not isinstance(checkpoint, dict) or not {"pytorch-lightning_version", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"{path} is no checkpoint of a Trainer: use one that a run has saved")
+
+
+def _loaded(path: Path) -> Any:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError or KeyError
-        raise ValueError(f"{path} is not a checkpoint that can be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not a checkpoint that can be read: {_first_line(error)}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = _loaded(path)
     if not isinstance(checkpoint, dict) or not {"config", "model", "state_dict"} <= checkpoint.keys():
         raise ValueError(f"{path} holds no configuration: it was not written by the recipes command; give --config")
+    state = checkpoint["state_dict"]
+    tensors = isinstance(state, dict) and all(
+        isinstance(value, Tensor) or str(name).endswith("_extra_state") for name, value in state.items()
+    )
+    if not tensors:
+        raise ValueError(f"{path} is damaged: its state_dict must map names to tensors. Use another checkpoint")
     return checkpoint
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

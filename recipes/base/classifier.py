@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch, ImageDataModule
+from datamodules.base import listed_classes
 from losses.precision import at_least_float32
+from recipes.base.measures import CrossEntropy, LabelledMetric, accuracy
 from recipes.base.recipe import Recipe
+from recipes.errors import CheckpointMismatch
 from recipes.nn import Encoder
 
 
@@ -47,14 +50,25 @@ class Classifier(Recipe):
             )
         self.head = nn.Linear(self.feature_dim, num_classes)
         self.class_names: tuple[str, ...] = ()
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
+        self.val_loss = LabelledMetric("val/loss", CrossEntropy())
+        self.val_accuracy = accuracy("val/accuracy", num_classes)
+        self.test_accuracy = accuracy("test/accuracy", num_classes)
 
     def setup(self, stage: str) -> None:
-        """Takes the names of the classes from the DataModule too, and checks that there are enough images."""
+        """Takes the names of the classes from the DataModule too, and checks that there are enough images.
+
+        A trained recipe keeps its own: it trains on with the same classes alone, and elsewhere those of the data are
+        matched by name.
+        """
         super().setup(stage)
         data = self.datamodule
-        self.class_names = getattr(data, "class_names", ()) or self.class_names
+        names = tuple(getattr(data, "class_names", ()))
+        if not self.trained or not self.class_names:
+            self.class_names = names or self.class_names
+        elif stage == "fit":
+            _check_same("the recipe", self.class_names, names)
+        else:
+            self._match_data(self.class_names, stage)
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
             if labelled < classes:
@@ -84,22 +98,23 @@ class Classifier(Recipe):
         """The features [B, F] of a batch; where they were computed before, the loader gives them in place of images."""
         return batch.image if batch.image.ndim == 2 else self(batch.image)
 
+    def on_validation_epoch_start(self) -> None:
+        """Computes the mean of the loss as exactly as the weights: metrics stay in float32 when a recipe changes."""
+        self.val_loss.metric.set_dtype(torch.promote_types(next(self.parameters()).dtype, torch.float32))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss`` and ``val/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
         logits = self.step_columns["logits"] = self.batch_logits(batch, feature)
-        self.val_accuracy(logits, batch.label)
-        loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
-        self.log("val/loss", loss, batch_size=len(batch.label), sync_dist=True)
-        self.log("val/accuracy", self.val_accuracy)
+        self.measure(self.val_loss, logits, batch.label)
+        self.measure(self.val_accuracy, logits, batch.label)
         return feature
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
         logits = self.step_columns["logits"] = self.batch_logits(batch, feature)
-        self.test_accuracy(logits, batch.label)
-        self.log("test/accuracy", self.test_accuracy)
+        self.measure(self.test_accuracy, logits, batch.label)
         return feature
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -113,16 +128,26 @@ class Classifier(Recipe):
         checkpoint["class_names"] = list(self.class_names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the names of the classes from a checkpoint where the data has none; refuses data with other classes."""
+        """Takes the names of the classes from a checkpoint; refuses to resume on data with other classes."""
         theirs = tuple(checkpoint.get("class_names", ()))
-        if self.class_names and theirs and self.class_names != theirs:
-            raise ValueError(
-                f"the checkpoint knows {_listed(theirs)}, and the data has {_listed(self.class_names)}: give data with "
-                "the same classes, or pictures without class folders"
-            )
+        stage = None if self._trainer is None else self._trainer.state.fn
+        if stage == TrainerFn.FITTING:
+            _check_same("the checkpoint", theirs, self.class_names)
         super().on_load_checkpoint(checkpoint)
-        self.class_names = self.class_names or theirs
+        if theirs and stage not in (None, TrainerFn.FITTING):
+            self._match_data(theirs, stage)
+        self.class_names = theirs or self.class_names
+
+    def _match_data(self, names: tuple[str, ...], stage: str) -> None:
+        """Numbers the labels of the data like the classes; only predictions are made for unknown ones."""
+        if isinstance(self.datamodule, ImageDataModule):
+            self.datamodule.match_classes(names, strict=stage != "predict")
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return f"{len(names)} class{'es' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+def _check_same(trained: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    """Raises a CheckpointMismatch if data with the classes ``ours`` is given to what was ``trained`` on ``theirs``."""
+    if theirs and ours and theirs != ours:
+        raise CheckpointMismatch(
+            f"{trained} knows {listed_classes(theirs)}, and the data has {listed_classes(ours)}: give data with the "
+            "same classes, or pictures without class folders"
+        )

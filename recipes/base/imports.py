@@ -53,6 +53,11 @@ def import_named(name: str, folders: Sequence[str | Path] = (".",)) -> None:
     module = name
     if name.endswith(".py"):
         module = _module_of(_found(name, folders))
+    elif not all(part.isidentifier() for part in name.split(".")):
+        what = "a folder" if any((Path(folder) / name).is_dir() for folder in folders) else "no module name"
+        raise ImportError(
+            f"import is {name}, which is {what}: give a Python file such as mine.py, or a module such as mine.recipes"
+        )
     imported(module)
     if module not in _named:
         _named.append(module)
@@ -65,7 +70,7 @@ def imported(module: str) -> ModuleType:
         ImportError: in one line, with the folders that were searched, or with the exception that its code raised; or
             because the module is not trusted, under ``trusted_only``.
     """
-    if _only_trusted and not any(f"{module}.".startswith(f"{trusted}.") for trusted in (*PACKAGES, *_named)):
+    if _only_trusted and not _is_trusted(module):
         raise ImportError(_distrusted(module))
     try:
         return importlib.import_module(module)
@@ -77,8 +82,20 @@ def imported(module: str) -> ModuleType:
             f"there is no module {error.name!r}: it is not installed{folders}; add --import FILE with the path of its "
             "file"
         ) from error
-    except Exception as error:  # whatever the code of the module raises
+    except (Exception, SystemExit) as error:  # whatever the code of the module raises
         raise ImportError(_own_words(module, error)) from error
+
+
+def check_trusted(class_path: Any) -> None:
+    """Refuses a ``class_path`` of a checkpoint that is no full name of a class of a trusted module; imports nothing.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(class_path, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", class_path):
+        raise ValueError(f"class_path is {class_path!r}: it must be the full name of a class")
+    if not _is_trusted(class_path.rpartition(".")[0]):
+        raise ValueError(_distrusted(class_path))
 
 
 def class_named(class_path: str) -> type:
@@ -145,12 +162,19 @@ def refusal(message: str) -> str | None:
     return found and _distrusted(found[1])
 
 
+def _is_trusted(module: str) -> bool:
+    """Whether a checkpoint may name a module: one of the packages or the user's, and no program of theirs."""
+    if "__main__" in module.split("."):
+        return False
+    return any(f"{module}.".startswith(f"{trusted}.") for trusted in (*PACKAGES, *_named))
+
+
 def _distrusted(path: str) -> str:
     return f"the checkpoint names {path}, whose module is not trusted: {REMEDY}"
 
 
 def _found(name: str, folders: Iterable[str | Path]) -> Path:
-    files = [Path(folder).resolve() / name for folder in folders]
+    files = [Path(folder).resolve() / Path(name).expanduser() for folder in folders]
     for file in files:
         if file.is_file():
             return file
@@ -176,7 +200,7 @@ def _module_of(file: Path) -> str:
     return name
 
 
-def _own_words(module: str, error: Exception) -> str:
+def _own_words(module: str, error: BaseException) -> str:
     """Where the code of a module raised an exception, and its last line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     file, line = place.filename, place.lineno

@@ -5,16 +5,19 @@ import os
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.plugins import DoublePrecision
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from datamodules import Batch, TaskBatch
 from datamodules.loading.plain import as_batch, check_range
 from recipes.augment import Key, Normalize, Views
+from recipes.base.measures import LabelledMetric, check_measures, check_monitor
+from recipes.base.resume import Resume
+from recipes.errors import CheckpointMismatch
 from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
 from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
 
@@ -42,6 +45,8 @@ class Recipe(AnyRecipe):
     Attributes:
         views: draws one random view of every image, see ``view``. Null, unless the method sets it.
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
+        trained: whether the weights were trained or are those of a checkpoint. Other data then changes neither the
+            normalisation nor the names of the classes.
         made_from: content of the checkpoint without weights, for a recipe that was loaded.
         smallest_batch: number of images that a global training batch needs at least.
         remembers_images: whether something is kept for every image under its index.
@@ -69,14 +74,20 @@ class Recipe(AnyRecipe):
             )
         self.encoder = encoder.to(memory_format=torch.channels_last)  # convolutions are faster on CPUs and GPUs alike
         self.feature_dim = encoder.feature_dim
-        self.normalize = Normalize()
+        self.normalize = encoder.input_normalize if isinstance(encoder, Encoder) else Normalize()
+        if (stated := getattr(encoder, "normalization", None)) is not None:  # a subclass may state it itself
+            self.normalize.set(*stated)
         self.views: Views | None = None
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.lr_batch_size = lr_batch_size
         self.image_shape: tuple[int, ...] | None = None
         self.made_from: dict[str, Any] = {}
+        self.trained = False
+        self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
+        self._steps_ahead = 0  # how many more steps the run has done than Lightning has counted
+        self._total_steps: int | None = None  # of a run that was resumed with another batch size
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
@@ -93,6 +104,30 @@ class Recipe(AnyRecipe):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns the features [B, F] with the indices [B] of their images."""
         return {"index": batch.index, "feature": self(batch.image)}
+
+    def measure(self, metric: LabelledMetric, prediction: Tensor, label: Tensor) -> None:
+        """Adds a batch to a metric that is logged over the labelled images of the epoch, if there are any.
+
+        Args:
+            metric: one of the recipe's own.
+            prediction: a row for each image, as the metric takes it, such as logits [B, classes].
+            label: int64 [B], -1 where unlabelled.
+        """
+        metric(prediction, label)
+        self.log(metric.name, metric)
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Logs as Lightning does; a number is not copied to the device, which the host would wait for, but made there.
+
+        Args:
+            name: of the measure.
+            value: scalar tensor, number or metric.
+            *args: of ``LightningModule.log``.
+            **options: of ``LightningModule.log``.
+        """
+        if isinstance(value, int | float):
+            value = torch.full((), value, device=self.device, dtype=torch.get_default_dtype())
+        super().log(name, value, *args, **options)
 
     def key(self, batch: Batch | TaskBatch, view: int = 0) -> Key:
         """The random key of one view of a batch: a function of (seed, epoch, image, view) and of nothing else."""
@@ -148,8 +183,13 @@ class Recipe(AnyRecipe):
     def setup(self, stage: str) -> None:
         """Takes mean and standard deviation from the DataModule, and checks that encoder and images fit.
 
-        An encoder that was trained before keeps those that it was trained with, where they are known.
+        Tells which measures do without labels, and refuses a callback that monitors one of them.
+
+        An encoder that was trained before keeps those that it was trained with, where they are known. Those of data
+        that it is only used with are replaced by the next.
         """
+        self._has_stepped = False
+        self._steps_ahead, self._total_steps = 0, None
         data = self.datamodule
         self._counted: dict[tuple[Any, ...], int] = {}
         if data is None:
@@ -160,8 +200,11 @@ class Recipe(AnyRecipe):
             self._check_batch_size(data.batch_size)
         if data is None or not hasattr(data, "image_shape"):
             return
+        check_measures(self, stage)
         channels, height, width = self.image_shape = data.image_shape
-        self.normalize.set(*(_of_channels(self.encoder.normalization, channels) or (data.mean, data.std)))
+        known = self.normalize.known
+        mean, std = known or (data.mean, data.std)
+        self.normalize.set(mean, std, provisional=known is None)
         name = type(self.encoder).__name__
         if channels != self.encoder.in_channels:
             raise ValueError(
@@ -210,26 +253,30 @@ class Recipe(AnyRecipe):
         self._counted[place] = first + len(made.image)
         return made
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds the callback by which a resumed run obeys its options."""
+        return [] if any(isinstance(each, Resume) for each in self.trainer.callbacks) else [Resume()]  # type: ignore[attr-defined]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = _created("optimizer", self.optimizer, self.parameter_groups())
         scale = 1.0 if self.lr_batch_size is None else self.global_batch_size / self.lr_batch_size
         for group in optimizer.param_groups:
             group["lr"] *= scale * group.get("lr_factor", 1.0)
         if self.scheduler is None:
             return optimizer
-        scheduler = self.scheduler(optimizer)
+        scheduler = _created("scheduler", self.scheduler, optimizer)
         keep_lr_factors(scheduler)
         if not isinstance(scheduler, RunSchedule):
             every_epoch: Any = {"scheduler": scheduler, "interval": "epoch"}
             if isinstance(scheduler, ReduceLROnPlateau):
+                check_monitor(self, scheduler.monitor, type(scheduler).__name__)
                 every_epoch["monitor"] = scheduler.monitor
             return {"optimizer": optimizer, "lr_scheduler": every_epoch}
         total = self.total_steps
         if math.isinf(self.trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
             self.trainer.fit_loop.setup_data()
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        scheduler.start(total, steps_per_epoch)
+        scheduler.start(total, self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -240,16 +287,112 @@ class Recipe(AnyRecipe):
         return parameter_groups(self)
 
     @property
+    def steps_done(self) -> int:
+        """Number of optimiser steps before this one, out of ``total_steps``.
+
+        This is ``global_step``, unless the run was resumed with another batch size: then as many steps of this run as
+        have the images trained on.
+        """
+        return self.global_step + self._steps_ahead
+
+    @property
     def total_steps(self) -> int:
         """Number of optimiser steps of the whole run, including those before a resume.
 
         Raises:
             ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run.
         """
+        if self._total_steps is not None:
+            return self._total_steps
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
             raise ValueError("the schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
         return int(total)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimiser steps in an epoch."""
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    @property
+    def steps_left(self) -> float:
+        """Number of optimiser steps from now to the end of the run; infinite for a run without end."""
+        trainer = self.trainer
+        by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps - trainer.global_step
+        if trainer.max_epochs in (None, -1):
+            return by_steps
+        return min(by_steps, self.steps_until(trainer.max_epochs))
+
+    def steps_until(self, epoch: int) -> int:
+        """Computes the number of optimiser steps from now to the start of an epoch."""
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = 0 if batch.is_last_batch else batch.current.completed  # in this epoch
+        left = max(self.trainer.num_training_batches - done, 0)
+        this_epoch = math.ceil(left / self.trainer.accumulate_grad_batches)
+        return max((epoch - self.current_epoch - 1) * self.steps_per_epoch + this_epoch, 0)
+
+    def epochs_of_schedule(self, epochs: int) -> int:
+        """How many epochs of the schedule are over, given those of the run."""
+        return epochs
+
+    @property
+    def run_position(self) -> dict[str, Any]:
+        """The position in the run, for a checkpoint: steps done, and the unit that they are counted in."""
+        return {
+            "steps": self.steps_done,
+            "steps_per_epoch": self.steps_per_epoch,
+            "images_per_step": self._images_per_step,
+        }
+
+    def resume_at(self, saved: dict[str, Any], had_schedule: bool) -> None:
+        """Moves a resumed run to the share of its length that is done, measured in images.
+
+        With the batch size, the accumulation and the data of the checkpoint, the share follows from the number of
+        steps. Otherwise a step has another number of images, and the steps done are counted anew.
+
+        Args:
+            saved: ``run_position`` in the checkpoint; empty for a checkpoint of an earlier version.
+            had_schedule: whether the run of the checkpoint had a schedule of ``recipes.optim``.
+        """
+        if math.isinf(self.trainer.num_training_batches) or not 0 < self.steps_left < math.inf:
+            return
+        ratio = self._steps_worth(saved)
+        self._steps_ahead = saved.get("steps", self.global_step) - self.global_step
+        schedules = (each.scheduler for each in self.trainer.lr_scheduler_configs)
+        schedule = next((each for each in schedules if isinstance(each, RunSchedule)), None)
+        same = ratio == 1 and saved.get("steps_per_epoch", self.steps_per_epoch) == self.steps_per_epoch
+        if same and self._steps_ahead == 0 and (had_schedule or schedule is None):
+            return
+        done, total = self._placed(ratio)
+        if schedule is not None:
+            schedule.start(total, self.steps_per_epoch, step=done)
+        images = f" of {self._images_per_step} images" if self._images_per_step else ""
+        rank_zero_info(f"{done / total:.0%} of the run is done: it resumes at step {done} of {total}{images}")
+
+    def _steps_worth(self, saved: dict[str, Any]) -> float:
+        """Computes how many steps of this run one step of the checkpoint's run is worth."""
+        now = self.run_position
+        if not saved:
+            return (self.total_steps - self.steps_left) / max(self.global_step, 1) if self.global_step else 1.0
+        images, per_epoch = "images_per_step", "steps_per_epoch"
+        if saved[images] and now[images]:
+            return saved[images] / now[images]
+        return now[per_epoch] / saved[per_epoch]
+
+    def _placed(self, ratio: float) -> tuple[int, int]:
+        """Returns the steps done and the steps in all, given the steps of this run that one earlier step is worth."""
+        done = round(self.steps_done * ratio)
+        self._steps_ahead = done - self.global_step
+        self._total_steps = done + int(self.steps_left)
+        return done, self._total_steps
+
+    @property
+    def _images_per_step(self) -> int | None:
+        """How many images make one optimiser step; None if the loader does not tell its batch size."""
+        if hasattr(self.datamodule, "batch_size"):
+            return self.global_batch_size
+        size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        return size and size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -272,6 +415,15 @@ class Recipe(AnyRecipe):
             )
         return int(batch_size * self.trainer.accumulate_grad_batches)
 
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Takes a step. After the first one the encoder counts as trained, on images normalised as they are now."""
+        super().optimizer_step(*args, **options)
+        if not self._has_stepped:
+            self._has_stepped = self.trained = True
+            self.normalize.keep()
+            if any(parameter.requires_grad for parameter in self.encoder.parameters()):
+                self.encoder.pretrained = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes whose checkpoint it is, and the shape of the images."""
         checkpoint["recipe"] = type(self).__name__
@@ -281,17 +433,22 @@ class Recipe(AnyRecipe):
         """Refuses a checkpoint of another recipe or of another network, before anything is loaded."""
         theirs, ours = checkpoint.get("recipe"), type(self).__name__
         if theirs is not None and theirs != ours:
-            raise ValueError(f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}")
+            raise CheckpointMismatch(
+                f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}"
+            )
         if problem := load_mismatch(self, checkpoint["state_dict"]):
-            raise ValueError(f"the checkpoint does not fit this {ours}: {problem}")
+            raise CheckpointMismatch(f"the checkpoint does not fit this {ours}: {problem}")
+        self.trained = True
         if self.image_shape is None and checkpoint.get("image_shape"):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
 
 
-def _of_channels(normalization: tuple[Any, Any] | None, channels: int) -> tuple[Any, Any] | None:
-    """Returns mean and standard deviation for the given number of channels; grey images use the mean over RGB."""
-    if normalization is None or len(normalization[0]) == channels:
-        return normalization
-    return tuple([sum(numbers) / len(numbers)] * channels for numbers in normalization)  # type: ignore[return-value]
+def _created(name: str, create: Any, argument: Any) -> Any:
+    """Calls an injected factory; torch's error for an argument out of its range becomes one that names the option."""
+    try:
+        return create(argument)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"the {name} cannot be created: {reason}. Change model.{name}") from error

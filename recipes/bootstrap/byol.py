@@ -105,4 +105,4 @@ class BYOL(Recipe):
         """τ of the current step: it rises to 1 by half a cosine (Section 3.3), unless it is constant."""
         if self.constant_momentum:
             return self.momentum
-        return cosine_momentum(self.momentum, self.global_step, self.total_steps)
+        return cosine_momentum(self.momentum, self.steps_done, self.total_steps)

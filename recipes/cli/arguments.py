@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 import yaml
 
-from recipes.base.checkpoint import checkpoint_path, config_of, without_weights
+from datamodules.sources.names import printable
+from recipes.base.checkpoint import check_checkpoint, checkpoint_path, config_of, without_weights
 from recipes.base.imports import import_named
+from recipes.base.texts import mapping_from_yaml, text_of
 from recipes.cli.catalogue import config_file
 
 IMPORT_HELP = "Python file or module with classes of your own, such as simsiam.py; may be given several times"
+_OF_LIGHTNING = ("last", "best", "hpc")  # checkpoints that Lightning finds for a run that is started once more
 _PATH_OPTIONS = ("-c=", "--config=", "--ckpt_path=")
 
 
@@ -33,8 +36,10 @@ def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
     """Takes every ``--import NAME`` out of the arguments: returns the others, and the names.
 
     Raises:
-        ValueError: if a name is missing.
+        ValueError: if a name is missing, or if an argument is no text that a configuration file can hold.
     """
+    for arg in args:
+        _check_text(arg)
     others: list[str] = []
     names: list[str] = []
     parts = iter(args)
@@ -50,10 +55,20 @@ def taken_imports(args: list[str]) -> tuple[list[str], list[str]]:
     return others, names
 
 
+def _check_text(arg: str) -> None:
+    try:
+        arg.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{printable(arg)} is not UTF-8 text: rename the file or folder, or make a link to it (ln -s) with another "
+            "name"
+        ) from error
+
+
 def config_folders(args: list[str]) -> list[Path]:
     """The folders of the config files that the user passes, in their order; a packaged config has none."""
     words = _split(args)
-    given = [Path(value) for option, value in zip(words, words[1:]) if option in ("-c", "--config")]
+    given = [Path(value).expanduser() for option, value in zip(words, words[1:]) if option in ("-c", "--config")]
     return [path.parent for path in given if path.is_file()]
 
 
@@ -78,8 +93,12 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
             args[place] = str(file)
             first = first or ["--name", Path(value).stem]
             last += _imports_of(file)
-        elif option == "--ckpt_path" and value not in ("last", "best", "hpc"):
+        elif option == "--ckpt_path" and not (args[0] == "fit" and value in _OF_LIGHTNING):
             args[place] = str(checkpoint_path(value))
+            if not any(
+                arg.startswith("--weights_only") for arg in args
+            ):  # the user may trust a checkpoint with objects
+                check_checkpoint(args[place])
             if not named:
                 of_checkpoint = True
                 config = config_of(args[place])
@@ -97,11 +116,7 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
 
 def _imports_of(file: Path) -> list[str]:
     """Imports the modules that a config names, and returns their names as the command line would give them."""
-    try:
-        config = yaml.safe_load(file.read_text())
-    except yaml.YAMLError:
-        return []  # the parser will say it
-    given = config.get("import") if isinstance(config, dict) else None
+    given = mapping_from_yaml(text_of(file), f"the config {file}").get("import")
     names = [given] if isinstance(given, str) else given or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"import is {given} in {file}: it must be a Python file or a module name, or a list of them")
@@ -118,7 +133,8 @@ def config_path(name: str) -> Path:
     Raises:
         FileNotFoundError: if it is neither.
     """
-    return Path(name) if Path(name).is_file() else config_file(name)
+    path = Path(name).expanduser()
+    return path if path.is_file() else config_file(name)
 
 
 def _split(args: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """``recipes``: runs a command, and reports a user's mistake in one line."""
 
+import errno
 import gc
 import importlib
 import logging
@@ -30,6 +31,10 @@ from recipes.errors import RunFailed, nearest
 
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
 OF_OUR_OWN = ("advise", "probe", "compare", "export")  # modules of recipes.cli.commands
+_OF_THE_SYSTEM = (  # errors of a disk or folder, not of the code
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE),
+)
 COMMANDS = (*OF_LIGHTNING, *OF_OUR_OWN, "list")
 
 
@@ -87,7 +92,9 @@ def _run(args: list[str], signals: Signals) -> None:
 
 
 def _list(args: list[str]) -> None:
-    parser = ArgumentParser(prog="recipes list", description="Lists the recipes with their configs, and DataModules.")
+    parser = ArgumentParser(
+        prog="recipes list", description="Lists the recipes with their configs, and DataModules.", allow_abbrev=False
+    )
     parser.add_argument("--family", help=f"show one family only: {', '.join(families())}")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # no wrapping for grep
     sys.stdout.write(table(parser.parse_args(args).family, width))
@@ -132,6 +139,8 @@ def _meant_for_the_user(error: BaseException) -> str | None:
     """The message of an error that this project's code raised for the user; None for other errors, which are bugs."""
     if isinstance(error, MisconfigurationException):
         return str(error)
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror} while writing a file"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

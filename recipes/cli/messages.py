@@ -22,6 +22,17 @@ _TYPES = {
     "dict": "a mapping",
 }
 _KINDS = {"AnyRecipe": "a recipe (a class that inherits from recipes.Recipe)"}
+_SLOTS = {  # the classes that an argument of this name takes
+    "model": ["recipes.Recipe"],
+    "data": ["datamodules.ImageDataModule"],
+    "encoder": ["recipes.nn.Encoder"],
+    "views": ["recipes.augment.Views"],
+    "optimizer": ["torch.optim.Optimizer"],
+    "scheduler": ["torch.optim.lr_scheduler.LRScheduler"],
+    "callbacks": ["lightning.pytorch.callbacks.Callback"],
+    "logger": ["lightning.pytorch.loggers.Logger"],
+}
+_QUOTE = ". YAML reads words such as yes, no, on and 1e3 as other values: put the text in quotes"
 _VALUE = r"(?:Got|Given) value: (.*?)(?:\. Got value|$)"
 
 
@@ -51,6 +62,7 @@ def _wrong_kind(message: str) -> str | None:
     """A class that is none of those which an argument takes."""
     found = re.findall(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", message)
     found += re.findall(r"Expected '([\w.]+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>", message)
+    found += re.findall(r"Expected '([\w.]+)' to be a function that returns <class '(?:\w+\.)*(\w+)'>", message)
     if not found:
         return None
     path, kind = found[-1]
@@ -89,12 +101,24 @@ def _wrong_value(message: str) -> str | None:
     types = [_TYPES.get(name, name) for name in re.findall(r"Expected a <class '([\w.]+)'>", rest)]
     types += re.findall(r"Expected a typing\.Literal\[([^]]*)\]", rest)
     word = re.search(r"dot import path string: (\S+)", rest)
-    if word and not set(types) - {"null"}:
-        return f"{key}: there is no {word[1]!r}{nearest(word[1], _class_names())}; 'recipes list' shows all names"
+    if word and (not set(types) - {"null"} or key.rpartition(".")[2] in _SLOTS):
+        return _no_such_class(key, word[1])
     given = re.search(_VALUE, rest, re.M)
     if types and given and not given[1].startswith("{'class_path'"):
-        return f"{key} is {given[1]}: it must be {' or '.join(dict.fromkeys(types))}"
+        quote = _QUOTE if "a string" in types and re.fullmatch(r"[\d.eE+-]+|True|False|\[.*\]", given[1]) else ""
+        return f"{key} is {given[1]}: it must be {' or '.join(dict.fromkeys(types))}{quote}"
     return None
+
+
+def _no_such_class(key: str, word: str) -> str:
+    """What to tell the user of a word that names no class: the nearest name of a class that the argument takes."""
+    slot = key.rpartition(".")[2]
+    kinds = tuple(map(_imported, _SLOTS.get(slot, ())))
+    known = {name for name, value in _classes() if not kinds or issubclass(value, kinds)}
+    shown = "'recipes list' shows all names" if slot in ("model", "data") else "give the name of a class"
+    if kinds and slot not in ("model", "data"):
+        shown = f"it must be a class that inherits from {' or '.join(kind.__name__ for kind in kinds)}"
+    return f"{key}: there is no {word!r}{nearest(word, known)}; {shown}"
 
 
 def _without_dumps(message: str) -> str:
@@ -111,16 +135,27 @@ def _arguments(path: str) -> list[str]:
     return list(inspect.signature(import_object(path).__init__).parameters)[1:]
 
 
-def _class_names() -> Iterator[str]:
+def _classes() -> Iterator[tuple[str, type]]:
+    """The classes that are known by their short names."""
     import torch
+    from lightning.pytorch import callbacks, loggers, plugins, profilers, strategies
 
     import datamodules
     import losses
     import recipes
+    from recipes import callbacks as running_callbacks
 
     ours = (recipes, datamodules, losses, recipes.nn, recipes.augment, recipes.optim, recipes.distillation)
-    for module in (*ours, torch.optim, torch.optim.lr_scheduler):
-        yield from (name for name, value in vars(module).items() if inspect.isclass(value))
+    theirs = (torch.optim, torch.optim.lr_scheduler, callbacks, loggers, plugins, profilers, strategies)
+    for module in (*ours, running_callbacks, *theirs):
+        yield from ((name, value) for name, value in vars(module).items() if inspect.isclass(value))
+
+
+def _imported(path: str) -> type:
+    from jsonargparse._util import import_object
+
+    found: type = import_object(path)
+    return found
 
 
 def _options(parser: ArgumentParser) -> Iterator[str]:

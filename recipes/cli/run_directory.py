@@ -1,12 +1,28 @@
 """The directory of a run: one for each, and the same in all of its processes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
 RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
+_made: list[Path] = []  # the directory that this process made last, after those around it
+
+
+@contextmanager
+def nothing_left_if_refused() -> Iterator[None]:
+    """Removes the directory that a run has made, and those around it, if the run ends by an error before it writes."""
+    _made.clear()
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            while _made:
+                _made.pop().rmdir()
+        raise
 
 
 def new_directory(parent: Path) -> Path:
@@ -20,11 +36,17 @@ def new_directory(parent: Path) -> Path:
     directory, number = parent / time, 1
     while is_first():
         try:
+            missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
             directory.mkdir(parents=True)
+            _made[:] = reversed(missing)
             break
         except FileExistsError:  # another run of this second
             number += 1
             directory = parent / f"{time}_{number}"
+        except OSError as error:
+            raise ValueError(
+                f"no run directory can be made in {parent} ({error.strerror}): choose other --runs"
+            ) from None
     os.environ[RUN_DIRECTORY] = str(directory)
     return directory
 

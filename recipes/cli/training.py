@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import LayerSync
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules import ImageDataModule
-from recipes.base.checkpoint import num_classes_of
+from recipes.base.checkpoint import num_classes_of, saved_run
 from recipes.base.imports import check_classes
+from recipes.base.kinds import check_nulls
+from recipes.base.loaded import RUN_DIRECTORY
 from recipes.base.recipe import AnyRecipe, Recipe
 from recipes.callbacks import (
     Checkpoint,
@@ -35,8 +38,12 @@ from recipes.callbacks import (
     Summary,
 )
 from recipes.cli.arguments import IMPORT_HELP
+from recipes.cli.changes import changes, refusal, told
+from recipes.cli.classes import class_changes, own_defaults
 from recipes.cli.messages import fail, one_line
-from recipes.cli.run_directory import is_first, new_directory
+from recipes.cli.options import check_options, trainer_errors, with_homes
+from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
+from recipes.errors import CheckpointMismatch
 from recipes.nn import CrossDeviceBatchNorm
 
 CALLBACKS = {  # those that every run has, by the word that their options begin with
@@ -53,7 +60,10 @@ CALLBACKS = {  # those that every run has, by the word that their options begin 
 
 
 class Parser(LightningArgumentParser):
-    """Parser whose errors are one line, with a suggestion for a misspelt word."""
+    """Parser whose errors are one line, with a suggestion for a misspelt word, and which takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one line and ends the process with code 2."""
@@ -73,18 +83,19 @@ class Command(LightningCLI):
     def __init__(self, args: list[str], signals: Signals) -> None:
         self.asked = args[0]
         self.signals = signals
-        super().__init__(
-            AnyRecipe,
-            ImageDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # checkpoints hold the configuration as text, not as pickled arguments
-            parser_class=Parser,
-            args=args,
-        )
+        with nothing_left_if_refused():
+            super().__init__(
+                AnyRecipe,
+                ImageDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # checkpoints hold the configuration as text, and nothing pickled
+                parser_class=Parser,
+                args=args,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Returns only the subcommand that runs: building the parsers of all four takes most of a second."""
@@ -99,6 +110,9 @@ class Command(LightningCLI):
         about = "backend of torch.compile for the encoder, such as inductor; if null, the encoder is not compiled"
         run.add_argument("--compile", type=str | None, help=about)
         run.add_argument("--import", type=str | list[str] | None, help=IMPORT_HELP)
+        if self.asked != "fit":
+            about = "whether to accept a network that is not trained, where --ckpt_path is not given"
+            run.add_argument("--untrained", type=bool, default=False, help=about)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
@@ -115,8 +129,19 @@ class Command(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
-        self.config = parser.parse_args(args)
+        with own_defaults():
+            self.config = with_homes(parser.parse_args(args))
         check_classes(self.config)
+        check_nulls(self.config)
+        config = self.config[self.asked]
+        check_options(config)
+        if self.asked != "fit" and not config.ckpt_path and not config.untrained:
+            raise ValueError(
+                f"{self.asked} has no trained network: give --ckpt_path with a run directory or a checkpoint, or "
+                "--untrained true to use the network at its initialisation"
+            )
+        for line in class_changes(args, yaml.safe_load(self._parser(self.asked).dump(config, skip_unset=False))):
+            rank_zero_info(line)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""
@@ -125,12 +150,22 @@ class Command(LightningCLI):
         """Chooses the run directory and sends the files of every logger there."""
         config = self.config[self.subcommand]
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
+        self.text = self._parser(self.subcommand).dump(config, skip_unset=False)  # without the places of this run
+        self.changed: dict[str, str] = {}
+        resumed = self.subcommand == "fit" and Path(config.ckpt_path or "").is_file()
+        then, ids = saved_run(config.ckpt_path) if resumed else ({}, [])
+        if then:
+            self.changed = changes(then, yaml.safe_load(self.text))
+            rank_zero_info(told(self.changed))
         self.directory = new_directory(Path(config.runs) / config.name)
-        logger = config.trainer.logger
-        for each in logger if isinstance(logger, list) else [logger]:
+        for each in _listed(config.trainer.logger):
             arguments = getattr(each, "init_args", {})
             if "save_dir" in arguments and arguments["save_dir"] in (None, "."):
                 arguments["save_dir"] = str(self.directory)
+            if ids and getattr(each, "class_path", "").endswith(".WandbLogger"):
+                given = arguments["id"] or arguments["version"]
+                arguments["id"] = given or ids.pop(0)
+        config.trainer = _with_directory(config.trainer, str(self.directory))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run has: metrics.csv, config.yaml and checkpoints in its directory, and global batch norm."""
@@ -141,8 +176,7 @@ class Command(LightningCLI):
             metrics = CSVLogger(self.directory, name="", version="", flush_logs_every_n_steps=1)
             kwargs["logger"] = [metrics, *others]
         self._get(self.config_init, "checkpoint").dirpath = str(self.directory / "checkpoints")
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
-        directory = RunDirectory(self.directory, text, self._model_config(text))
+        directory = RunDirectory(self.directory, self.text, self._model_config(self.text))
         compile_with = self._get(self.config_init, "compile")
         compiled = [CompileEncoder(compile_with)] if compile_with else []
         summary = []
@@ -153,7 +187,8 @@ class Command(LightningCLI):
         if not trainer["sync_batchnorm"] and not any(isinstance(plugin, LayerSync) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CrossDeviceBatchNorm()]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.directory)
-        made = super().instantiate_trainer(**kwargs)
+        with trainer_errors():
+            made = super().instantiate_trainer(**kwargs)
         callbacks: list[Any] = made.callbacks  # type: ignore[attr-defined]
         callbacks.append(StopOnSignal(self.signals))  # the last, so that all others have seen the step
         return made
@@ -173,6 +208,13 @@ class Command(LightningCLI):
             model["init_args"]["tasks"] = {"sizes": list(tasks.sizes), "scenario": tasks.scenario}
         return yaml.safe_dump(model)
 
+    def fit(self, model: Recipe, **options: Any) -> None:
+        """Trains; a checkpoint that does not fit is refused with the options that have changed."""
+        try:
+            self.trainer.fit(model, **options)
+        except CheckpointMismatch as error:
+            raise ValueError(refusal(self.changed, error)) from None
+
     def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:
         """Prints what the recipe itself measures; the table of the probe stands above it."""
         results = self.trainer.test(model, datamodule=datamodule, **{**options, "verbose": False})
@@ -187,7 +229,18 @@ class Command(LightningCLI):
         if self.datamodule.splits.test is None:
             rank_zero_info(f"there are no test images to measure on; run directory: {self.directory}")
         elif self.trainer.state.finished:
+            if not self.trainer.global_step:
+                rank_zero_warn("nothing was trained: the numbers are those of the network at its initialisation")
             self.test(self.model, self.datamodule)
+
+
+def _with_directory(config: Any, directory: str) -> Any:
+    """A configuration in which ``RUN_DIRECTORY`` is replaced by the directory of the run."""
+    if isinstance(config, Namespace):
+        return Namespace({key: _with_directory(value, directory) for key, value in vars(config).items()})
+    if isinstance(config, list):
+        return [_with_directory(value, directory) for value in config]
+    return directory if config == RUN_DIRECTORY else config
 
 
 def _listed(given: Any) -> list[Any]:

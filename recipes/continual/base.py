@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
 from losses.precision import at_least_float32
@@ -16,6 +15,7 @@ from recipes.augment import Views
 from recipes.base.classifier import Classifier
 from recipes.continual.evaluation import fill_row, masked
 from recipes.continual.task_start import TaskStart
+from recipes.errors import CheckpointMismatch
 from recipes.evaluation.continual import AccuracyMatrix, summary
 from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
 from recipes.nn.frozen_stages import drop_gradients, zero_of
@@ -99,7 +99,6 @@ class ContinualRecipe(Classifier):
         self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
-        self.val_loss = MeanMetric()
         self.frozen = FrozenStages(self.encoder)
 
     # What a subclass may write
@@ -178,7 +177,7 @@ class ContinualRecipe(Classifier):
             task: int64 [B].
         """
         total = F.cross_entropy(masked(logits, self.allowed(task)), label, reduction="sum")
-        images = self.gather(total.new_tensor([len(label)]))
+        images = self.gather(total.new_full((1,), len(label)))
         return total / images.mean()  # DDP takes the mean over the devices
 
     def share(self, x: Tensor) -> Tensor:
@@ -248,6 +247,19 @@ class ContinualRecipe(Classifier):
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return steps * self.data.epochs_per_task[self.task]
 
+    @property
+    def steps_left(self) -> float:
+        """Number of optimiser steps from now to the end of the task."""
+        return self.steps_until(sum(self.data.epochs_per_task[: self.task + 1]))
+
+    def epochs_of_schedule(self, epochs: int) -> int:
+        """How many epochs of the task are over, given those of the run."""
+        return epochs - sum(self.data.epochs_per_task[: self.task])
+
+    def _placed(self, ratio: float) -> tuple[int, int]:
+        """Returns the steps done and the steps in all of the task: its schedule ends with it."""
+        return self.total_steps - int(self.steps_left), self.total_steps
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All trainable parameters, which from the second task on may learn more slowly."""
         factor = self.task_start.later_lr_factor if self.task > 0 else 1.0
@@ -288,26 +300,20 @@ class ContinualRecipe(Classifier):
         """Maps features [B, F] to logits [B, classes]; -inf for classes whose task has not begun."""
         return masked(self.unmasked_logits(feature), self.seen_labels)
 
-    def on_validation_epoch_start(self) -> None:
-        """Has the mean of the loss be as exact as the weights: metrics stay in float32 when a recipe changes."""
-        self.val_loss.set_dtype(torch.promote_types(next(self.parameters()).dtype, torch.float32))
-
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``val/loss`` and ``val/accuracy`` of the tasks that have begun; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
         logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
         label = torch.where(batch.task < self.begun, batch.label, -1)
-        self.val_accuracy(logits, label)
-        self.val_loss(F.cross_entropy(logits, label, ignore_index=-1, reduction="none"), label >= 0)
-        self.log("val/loss", self.val_loss)
-        self.log("val/accuracy", self.val_accuracy)
+        self.measure(self.val_loss, logits, label)
+        self.measure(self.val_accuracy, logits, label)
         return feature
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Logs ``test/accuracy``, over the classes that the scenario allows; returns the features [B, F]."""
         feature = self.feature(batch)  # type: ignore[arg-type]
-        self.test_accuracy(masked(self.unmasked_logits(feature), self.allowed(batch.task)), batch.label)
-        self.log("test/accuracy", self.test_accuracy)
+        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
+        self.measure(self.test_accuracy, logits, batch.label)
         return feature
 
     def on_test_epoch_end(self) -> None:
@@ -330,9 +336,20 @@ class ContinualRecipe(Classifier):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes how many tasks have begun and ended."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["tasks"] = {"begun": self.begun, "ended": self.ended}
+        epochs = list(getattr(self.datamodule, "epochs_per_task", ()))
+        checkpoint["tasks"] = {"begun": self.begun, "ended": self.ended, "epochs": epochs}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up where the checkpoint stopped."""
+        """Resumes at the task of the checkpoint.
+
+        Raises:
+            CheckpointMismatch: if the data has other numbers of epochs for the tasks that are over.
+        """
+        ended, theirs = checkpoint["tasks"]["ended"], checkpoint["tasks"].get("epochs")
+        ours = list(getattr(self.datamodule, "epochs_per_task", ()))
+        if theirs and ours and theirs[:ended] != ours[:ended]:
+            raise CheckpointMismatch(
+                f"epochs_per_task is {ours}, and the tasks that are over had {theirs[:ended]} epochs: keep these"
+            )
         super().on_load_checkpoint(checkpoint)
         self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]

@@ -67,7 +67,8 @@ class CachedLogits:
 
         probes = train.__getitems__(list(range(min(_PROBES, len(train)))))
         seen, expected = predicted(probes)
-        names = digest, train.digest(), str(trainer.precision), hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()
+        images = trainer.strategy.broadcast(train.digest() if trainer.is_global_zero else "")  # it may read all files
+        names = digest, images, str(trainer.precision), hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()
         self.path = folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.npy"
         if trainer.is_global_zero and not self.path.is_file():
             rank_zero_info(f"computing the teacher's logits of {len(train):,} images: {self.path}")

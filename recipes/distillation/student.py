@@ -9,10 +9,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.classification import MulticlassCalibrationError
 
 from datamodules import Batch
 from recipes.base.classifier import Classifier
+from recipes.base.measures import LabelledMetric, accuracy
 from recipes.distillation.teacher import Teacher, teacher_from, unpacked
 from recipes.nn import Encoder
 
@@ -38,6 +39,7 @@ class Student(Classifier):
         FileNotFoundError: at the start of training, if there is no such teacher.
     """
 
+    other_measures: ClassVar[tuple[str, ...]] = ("val/agreement",)  # that need no labels
     # With these the names of parameters begin that belong to training: without a teacher, they are not loaded.
     only_with_teacher: ClassVar[tuple[str, ...]] = ()
 
@@ -57,9 +59,11 @@ class Student(Classifier):
         self._teacher = [teacher] if isinstance(teacher, Teacher) else []  # a list, so that it is no submodule
         self.val_agreement, self.test_agreement = MeanMetric(), MeanMetric()
         self.val_teacher_accuracy, self.test_teacher_accuracy = (
-            MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
+            accuracy(f"{split}/teacher_accuracy", num_classes) for split in ("val", "test")
         )
-        self.test_calibration_error = MulticlassCalibrationError(num_classes, _BINS, ignore_index=-1)
+        self.test_calibration_error = LabelledMetric(
+            "test/calibration_error", MulticlassCalibrationError(num_classes, _BINS, ignore_index=-1)
+        )
 
     @property
     def has_teacher(self) -> bool:
@@ -156,24 +160,21 @@ class Student(Classifier):
         feature = super().validation_step(batch, batch_idx)
         if self.has_teacher:
             taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.val_agreement(taught.argmax(1) == self.logits(feature).argmax(1))
-            self.val_teacher_accuracy(taught, batch.label)
+            self.val_agreement(taught.argmax(1) == self.logits(feature).argmax(1), batch.index >= 0)
             self.log("val/agreement", self.val_agreement)
-            self.log("val/teacher_accuracy", self.val_teacher_accuracy)
+            self.measure(self.val_teacher_accuracy, taught, batch.label)
         return feature
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/calibration_error``, and, while the teacher is there, what ``validation_step`` does."""
         feature = super().test_step(batch, batch_idx)
         logits = self.logits(feature)
-        self.test_calibration_error(logits, batch.label)
-        self.log("test/calibration_error", self.test_calibration_error)
+        self.measure(self.test_calibration_error, logits, batch.label)
         if self.has_teacher:
             taught = self.step_columns["teacher_logits"] = self.teacher_logits(batch.image)
-            self.test_agreement(taught.argmax(1) == logits.argmax(1))
-            self.test_teacher_accuracy(taught, batch.label)
+            self.test_agreement(taught.argmax(1) == logits.argmax(1), batch.index >= 0)
             self.log("test/agreement", self.test_agreement)
-            self.log("test/teacher_accuracy", self.test_teacher_accuracy)
+            self.measure(self.test_teacher_accuracy, taught, batch.label)
         return feature
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

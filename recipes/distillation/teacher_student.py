@@ -7,6 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from datamodules import Batch, ImageDataModule, TaskBatch
+from datamodules.paths import OutputPath
 from losses import SoftTarget, labelled_cross_entropy
 from losses.temperature import check_temperature
 from recipes.augment import SupervisedViews, Views
@@ -75,7 +76,7 @@ class TeacherStudent(Student):
         layer_losses: Sequence[LayerLoss] = (),
         hint_epochs: int = 0,
         teacher_logits: Literal["online", "cached"] = "online",
-        logits_folder: str = "runs/teacher-logits",
+        logits_folder: OutputPath = "runs/teacher-logits",
         keep_teacher: bool = False,
         views: Views | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
@@ -106,7 +107,7 @@ class TeacherStudent(Student):
         self.soft_weight = soft_weight
         self.hint_epochs = hint_epochs
         self.caches = teacher_logits == "cached"
-        self.logits_folder = Path(logits_folder)
+        self.logits_folder = Path(logits_folder).expanduser()
         self.cached: CachedLogits | None = None
         self.views = views or (None if self.caches else SupervisedViews())
         self._idle: dict[bool, list[nn.Parameter]] = {}  # by whether hints are trained
@@ -149,7 +150,7 @@ class TeacherStudent(Student):
     def temperature_now(self) -> float:
         """T at this step of the run."""
         first, last = self.temperatures
-        return first if first == last else first + (last - first) * self.global_step / self.total_steps
+        return first if first == last else first + (last - first) * self.steps_done / self.total_steps
 
     def view(self, batch: Batch | TaskBatch, batch_idx: int, view: int = 0) -> Tensor:
         """The view of a batch, float images in [0, 1]: new each time, or with cached logits always the same."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from datamodules import Batch
+from datamodules.batch import is_filler
 from recipes.nn import evaluating
 
 _INDEX_BITS = 40  # of a number that orders images: the index below, the number of the loader above
@@ -75,6 +76,8 @@ class Collector:
 
     def add_columns(self, columns: Mapping[str, Tensor], batch: Batch, dataloader: int = 0) -> None:
         """Takes every column of a batch by its name, each [B, F] with an F of its own."""
+        if is_filler(batch):
+            return
         kept = slice(None) if self.every == 1 else batch.index % self.every == 0
         for name, parts in self._columns.items():
             parts.append(check_rows(columns[name], batch).detach().to(parts[0].dtype)[kept])

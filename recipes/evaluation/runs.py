@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from recipes.base.texts import mapping_from_json, mapping_from_yaml, text_of
+
 REPORTS = ("evaluation", "classes", "distillation", "continual")
 _FILES = ("config.yaml", "metrics.csv", *(f"{name}.json" for name in REPORTS))  # of a run directory
 _NO_RUNS = ("probe.json", "predictions.npz")  # written by recipes probe and predict, into directories of their own
@@ -59,10 +61,7 @@ def read_reports(directory: Path) -> dict[str, Any]:
     found = {}
     for name in REPORTS:
         if (file := directory / f"{name}.json").is_file():
-            try:
-                found[name] = json.loads(file.read_text())
-            except json.JSONDecodeError:
-                raise ValueError(f"its {file.name} is not complete JSON") from None
+            found[name] = mapping_from_json(file, f"its {file.name}")
     return found
 
 
@@ -90,7 +89,7 @@ def read_run(directory: Path) -> Run:
     """
     reports, rows = read_reports(directory), read_metrics(directory / "metrics.csv")
     file = directory / "config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    config = mapping_from_yaml(text_of(file), f"its {file.name}") if file.is_file() else {}
     last = last_values(rows)
     if not reports and not _has_finished(config, last):
         raise ValueError("it has no report, because it has not finished or has failed")
@@ -226,7 +225,7 @@ def _without_seed(value: Any) -> Any:
     configs = sorted(Path(value).glob("config.yaml")) or sorted(Path(value).glob("*/config.yaml"))
     if not configs:
         return value
-    settings = _settings(yaml.safe_load(configs[-1].read_text()), named=False)
+    settings = _settings(mapping_from_yaml(text_of(configs[-1]), f"the config {configs[-1]}"), named=False)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return f"run {_name(configs[-1].parent)} ({digest})"
 

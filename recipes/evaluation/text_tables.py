@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -14,6 +15,8 @@ _LATEX = {
     "±": r"$\pm$",
     "–": "--",
 }
+_FORMULA = re.compile(r"[\t\r\n]|\s*['=+\-@\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 
 
 def cell(summary: Mapping[str, float] | None, factor: float = 1, decimals: int = 1) -> str:
@@ -64,8 +67,21 @@ def escaped(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def comma_separated(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Formats a CSV table, quoted where necessary."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([head, *rows])
+def comma_separated(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Formats a CSV table, quoted where necessary; a spreadsheet computes nothing in it, see ``plain_cell``."""
+    file = io.StringIO(newline="")
+    lines = ([plain_cell(cell) if isinstance(cell, str) else cell for cell in line] for line in (head, *rows))
+    csv.writer(file).writerows(lines)
     return file.getvalue()
+
+
+def plain_cell(text: str) -> str:
+    """Puts an apostrophe before a text that a spreadsheet could take for a formula.
+
+    These texts begin, after any spaces, with one of = + - @ (of normal or full width), or with an apostrophe, or with a
+    tab or the end of a line. Plain numbers stay as they are. Without its first apostrophe, if it has one, a cell is
+    the text again.
+    """
+    if _NUMBER.fullmatch(text) or not _FORMULA.match(text):
+        return text
+    return f"'{text}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.base.texts import mapping_from_json
 from recipes.evaluation.runs import last_values, read_metrics, read_reports
 from recipes.launch.grid import Grid, Job
 
@@ -124,11 +125,14 @@ def measured_before(grid: Grid, seeds: Sequence[int], path: Path, others: Sequen
         seeds: whose runs are taken from other files.
         path: file of this grid, all of whose runs count.
         others: files of other grids; runs with the same command count.
+
+    Raises:
+        ValueError: if a file is not complete JSON. Nothing is measured then, because its runs would be lost.
     """
     found: Found = {}
     variants = {grid.command(variant): variant for variant in grid.variants}
     for file in [*sorted(set(others) - {path}), path]:  # its own file last: its runs win
-        result = json.loads(file.read_text()) if file.is_file() else {}
+        result = mapping_from_json(file, f"the file of results {file}") if file.is_file() else {}
         if result.get("versions") != versions():
             continue
         for entry in result.get("variants", {}).values():

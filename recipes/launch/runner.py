@@ -38,8 +38,8 @@ def measure(
     """Runs what is missing in a JSON file, and writes the file after every run.
 
     A run counts as measured if the file has the same command with the same seed, content of the configs (its own, and
-    those of the runs that it starts from) and versions of the packages. After a change of a recipe's code, ask for it
-    ``again``. A run that is killed does not count: the next call starts it anew.
+    those of the runs that it starts from) and versions of the packages. After a change of a recipe's code or of the
+    images, ask for it ``again``. A run that is killed does not count: the next call starts it anew.
 
     Args:
         grid: the variants.

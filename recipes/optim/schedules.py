@@ -35,12 +35,13 @@ class RunSchedule(LRScheduler, ABC):
             steps_per_epoch: optimiser steps in an epoch.
         """
 
-    def start(self, total_steps: int, steps_per_epoch: float) -> None:
+    def start(self, total_steps: int, steps_per_epoch: float, step: int | None = None) -> None:
         """Sets the length of the run, and the lr of the next step.
 
         Args:
             total_steps: optimiser steps in the whole run, with those before a resume.
             steps_per_epoch: optimiser steps in an epoch.
+            step: number of optimiser steps that are done, for a resumed run. If null, stays at the current step.
 
         Raises:
             ValueError: if the run has no end, or no step.
@@ -54,6 +55,8 @@ class RunSchedule(LRScheduler, ABC):
             raise ValueError(f"steps_per_epoch is {steps_per_epoch}: it must be positive and finite")
         self.total_steps = int(total_steps)
         self.steps_per_epoch = float(steps_per_epoch)
+        if step is not None:
+            self.last_epoch = step
         self._set()
 
     def step(self, epoch: int | None = None) -> None:
@@ -123,9 +126,9 @@ class WarmupCosine(RunSchedule):
         self.final = final
         super().__init__(optimizer)
 
-    def start(self, total_steps: int, steps_per_epoch: float) -> None:
+    def start(self, total_steps: int, steps_per_epoch: float, step: int | None = None) -> None:
         """Sets the length of the run; see ``RunSchedule.start``. Logs a line if the warm-up does not fit into it."""
-        super().start(total_steps, steps_per_epoch)
+        super().start(total_steps, steps_per_epoch, step)
         asked, own = round(self.warmup_epochs * steps_per_epoch), self.warmup_steps(total_steps, steps_per_epoch)
         if asked != own:
             _say(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from datamodules.sources.names import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,11 +18,12 @@ _SMOOTH_FROM = 64  # pixels of a side; smaller images are shown with their pixel
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches; names in it may be in any script that an installed font has."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    from recipes.plots.fonts import NamedFigure
+
+    figure = NamedFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -35,8 +39,18 @@ def show(axes: Axes, image: Tensor) -> None:
 
 
 def shortened(name: str, most: int = 12) -> str:
-    """The first letters of a name, with dots where some are left out."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """The first letters of a name, with dots where some are left out; Chinese, Japanese and Korean ones count twice."""
+    name = printable(name)
+    if display_width(name) <= most:
+        return name
+    while display_width(name) >= most:
+        name = name[:-1]
+    return f"{name}…"
+
+
+def display_width(name: str) -> int:
+    """The width of a name in narrow letters."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name)
 
 
 def image_grid(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from datamodules.sources.names import printable
 from recipes.evaluation.classification import Mistake
-from recipes.plots.base import new_figure, shortened, show
+from recipes.plots.base import display_width, new_figure, shortened, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     classes = len(names)
     few = classes <= _COUNTED
     labels = [shortened(name, _NAME) for name in names]
-    room = 0.08 * max(map(len, labels))  # inches beside and below the matrix
+    room = 0.08 * max(map(display_width, labels))  # inches beside and below the matrix
     side = max(3.2, 0.5 * classes) if few else min(max(10.0, 0.16 * classes), 16.0)
     figure = new_figure(side + room + 1.6, side + room + 1.3)
     axes = figure.add_subplot()
@@ -49,7 +50,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     step = -(-classes // _NAMED)
     text: dict[str, Any] = {"labels": labels[::step], "fontsize": 9 if few else 7, "parse_math": False}
     axes.set_yticks(range(0, classes, step), **text)
-    if max(map(len, labels)) > 3:
+    if max(map(display_width, labels)) > 3:
         text |= {"rotation": 90, "ha": "right", "va": "center", "rotation_mode": "anchor"}
     axes.set_xticks(range(0, classes, step), **text)
     if few:
@@ -98,6 +99,6 @@ def mistake_sheet(images: Tensor, mistakes: Sequence[Mistake], title: str, proba
 
 
 def _end(file: str) -> str:
-    """The end of a name, which tells files apart; bytes that are no text are question marks."""
-    name = Path(file).name.encode(errors="replace").decode()
+    """The end of a name, which tells files apart."""
+    name = printable(Path(file).name)
     return name if len(name) <= _NAME else "…" + name[1 - _NAME :]

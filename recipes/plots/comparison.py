@@ -11,7 +11,7 @@ from recipes.evaluation.comparison import Column, Group
 from recipes.evaluation.continual import MEASURES, forgetting_by_task, mean_over_tasks
 from recipes.evaluation.curves import curve
 from recipes.evaluation.tables import mean_and_std
-from recipes.plots.base import colour, new_figure
+from recipes.plots.base import colour, display_width, new_figure
 from recipes.plots.continual import forgetting_figure, tasks_axis
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def measure_bars(groups: Sequence[Group], columns: Sequence[Column], title: str)
     across = min(_PER_ROW, len(columns))
     down = -(-len(columns) // across)
     names = [_short(group.name) for group in groups]
-    room = 0.075 * max(map(len, names))
+    room = 0.075 * max(map(display_width, names))
     figure = new_figure(0.6 + room + 2.1 * across, 0.5 + down * (0.75 + 0.26 * len(groups)))
     grid = figure.subplots(down, across, squeeze=False, sharey=True)
     for axes, column in zip(grid.flatten(), columns):

@@ -20,7 +20,7 @@ from recipes.evaluation.calibration import (
     reliability,
 )
 from recipes.evaluation.classification import confusion
-from recipes.plots.base import new_figure, shortened, show
+from recipes.plots.base import display_width, new_figure, shortened, show
 from recipes.plots.classes import confusion_matrix
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def softened(images: Tensor, logits: Tensor, label: Tensor, names: Sequence[str]
     classes = len(names)
     shown = min(classes, _CLASSES)
     height = max(1.3, 0.15 * shown + 0.45)
-    room = 0.08 * max(len(shortened(name, _NAME)) for name in names)  # inches beside the bars
+    room = 0.08 * max(display_width(shortened(name, _NAME)) for name in names)  # inches beside the bars
     figure = new_figure(1.6 + room + 1.8 * len(TEMPERATURES), 1.0 + height * len(images))
     widths = [1.0, *[1.25] * len(TEMPERATURES)]
     grid = figure.subplots(len(images), 1 + len(TEMPERATURES), squeeze=False, width_ratios=widths)

@@ -5,13 +5,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import Batch
 from losses import labelled_cross_entropy
 from losses.precision import at_least_float32
 from recipes.augment import Compose, HorizontalFlip, RandomAffine, Views
 from recipes.base.classifier import Classifier
+from recipes.base.measures import accuracy
 from recipes.nn import Encoder, MomentumCopy, check_momentum
 from recipes.optim import WarmupCosine
 
@@ -78,7 +78,7 @@ class MeanTeacher(Classifier):
         self.views = views or Compose([RandomAffine(translate=4 / 32, padding="border"), HorizontalFlip(0.5)])
         self.teacher = MomentumCopy(self.encoder, self.head)
         self.val_student_accuracy, self.test_student_accuracy = (
-            MulticlassAccuracy(num_classes, average="micro", ignore_index=-1) for _ in range(2)
+            accuracy(f"{split}/student_accuracy", num_classes) for split in ("val", "test")
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -108,7 +108,7 @@ class MeanTeacher(Classifier):
     def risen(self) -> float:
         """How far the ramp-up is at this step, in (0, 1]: exp(-5 (1 - t / T)²)."""
         length = self.rampup * self.total_steps
-        return math.exp(-5 * (1 - self.global_step / length) ** 2) if self.global_step < length else 1.0
+        return math.exp(-5 * (1 - self.steps_done / length) ** 2) if self.steps_done < length else 1.0
 
     def classify(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the teacher's logits [B, classes]."""
@@ -121,14 +121,11 @@ class MeanTeacher(Classifier):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/loss``, ``val/accuracy`` and ``val/student_accuracy``; returns the student's features [B, F]."""
         feature = super().validation_step(batch, batch_idx)
-        return self._measure_student("val", self.val_student_accuracy, feature, batch.label)
+        self.measure(self.val_student_accuracy, self.logits(feature), batch.label)
+        return feature
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``test/accuracy`` and ``test/student_accuracy``; returns the student's features [B, F]."""
         feature = super().test_step(batch, batch_idx)
-        return self._measure_student("test", self.test_student_accuracy, feature, batch.label)
-
-    def _measure_student(self, split: str, accuracy: MulticlassAccuracy, feature: Tensor, label: Tensor) -> Tensor:
-        accuracy(self.logits(feature), label)
-        self.log(f"{split}/student_accuracy", accuracy)
+        self.measure(self.test_student_accuracy, self.logits(feature), batch.label)
         return feature

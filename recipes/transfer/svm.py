@@ -6,6 +6,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from datamodules import Batch, ImageDataModule, ImageDataset
+from datamodules.base import is_labelled
 from recipes.evaluation.features import Features, extract
 from recipes.evaluation.linear import GRID, SVMFit, fit_svm
 from recipes.nn import Encoder
@@ -61,8 +62,7 @@ class SVM(FrozenClassifier):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs ``val/accuracy``; returns the features [B, F]."""
         feature = self.feature(batch)
-        self.val_accuracy(self.logits(feature), batch.label)
-        self.log("val/accuracy", self.val_accuracy)
+        self.measure(self.val_accuracy, self.logits(feature), batch.label)
         return feature
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class SVM(FrozenClassifier):
         if not isinstance(data, ImageDataModule):
             raise ValueError("SVM reads all training images before training: pass a DataModule of datamodules to fit")
         train = self._features(data, data.splits.train)
-        val = None if data.splits.val is None else self._features(data, data.splits.val)
+        val = self._features(data, data.splits.val) if is_labelled(data.splits.val) else None
         found: SVMFit | ValueError | None = None
         if self.trainer.is_global_zero:
             val_feature, val_label = (None, None) if val is None else (val.feature, val.label)

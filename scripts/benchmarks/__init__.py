@@ -13,4 +13,5 @@ PARTS = (
     "distillation",
     "continual",
     "evaluation",
+    "gpu",
 )

@@ -3,12 +3,14 @@
 import os
 import sys
 
+import lightning
 import pytest
 import torch
 import yaml
 
 import recipes
 from recipes import SimCLR
+from recipes.base.checkpoint import config_of
 from recipes.cli import main
 from recipes.distillation import teacher_from
 from recipes.nn import ConvNet
@@ -41,6 +43,15 @@ HOSTILE = {
     "a module of the current folder": {"encoder": {"class_path": "strange.Net"}},
     "a module of the current folder as a string": {"encoder": "strange.Net"},
     "a file with a configuration": {"encoder": "hostile.yaml"},
+    "a program of a trusted package": {"encoder": {"class_path": "recipes.__main__.Net"}},
+    "a function of timm as optimiser": {
+        "optimizer": {"class_path": "timm.create_model", "init_args": {"model_name": "x"}}
+    },
+    "a function of timm as a string": {"optimizer": "timm.create_model"},
+    "a function as loss": {"views": "torch.hub.load"},
+    "a class where no class belongs": {"temperature": {"class_path": "torch.optim.SGD"}},
+    "a schedule as optimiser": {"optimizer": {"class_path": "torch.optim.lr_scheduler.StepLR"}},
+    "no name of a class": {"encoder": {"class_path": ["recipes.nn.ConvNet"]}},
 }
 
 
@@ -66,6 +77,7 @@ def saved(model, **config):
     """The path of a checkpoint with this configuration."""
     texts = {"model": yaml.safe_dump(model), "config": yaml.safe_dump({"model": model, **config})}
     weights = SimCLR(ConvNet((4,), in_channels=1), 4).state_dict()
+    texts["pytorch-lightning_version"] = lightning.__version__
     torch.save({**texts, "state_dict": weights, "recipe": "SimCLR", "image_shape": [1, 16, 16]}, "some.ckpt")
     return "some.ckpt"
 
@@ -202,3 +214,14 @@ def test_a_config_of_the_user_cannot_call_a_function_either(changes, capsys, tmp
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": model(**changes)}))
     assert "must be a class" in refused(["fit", "--config", "mine.yaml"], capsys)
     assert_nothing_ran()
+
+
+@pytest.mark.parametrize("given", [None, "name", "position"])
+def test_a_run_that_is_older_than_the_split_by_name_keeps_its_split(given, tmp_path):
+    arguments = {"root": "pictures", **({"split_by": given} if given else {})}
+    folder = {"class_path": "datamodules.ImageFolder", "init_args": arguments}
+    data = {"class_path": "datamodules.TaskSequence", "init_args": {"base": folder, "then": [folder]}}
+    torch.save({"config": yaml.safe_dump({"data": data}), "model": "", "state_dict": {}}, tmp_path / "old.ckpt")
+    found = config_of(tmp_path / "old.ckpt")["data"]["init_args"]
+    for part in (found["base"], *found["then"]):
+        assert part["init_args"]["split_by"] == (given or "position")

@@ -1,11 +1,17 @@
 """Users' mistakes end with code 2 and one line that says what was given, what is allowed and what to do."""
 
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
+from jsonargparse import Namespace
 
+from datamodules import CIFAR10, ImageFolder
+from recipes.base.checkpoint import checkpoint_path
 from recipes.cli import main
+from recipes.cli.options import with_homes
 
 DIGITS = ["fit", "--config", "simclr-digits"]
 
@@ -25,6 +31,7 @@ def message_of(args, capsys):
     ("args", "words"),
     [
         (["fti"], ["'fti'", "did you mean 'fit'?"]),
+        ([*DIGITS, "--data.root", "pic\udcfftures"], [r"pic\xfftures is not UTF-8 text: rename", "ln -s"]),
         (["fit"], ["no model given", "--config simclr-digits"]),
         (["fit", "--config", "simclr-digit"], ["'simclr-digit'", "did you mean 'simclr-digits'?", "recipes list"]),
         (["fit", "--model", "SimCRL"], ["'SimCRL'", "did you mean 'SimCLR'?"]),
@@ -103,3 +110,142 @@ def test_an_error_of_the_code_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "normalize", lambda *_, **__: int("many"))
     with pytest.raises(ValueError, match="invalid literal"):
         main([*DIGITS, "--trainer.fast_dev_run", "1"])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--name=../../evil", ["name is '../../evil'", "within --runs"]),
+        ("--name=/tmp/evil", ["within --runs"]),
+        ("--name=", ["name is ''"]),
+        ("--name=.", ["name is '.'"]),
+        (f"--name={'n' * 300}", ["300 characters", "255 bytes"]),
+        ("--runs=", ["runs is empty"]),
+        ("--runs=/proc/nowhere", ["no run directory can be made in /proc/nowhere", "choose other --runs"]),
+        ("--runs=/dev/null", ["Not a directory"]),
+        (f"--runs={'n' * 300}", ["File name too long"]),
+        ("--model.optimizer.lr=-1", ["optimizer cannot be created", "learning rate: -1.0", "Change model.optimizer"]),
+        ("--model.optimizer.weight_decay=-1", ["optimizer cannot be created", "weight_decay"]),
+        ("--seed_everything=-1", ["seed_everything is -1", "between 0 and 4294967295"]),
+        ("--seed_everything=99999999999", ["between 0 and"]),
+        ("--trainer.devices=-5", ["trainer.devices is -5", "auto, -1"]),
+        ("--trainer.devices=0", ["trainer.devices is 0"]),
+        ("--trainer.devices=many", ["trainer.devices is many"]),
+        ("--trainer.devices=[]", ["trainer.devices is []"]),
+        ("--trainer.num_nodes=0", ["trainer.num_nodes is 0: it must be at least 1"]),
+        ("--trainer.accelerator=cdua", ["trainer.accelerator is cdua", "did you mean 'cuda'?", "cpu"]),
+        ("--trainer.strategy=dpp", ["trainer.strategy is dpp", "did you mean 'ddp'?"]),
+        ("--trainer.max_epochs=-3", ["the Trainer cannot be created", "max_epochs", "-3"]),
+        ("--trainer.max_time=foo", ["the Trainer cannot be created", "DD:HH:MM:SS"]),
+        ("--trainer.accumulate_grad_batches=0", ["accumulate_grad_batches is 0: it must be at least 1"]),
+        ("--trainer.accumulate_grad_batches=-1", ["must be at least 1"]),
+        ("--trainer.gradient_clip_val=-1", ["gradient_clip_val is -1"]),
+        ("--trainer.profiler=foo", ["the Trainer cannot be created", "simple"]),
+        ("--trainer.max_epoch=3", ["no option 'trainer.max_epoch'", "did you mean 'trainer.max_epochs'?"]),
+        ("--trainer.max_ep=3", ["no option 'trainer.max_ep'"]),
+        ("--nam=x", ["no option 'nam'", "did you mean 'name'?"]),
+        ("--model.temperature=null", ["temperature is null: it must be a number"]),
+        ("--model.optimizer=null", ["optimizer is null", "inherits from Optimizer"]),
+        ("--data.batch_size=null", ["batch_size is null: it must be an integer"]),
+        ("--trainer.callbacks=EarlyStoping", ["'EarlyStoping'", "did you mean 'EarlyStopping'?", "Callback"]),
+        ("--trainer.callbacks+=EarlyStoping", ["did you mean 'EarlyStopping'?"]),
+        ("--trainer.logger=WandLogger", ["'WandLogger'", "did you mean 'WandbLogger'?"]),
+        ("--trainer.logger=foo", ["there is no 'foo'", "inherits from Logger"]),
+        ("--model.optimizer=SimCLR", ["there is no 'SimCLR'; it must be a class that inherits from Optimizer"]),
+        ("--model.optimizer=torch.nn.Linear", ["must be a class that inherits from Optimizer"]),
+        ("--model.scheduler=3", ["inherits from LRScheduler"]),
+        ("--model.encoder=3", ["inherits from Encoder"]),
+        ("--ckpt_path=", ["no checkpoint"]),
+        ("--ckpt_path=/bin/ls", ["/bin/ls", "checkpoint"]),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused_and_nothing_is_left(option, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = message_of([*DIGITS, option], capsys)
+    for word in words:
+        assert word in message, message
+    for noise in ("Traceback", "Union", "Namespace", "Parser key"):
+        assert noise not in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+@pytest.mark.parametrize("ckpt_path", [[], ["--ckpt_path", "last"], ["--ckpt_path", "best"]])
+def test_no_network_is_measured_untrained_unless_asked_for(command, ckpt_path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = message_of([command, "--config", "simclr-digits", *ckpt_path], capsys)
+    assert ("--untrained true" in message) if not ckpt_path else ("no checkpoint at" in message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_untrained_network_predicts_if_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["predict", "--config", "simclr-digits", "--untrained", "true", "--trainer.accelerator", "cpu"])
+    assert list(tmp_path.glob("runs/*/*/predictions.npz"))
+
+
+@pytest.mark.parametrize("command", ["probe", "advise", "compare", "export"])
+def test_no_command_takes_abbreviations(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shortened = {"probe": "--encode", "advise": "--outpu", "compare": "--outpu", "export": "--ckpt_pat"}[command]
+    words = ["x"] if command == "compare" else []
+    assert shortened.removeprefix("--") in message_of([command, *words, shortened, "x"], capsys)
+
+
+SUBSET = "data: {{class_path: datamodules.Subset, init_args: {{base: {{class_path: Digits}}, classes: {}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("name: on", "name is True"),
+        ("name: 1e3", "name is 1000.0"),
+        ("runs: no", "runs is False"),
+        (SUBSET.format("[yes, no]"), "classes"),
+        ("data: {class_path: datamodules.ImageFolder, init_args: {root: yes}}", "root is True"),
+    ],
+)
+def test_a_word_that_yaml_reads_as_another_value_is_to_be_quoted(text, key, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    message = message_of([*DIGITS, "--config", "mine.yaml"], capsys)
+    assert key in message
+    assert "put the text in quotes" in message
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_disk_that_cannot_be_written_to_is_one_line(error, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(error, os.strerror(error), "runs/some/file")
+
+    monkeypatch.setattr("recipes.cli.command.Command", full)
+    assert message_of(DIGITS, capsys) == f"recipes: error: runs/some/file: {os.strerror(error)}"
+
+
+def test_a_tilde_stands_for_the_home_folder_in_every_option(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    inner = Namespace(class_path="mine.Data", init_args=Namespace(root="~/pictures", name="a~b", files=["~/a", "~"]))
+    found = with_homes(Namespace(runs="~/runs", data=inner, epochs=3, near="~5 %"))
+    assert (found.runs, found.epochs, found.near) == ("/home/me/runs", 3, "~5 %")
+    assert vars(found.data.init_args) == {
+        "root": "/home/me/pictures", "name": "a~b", "files": ["/home/me/a", "/home/me"],
+    }  # fmt: skip
+
+
+def test_a_tilde_stands_for_the_home_folder_in_python(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ImageFolder("~/pictures", cache="~/cache").root == tmp_path / "pictures"
+    assert ImageFolder("~/pictures", cache="~/cache").cache_file == tmp_path / "cache"
+    assert CIFAR10("~/data").root == tmp_path / "data"
+    (tmp_path / "some.ckpt").touch()
+    assert checkpoint_path("~/some.ckpt") == tmp_path / "some.ckpt"
+
+
+def test_a_config_is_found_in_the_home_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("name: [1]")
+    assert "name" in message_of(["fit", "--config=~/mine.yaml"], capsys)

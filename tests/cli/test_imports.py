@@ -149,11 +149,20 @@ def test_a_module_of_a_package_is_named_by_its_path_or_its_file(capsys):
         ("needs.py", ["module needs cannot be imported", "No module named 'not_installed'", "needs.py, line 2"]),
         ("raises.py", ["module raises cannot be imported", "ZeroDivisionError: division by zero", "raises.py, line 3"]),
         ("syntax.py", ["module syntax cannot be imported", "SyntaxError", "syntax.py, line 2"]),
+        ("exits.py", ["module exits cannot be imported", "SystemExit: 0", "exits.py, line 2"]),
+        (".", ["import is .", "a folder", "give a Python file"]),
+        ("..", ["import is ..", "a folder"]),
+        ("some/folder", ["import is some/folder", "a folder"]),
+        ("some/where", ["import is some/where", "no module name"]),
+        ("mine.yaml/", ["no module name"]),
+        ("not\0a name", ["no module name"]),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_explained(name, words, capsys):
     for file in ("json.py", "recipes.py", "sys.py", "not-a-name.py"):
         write(file, "")
+    Path("some/folder").mkdir(parents=True)
+    write("exits.py", "import sys\nsys.exit(0)\n")
     write("needs.py", "\nimport not_installed\n")
     write("raises.py", "import recipes\n\nx = 1 / 0\n")
     write("syntax.py", "import recipes\nclass :\n")

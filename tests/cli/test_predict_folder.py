@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import recipes
+from datamodules import ImageFolder
 from recipes.cli import main
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -67,32 +70,59 @@ def test_the_class_of_every_unlabelled_picture_is_written_to_a_table(run, tmp_pa
 
 
 def test_predicts_the_test_images_of_folders_with_the_classes_of_the_checkpoint(run, tmp_path):
-    squares(tmp_path / "new", {colour: colour for colour in COLOURS}, 10)
+    root = squares(tmp_path / "new", {colour: colour for colour in COLOURS}, 10)
     predict(run, "new")
-    assert len(predicted(tmp_path)) == 3  # a tenth
-    assert all(file.startswith(f"{name}/{name}") for file, (name, _) in predicted(tmp_path).items())
+    data = ImageFolder(root, image_size=8)
+    data.setup()
+    assert set(predicted(tmp_path)) == {str(path.relative_to(root)) for path in data.paths["test"]}
 
 
 @pytest.mark.parametrize(
-    ("folders", "theirs"),
+    "folders",
     [
-        ({"blue": "blue"}, r"1 class \(blue\)"),
-        ({"blue": "blue", "green": "green"}, r"2 classes \(blue, green\)"),
-        ({"blue": "a", "green": "b", "red, or so": "c"}, r"3 classes \(a, b, c\)"),
+        {"blue": "blue"},
+        {"green": "green", "red, or so": "red, or so"},
+        {"green": "blue", "blue": "green"},
     ],
 )
-@pytest.mark.parametrize("command", ["predict", "test"])
-def test_class_folders_with_other_classes_than_the_checkpoint_are_refused(
-    command, folders, theirs, run, tmp_path, capsys
-):
-    squares(tmp_path / "new", folders, 10)
+def test_images_of_some_of_the_classes_are_matched_by_name(folders, run, tmp_path, capsys):
+    squares(tmp_path / "new", folders, 20)
+    main(["test", "--ckpt_path", str(run), "--data.root", "new", *QUIET])
+    accuracy = float(re.search(r"^test/accuracy: ([0-9.]+)$", capsys.readouterr().out, re.MULTILINE)[1])
+    assert accuracy == (folders != {"green": "blue", "blue": "green"})
+
+
+def test_a_class_that_the_checkpoint_does_not_know_is_an_error_of_test_that_names_it(run, tmp_path, capsys):
+    squares(tmp_path / "new", {"blue": "blue", "green": "a", "red, or so": "b"}, 10)
     with pytest.raises(SystemExit):
-        main([command, "--ckpt_path", str(run), "--data.root", "new", "--probe.references", "false", *QUIET])
+        main(["test", "--ckpt_path", str(run), "--data.root", "new", "--probe.references", "false", *QUIET])
     error = capsys.readouterr().err
     assert error.count("recipes: error") == 1
-    line = next(line for line in error.splitlines() if line.startswith("recipes: error"))
-    assert re.search(rf"the checkpoint knows 3 classes \(blue, green, red, or so\), and the data has {theirs}", line)
-    assert "pictures without class folders" in line
+    assert re.search(r"recipes: error: the data has the class 'a', but the checkpoint knows 3 classes .*a, b", error)
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("blue", "b", "c"), ("images",)])
+def test_folders_with_other_classes_are_predicted(names, run, tmp_path):
+    root = squares(tmp_path / "new", dict(zip(COLOURS, names, strict=False)), 20)
+    predict(run, "new", "--data.val_fraction", "0", "--data.test_fraction", "0")
+    rows = predicted(tmp_path)
+    assert set(rows) == {str(path.relative_to(root)) for path in root.rglob("*.png")}
+    assert all(Path(file).name.startswith(name) for file, (name, _) in rows.items())
+    (path,) = tmp_path.glob("runs/*/*/predictions.npz")
+    known = {"blue": 0}
+    assert sorted(set(np.load(path)["label"].tolist())) == sorted({known.get(name, -1) for name in names})
+
+
+def test_a_loaded_recipe_matches_the_classes_of_other_data_by_name(run, tmp_path):
+    squares(tmp_path / "new", {"green": "green", "red, or so": "red, or so"}, 20)
+    recipe = recipes.load(run)
+    data = ImageFolder(tmp_path / "new", image_size=8, test_fraction=0.5, batch_size=8)
+    (metrics,) = quiet_trainer().test(recipe, datamodule=data, verbose=False)
+    assert metrics["test/accuracy"] == 1
+    assert recipe.class_names == tuple(COLOURS)
+    squares(tmp_path / "new", {"blue": "yellow"}, 4)
+    with pytest.raises(ValueError, match="the data has the class 'yellow', but the checkpoint knows 3 classes"):
+        quiet_trainer().test(recipe, datamodule=ImageFolder(tmp_path / "new", image_size=8, batch_size=8))
 
 
 def test_an_empty_folder_is_refused_in_one_line(run, tmp_path, capsys):

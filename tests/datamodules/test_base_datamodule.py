@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 import datamodules
 from datamodules import Batch, ImageDataModule, ImageDataset, ImagesInMemory, Splits
+from datamodules.batch import is_filler
 
 MODULES = [
     cls
@@ -67,6 +68,14 @@ def test_a_part_of_a_dataset_counts_its_own_positions():
     assert batch.label.tolist() == [9, 7]
     assert batch.index.tolist() == [2, 0]
     assert batch.image.equal(images(10)[[9, 7]])
+
+
+def test_minus_one_stands_for_no_image_and_has_no_label():
+    part = ImagesInMemory(images(10), torch.arange(10))
+    batch = part.__getitems__([-1])
+    assert is_filler(batch)
+    assert (batch.label.tolist(), batch.index.tolist(), len(batch.image)) == ([-1], [-1], 1)
+    assert not is_filler(part.__getitems__([0]))
 
 
 def test_mean_and_std_are_those_of_the_training_images():

@@ -5,10 +5,11 @@ import shutil
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from PIL import Image
 from torch import nn
 from torchvision import models
 
-from datamodules import Batch, Digits
+from datamodules import Batch, Digits, ImageFolder
 from losses import AttentionTransfer, FeatureLoss, Hint, SimilarityPreserving
 from recipes import MeanTeacher, SimCLR, Supervised, TeacherStudent
 from recipes.augment import Compose, RandomAffine
@@ -430,6 +431,28 @@ def test_cached_logits_are_computed_once_for_one_teacher_data_and_views(tmp_path
     assert made(seed=2)[1] == 3
     assert made(size=16)[1] == 4
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_logits_of_pictures_that_were_replaced_are_computed_again(tmp_path):
+    root = tmp_path / "pictures"
+    for i in range(30):
+        path = root / str(i % 10) / f"{i}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 8 * i).save(path)
+
+    def logits():
+        data = ImageFolder(root, 8, 1, val_fraction=0, test_fraction=0, memory_limit=0, batch_size=10, num_workers=0)
+        recipe = student(teacher_logits="cached", logits_folder=str(tmp_path / "logits"))
+        quiet_trainer(max_epochs=1).fit(recipe, data)
+        return recipe.cached.path, torch.from_numpy(recipe.cached.logits.copy())
+
+    path, before = logits()
+    assert logits()[0] == path
+    last = root / "9" / "9.bmp"  # not among the first images, by which a file is checked
+    Image.new("L", (8, 8), 200).save(last)
+    other, after = logits()
+    assert other != path
+    assert (before != after).any(1).nonzero().flatten().tolist() == [29]
 
 
 def test_logits_that_nobody_reads_are_not_computed(tmp_path):

@@ -51,6 +51,12 @@ def test_features_come_in_the_order_of_the_dataset_and_each_once() -> None:
         assert torch.equal(a, b)
 
 
+def test_an_image_that_only_fills_a_batch_is_left_out() -> None:
+    filler = Batch(torch.rand(1, 1, 8, 8), torch.tensor([-1]), torch.tensor([-1]))
+    features = extract({"it": ConvNet((4, 8))}, [*batches(2, 3), filler], trainer())["it"]
+    assert features.index.tolist() == list(range(6))
+
+
 def test_features_of_several_loaders_stay_apart() -> None:
     collector = Collector(torch.device("cpu"))
     for loader, value in ((1, 10.0), (0, 20.0)):

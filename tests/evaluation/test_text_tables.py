@@ -2,7 +2,12 @@
 
 import csv
 import io
+import re
+from pathlib import Path
 
+import pytest
+
+import recipes
 from recipes.evaluation.text_tables import cell, comma_separated, escaped, latex, markdown
 
 SPECIAL = r"a_b & 50 % of $x^2$ #1 {~} \n <±>"
@@ -26,6 +31,27 @@ def test_csv_is_read_as_it_was_written():
     text = comma_separated(["name", "differences"], [['a, "b"', "x [1, 2], y 3"], ["c", 0.5]])
     rows = list(csv.DictReader(io.StringIO(text)))
     assert rows == [{"name": 'a, "b"', "differences": "x [1, 2], y 3"}, {"name": "c", "differences": "0.5"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=cmd()", "+1+1", "-2+3+cmd|' /C calc'!A0", "@SUM(1)", " =1", "\t=1", "\r=1", "'a", "＝1", "=1,\n2", "-a.png"],
+)
+def test_a_text_like_a_formula_is_none_in_csv_and_comes_back_without_its_apostrophe(text):
+    ((head,), (cell,)) = csv.reader(io.StringIO(comma_separated([text], [[text]]), newline=""))
+    assert head == cell == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["a", "a=1", "dog, or wolf", "-5", "+1", "-0.5", "1e-3", -0.5, "ü", "한국", "—"])
+def test_other_texts_and_numbers_stay_as_they_are_in_csv(text):
+    assert list(csv.reader(io.StringIO(comma_separated(["a"], [[text]])))) == [["a"], [str(text)]]
+
+
+def test_no_other_part_of_the_project_writes_csv():
+    writing = re.compile(r"csv\.writer|DictWriter|to_csv|savetxt")
+    sources = Path(recipes.__file__).parents[1]
+    files = [path for folder in ("recipes", "datamodules", "losses") for path in (sources / folder).rglob("*.py")]
+    assert [path.name for path in files if writing.search(path.read_text())] == ["text_tables.py"]
 
 
 def test_a_bar_in_a_cell_does_not_end_it_in_markdown():

@@ -5,6 +5,7 @@ import torch
 
 from losses import labelled_cross_entropy
 from losses.labelled import balanced_class_weight, mixed_cross_entropy
+from tests.helpers.fake_cuda import fake_cuda
 
 LABEL = torch.tensor([2, -1, 0, 1, -1, 2, -1, -1, 1, 0, 0, -1])  # of three devices: 3, 1 and 3 are labelled
 LOGITS = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
@@ -96,3 +97,14 @@ def test_balanced_weights_give_every_class_the_same_total():
     weight = balanced_class_weight(label, 3)
     assert [weight[k].item() * count for k, count in enumerate((6, 3, 1))] == pytest.approx([10 / 3] * 3)
     assert balanced_class_weight(label, 4)[3].item() == 10 / 4  # no image: as if there were one
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_host_does_not_wait_for_a_gpu(weighted):
+    with fake_cuda() as noted:
+        logits = torch.zeros(6, 3, device="cuda", requires_grad=True)
+        label = torch.zeros(6, dtype=torch.int64, device="cuda")
+        weight = torch.ones(3, device="cuda") if weighted else None
+        with noted() as waits:
+            labelled_cross_entropy(logits, label, label, class_weight=weight)
+    assert not waits

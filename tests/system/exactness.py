@@ -60,7 +60,8 @@ OPTIONS = {
     "checkpoint.every_n_train_steps": SAVE_EVERY,
     "model.scheduler": "recipes.optim.WarmupCosine",
     "model.scheduler.warmup_epochs": 1,  # a config's may be longer than this run
-    "data.batch_size": 1257 // BATCHES,
+    "trainer.limit_train_batches": BATCHES,  # of 39
+    "data.batch_size": 32,
 }
 TEACHER = "supervised-digits"  # whose run teaches those that need a teacher
 _LAYERS = [
@@ -69,7 +70,7 @@ _LAYERS = [
 ]
 OF_CONFIG = {
     "lwf-split-digits": {"model.warmup_epochs": 0},
-    "deit-digits": {"model.encoder.image_size": 8, "data.batch_size": 96},  # images are mixed in pairs
+    "deit-digits": {"model.encoder.image_size": 8},
     "distill-digits": {
         "model.encoder.image_size": 8,
         "model.teacher_logits": "online",
@@ -79,11 +80,12 @@ OF_CONFIG = {
 }
 OF_DATA = {
     "Digits": {"data.size": 8},
-    "SemiSupervised": {"data.base.size": 8, "data.labelled_per_batch": 8},  # 1,157 unlabelled, 88 in a batch
+    "SemiSupervised": {"data.base.size": 8, "data.labelled_per_batch": 8},
     # a task has about 250 images: the run is killed in the middle of the second
     "TaskSequence": {
         "data.epochs_per_task": 1,
         "data.batch_size": 18,
+        "trainer.limit_train_batches": "null",
         # where a task begins, distillation has gradients that are 0 but for rounding, and Adam makes steps of them
         "model.optimizer": "torch.optim.SGD",
         "model.optimizer.lr": 0.1,
@@ -108,11 +110,23 @@ class Interference(Callback):
         epoch: of the batch.
         batch: number of the batch in the epoch.
         save: number of the checkpoint, from 1.
+        patience: an option that its state has beside a counter, as that of ``EarlyStopping``.
     """
 
-    def __init__(self, epoch: int = -1, batch: int = -1, save: int = -1) -> None:
+    def __init__(self, epoch: int = -1, batch: int = -1, save: int = -1, patience: int = 1) -> None:
         self.last_batch = (epoch, batch)
         self.saves = save
+        self.patience = patience
+        self.batches = 0
+
+    def state_dict(self):
+        return {"patience": self.patience, "batches": self.batches}
+
+    def load_state_dict(self, state_dict):
+        self.patience, self.batches = state_dict["patience"], state_dict["batches"]
+
+    def on_train_batch_end(self, *_):
+        self.batches += 1
 
     def setup(self, trainer, pl_module, stage):
         for callback in trainer.callbacks:
@@ -191,6 +205,7 @@ class Runs:
             images = OF_DATA[packaged(config)["data"]["class_path"].rpartition(".")[2]]
             options = {
                 "config": config,
+                "trainer.callbacks": f"{__name__}.Interference",
                 **OPTIONS,
                 **images,
                 **OF_CONFIG.get(config, {}),
@@ -202,7 +217,6 @@ class Runs:
                 options["model.teacher"] = self(TEACHER).path
             options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
             options |= {"ckpt_path": after.path} if after else {}
-            options |= {"trainer.callbacks": f"{__name__}.Interference"}
             options |= {f"trainer.callbacks.{name}": value for name, value in (killed or {}).items()}
             ended = run(
                 _undrawn, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes

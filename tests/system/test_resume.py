@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import yaml
 
 from tests.system.exactness import BATCHES, CASES, IN_TASKS, KILLED, SAVE_EVERY, STEPS, difference
 
@@ -37,6 +38,32 @@ def test_a_run_that_is_killed_on_two_devices_and_resumed_on_one_ends_as_on_one(c
     assert measured[case]["resume_on_one"] < 1e-10
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_options_of_a_resumed_run_act_and_all_else_continues(case, runs):
+    killed, whole = runs(case, killed=KILLED), runs(case)
+    optimizer = yaml.safe_load(killed.checkpoint["config"])["model"]["init_args"]["optimizer"]["init_args"]
+    resumed = runs(
+        case,
+        after=killed,
+        model__optimizer__lr=optimizer["lr"] / 8,
+        model__optimizer__weight_decay=0.125,
+        trainer__callbacks__patience=50,
+    )
+    rates = [rate / 8 for rate in whole.column("lr")[SAVED:]]
+    assert resumed.column("lr") == pytest.approx(rates, rel=1e-12)
+    groups = resumed.checkpoint["optimizer_states"][0]["param_groups"]
+    decays = {group["weight_decay"] for group in groups if not group.get("lars_exclude")}
+    assert decays == {0.125}
+    (callback,) = (state for name, state in resumed.checkpoint["callbacks"].items() if "Interference" in name)
+    assert callback == {"patience": 50, "batches": STEPS}
+    assert _steps(resumed) == _steps(whole)
+
+
+def _steps(run):
+    """How many steps each parameter has taken, where the optimiser counts them."""
+    return [state.get("step") for state in run.checkpoint["optimizer_states"][0]["state"].values()]
+
+
 ACCUMULATED = {
     "trainer__accumulate_grad_batches": 4,
     "trainer__max_steps": -1,
@@ -64,11 +91,11 @@ def test_an_accumulating_run_loses_no_partial_step_and_its_schedule_ends_with_it
     assert rates[an_epoch:] == pytest.approx(after_warmup, rel=1e-12)
 
 
-def test_a_run_whose_epochs_are_cut_short_is_resumed_where_it_was(runs):
-    cut = {"trainer__limit_train_batches": 7, "trainer__max_steps": 20}
-    killed = runs(CASES[0], killed={"epoch": 1, "batch": 4}, **cut)
-    assert killed.checkpoint["global_step"] == 8
-    assert difference(runs(CASES[0], after=killed, **cut), runs(CASES[0], **cut)) == 0
+def test_a_run_of_whole_epochs_is_resumed_where_it_was(runs):
+    whole = {"trainer__limit_train_batches": "null", "data__batch_size": 1257 // BATCHES}
+    killed = runs(CASES[0], killed=KILLED, **whole)
+    assert killed.checkpoint["global_step"] == SAVED
+    assert difference(runs(CASES[0], after=killed, **whole), runs(CASES[0], **whole)) == 0
 
 
 def test_metrics_of_the_killed_run_and_of_the_resumed_one_make_up_those_of_the_whole(runs):

@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from recipes.cli import main
+from recipes.cli.run_directory import RUN_DIRECTORY
 from tests.helpers.processes import draw_nothing, run
 from tests.system.exactness import OF_DATA, OPTIONS, Run, _leaves, _relative, packaged
 
@@ -102,6 +103,7 @@ def _measured(row):
 
 
 def ended(args):
+    os.environ.pop(RUN_DIRECTORY, None)  # of a run in the process that this one was forked for
     draw_nothing()
     try:
         main(args)

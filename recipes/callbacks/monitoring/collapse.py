@@ -13,6 +13,8 @@ class CollapseMonitor(Callback):
     Equation 1). Labels are not needed.
     """
 
+    other_measures = "val/feature_std", "val/effective_rank"
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks for the features, except in the sanity check."""
         if not trainer.sanity_checking:

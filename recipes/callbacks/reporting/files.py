@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from datamodules.sources.names import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -37,7 +39,7 @@ def images_of(loader: Any) -> Any:
 
 
 def file_names(data: Any, loader: Any) -> list[str] | None:
-    """The file of each image of a loader, by ``Batch.index`` and below the root of the data; None for other data.
+    """The file of each image of a loader, by ``Batch.index``: text, below the root of the data. None for other data.
 
     Args:
         data: the DataModule; one that has ``paths`` and ``root`` knows the files, as ``ImageFolder`` does.
@@ -45,4 +47,4 @@ def file_names(data: Any, loader: Any) -> list[str] | None:
     """
     paths, dataset = getattr(data, "paths", {}), getattr(loader, "dataset", None)
     split = next((name for name in paths if getattr(data.splits, name) is dataset), None)
-    return None if split is None else [str(path.relative_to(data.root)) for path in paths[split]]
+    return None if split is None else [printable(path.relative_to(data.root)) for path in paths[split]]

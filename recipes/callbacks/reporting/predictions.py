@@ -1,4 +1,3 @@
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,11 @@ from torch import Tensor
 from datamodules import Batch
 from recipes.callbacks.reporting.files import file_names
 from recipes.evaluation.features import join
+from recipes.evaluation.text_tables import comma_separated
 
 
 class PredictionFile(Callback):
-    """Writes the outputs of ``predict_step`` for each image to files in the run directory.
+    r"""Writes the outputs of ``predict_step`` for each image to files in the run directory.
 
     ``numpy.load`` reads ``predictions.npz``, which has these arrays:
 
@@ -27,6 +27,9 @@ class PredictionFile(Callback):
 
     A classifier also writes ``predictions.csv``, with one line for each image: its ``file`` relative to the root of the
     data (or its ``index`` if images are not files), its most probable ``class`` and the ``probability`` of this class.
+    The table is UTF-8. Each byte of a name that is not UTF-8 is written as ``\xff``, with its own digits, and a control
+    character as its escape, such as ``\n``. A name that a spreadsheet could take for a formula gets an apostrophe in
+    front: one that begins with =, +, -, @ or an apostrophe, after any spaces, and is not a number.
 
     The images are those of the DataModule's ``predict_dataloader``: the test images, or all images if there is no test
     split. A folder without class folders has no test split. With class folders,
@@ -65,6 +68,7 @@ class PredictionFile(Callback):
         directory = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective
         if not trainer.is_global_zero or not arrays:
             return
+        arrays = {name: array[arrays["index"] >= 0] for name, array in arrays.items()}  # -1 is no image
         _, rows = np.unique(arrays["index"], return_index=True)
         arrays = {name: array[rows] for name, array in arrays.items()}
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,10 +88,9 @@ class PredictionFile(Callback):
 def _write_table(
     path: Path, index: list[int], value: np.ndarray, column: str, names: Sequence[str], files: Sequence[str] | None
 ) -> None:
-    # names of files may be no text: their bytes are written as they are
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        table.writerow(["index" if files is None else "file", "class", column])
-        for i, row in zip(index, value):
-            label = int(row.argmax())
-            table.writerow([i if files is None else files[i], names[label] if names else label, f"{row[label]:.6f}"])
+    rows = []
+    for i, row in zip(index, value):
+        label = int(row.argmax())
+        rows.append([i if files is None else files[i], names[label] if names else label, f"{row[label]:.6f}"])
+    head = ["index" if files is None else "file", "class", column]
+    path.write_text(comma_separated(head, rows), encoding="utf-8", newline="")

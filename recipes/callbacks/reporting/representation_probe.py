@@ -93,6 +93,8 @@ class RepresentationProbe(Callback):
         self.seed = seed
         self.references = references
         self.max_share = max_share
+        splits = ("val", "test") if every_n_epochs else ()
+        self.labelled_measures = tuple(f"{split}/{name}" for split in splits for name in ("knn", "linear"))
         self.history: list[tuple[int, float, float]] = []  # optimiser step, val/knn, val/linear
         self.measured: dict[str, Measured] = {}  # by row of the table, from the end of the test until teardown
         self.accuracies: dict[str, dict[str, list[float]]] = {}  # by row and column, one number for each draw

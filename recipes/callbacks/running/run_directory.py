@@ -24,6 +24,7 @@ class RunDirectory(Callback):
         """Puts the configuration into the checkpoint, so that it can be tested, resumed and loaded by itself."""
         checkpoint["config"] = self.config
         checkpoint["model"] = self.model
+        checkpoint["wandb_ids"] = [each.version for each in trainer.loggers if isinstance(each, WandbLogger)]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes config.yaml, once it is known that the run can start."""

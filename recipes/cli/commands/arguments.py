@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from recipes.base.imports import check_classes
+from recipes.base.kinds import check_nulls
 from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.messages import one_line
+from recipes.cli.options import check_seed, with_homes
 
 
 @contextmanager
@@ -23,9 +25,12 @@ def parsed(parser: ArgumentParser, args: list[str]) -> Iterator[Namespace]:
         ValueError: if an argument is wrong, in one line.
     """
     parser.add_argument("--import", help=IMPORT_HELP)  # taken out of the arguments before: here for the help
+    parser.allow_abbrev = False
     try:
-        options = parser.parse_args(args)
+        options = with_homes(parser.parse_args(args))
         check_classes(options)
+        check_nulls(options)
+        check_seed(options.get("seed"))
     except ArgumentError as error:
         raise ValueError(one_line(str(error), parser)) from None
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")

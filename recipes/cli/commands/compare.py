@@ -64,7 +64,7 @@ def _compare(options: Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(comparison.report(groups, notes), indent=1) + "\n")
     for name, text in files(groups).items():
-        (output / name).write_text(text)
+        (output / name).write_text(text, encoding="utf-8", newline="")
     for name, figure in _pictures(groups, continual).items():
         figure.savefig(output / f"{name}.png", dpi=_DPI)
     width = max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH

@@ -10,9 +10,10 @@ from recipes.base.checkpoint import config_of
 from recipes.base.recipe import Recipe
 from recipes.errors import nearest
 from recipes.nn import ConvNet, Encoder, ResNet, TimmEncoder, TorchvisionEncoder
-from recipes.nn.encoders.weights import checkpoint_file, normalization
+from recipes.nn.encoders.weights import checkpoint_file
 
 _TIMM = "timm:"
+_WEIGHTS = (".pt", ".pth", ".safetensors")  # files of weights alone
 _OWN: dict[str, type[ConvNet] | type[ResNet]] = {"ConvNet": ConvNet, "ResNet": ResNet}  # those for images of any size
 
 
@@ -49,7 +50,7 @@ def named_encoder(name: str, weights: str | None = None, in_channels: int = 3) -
         FileNotFoundError: if ``name`` or ``weights`` is a path and nothing is there.
         ImportError: if the network is one of timm, and timm is not installed.
     """
-    if checkpoint_file(name) is not None or "/" in name or Path(name).suffix in (".ckpt", ".pt", ".pth"):
+    if checkpoint_file(name) is not None or "/" in name or Path(name).suffix in (".ckpt", *_WEIGHTS):
         return _of_run(name, weights, in_channels)
     options: dict[str, Any] = {"in_channels": in_channels}
     if name in _OWN:
@@ -75,7 +76,7 @@ def _made(kind: Any, options: dict[str, Any]) -> NamedEncoder:
 def _of_run(path: str, weights: str | None, in_channels: int) -> NamedEncoder:
     if weights is not None:
         raise ValueError(f"the encoder of {path} has its own weights: leave out the weights {weights}")
-    if Path(path).suffix in (".pt", ".pth"):
+    if Path(path).suffix in _WEIGHTS:
         raise ValueError(f"{path} holds weights alone: name their network, and give the file as its weights")
     recipe = recipes.load(path)
     encoder = recipe.encoder
@@ -84,8 +85,6 @@ def _of_run(path: str, weights: str | None, in_channels: int) -> NamedEncoder:
             f"the images have {in_channels} channels, the encoder of {path} takes {encoder.in_channels}: choose other "
             "images or another encoder"
         )
-    encoder.pretrained = True
-    encoder.normalization = normalization(recipe.state_dict())
     config = config_of(str(checkpoint_file(path)))["model"]["init_args"]["encoder"]
     config["init_args"] = {**config["init_args"], "weights": path}
     if config["init_args"].get("pretrained"):  # of timm: these would be fetched in vain

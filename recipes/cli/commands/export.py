@@ -51,6 +51,7 @@ def main(args: list[str]) -> None:
     about = "height and width of the images in pixels, > 0; by default those of the images of the run"
     parser.add_argument("--image_size", type=int, help=about)
     parser.add_argument("--import", help=IMPORT_HELP)  # taken out of the arguments before: here for the help
+    parser.allow_abbrev = False
     options = parser.parse_args(args)
     folder = export(options.ckpt_path, options.output, options.formats, options.image_size)
     for name, difference in json.loads((folder / "export.json").read_text())["largest_difference"].items():
@@ -71,8 +72,9 @@ def export(
     torchvision or timm have for them, so that
     ``torchvision.models.resnet18().load_state_dict(safetensors.torch.load_file(file), strict=False)`` misses the last
     layer alone. Where the whole model is a network of torchvision, ``model.safetensors`` has that layer too, for
-    ``resnet18(num_classes=...)``; these two want normalised images. ``export.json`` says what the files take and give:
-    names of the classes, mean and standard deviation, shape of an image.
+    ``resnet18(num_classes=...)``; these two want normalised images. Both state mean and standard deviation, so that an
+    encoder with one of them as its ``weights`` normalises images in the same way. ``export.json`` says what the files
+    take and give: names of the classes, mean and standard deviation, shape of an image.
 
     Each file is loaded again, and its outputs are compared with those of the recipe for noise and smooth pictures, one
     image and a batch at a time. Nothing is left behind if one differs.
@@ -124,11 +126,11 @@ def export(
                 _write_onnx(program, parts / "model.onnx", "logits" if isinstance(recipe, Classifier) else "features")
                 check("model.onnx", _onnx_session(parts / "model.onnx"), _OTHER_LIBRARY)
         if "safetensors" in formats:
-            _write_weights(recipe.encoder.network, parts / "encoder.safetensors")
+            _write_weights(recipe.encoder.network, parts / "encoder.safetensors", recipe)
             check("encoder.safetensors", lambda image: _outputs(recipe, [image])[0], _SAME_OPERATIONS)
             plain = _plain_network(recipe)
             if plain is not None and _difference(plain, pictures, expected) <= _SAME_OPERATIONS:
-                _write_weights(plain[-1], parts / "model.safetensors")
+                _write_weights(plain[-1], parts / "model.safetensors", recipe)
                 check("model.safetensors", plain, _SAME_OPERATIONS)
         report = _report(recipe, shape, formats, differences)
         (parts / "export.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -252,11 +254,13 @@ def _onnx_session(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-def _write_weights(network: nn.Module, path: Path) -> None:
-    """Writes the weights of a network, and has it take those of the file."""
+def _write_weights(network: nn.Module, path: Path, recipe: Recipe) -> None:
+    """Writes the weights of a network with the normalisation of its images, and has it take those of the file."""
     from safetensors.torch import load_file, save
 
-    path.write_bytes(save(network.state_dict()))
+    known = recipe.normalize.known or ()
+    notes = {name: json.dumps(numbers[: recipe.encoder.in_channels]) for name, numbers in zip(("mean", "std"), known)}
+    path.write_bytes(save(network.state_dict(), notes))
     network.load_state_dict(load_file(path))
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from datamodules import ImageDataModule
 from recipes.cli.commands.arguments import parsed
 from recipes.cli.commands.encoders import named_encoder
-from recipes.cli.run_directory import new_directory
+from recipes.cli.run_directory import new_directory, nothing_left_if_refused
 from recipes.evaluation import StageReader, accuracy, fit_svm, knn, linear_probe, quiet_trainer
 from recipes.evaluation.features import Features, extract
 from recipes.evaluation.linear import GRID
@@ -42,7 +42,7 @@ def main(args: list[str]) -> None:
         FileNotFoundError: if the data, a run or a file of weights is not there.
     """
     parser = _parser()
-    with parsed(parser, args) as options:
+    with parsed(parser, args) as options, nothing_left_if_refused():
         _probe(parser, options)
 
 

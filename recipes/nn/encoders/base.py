@@ -3,6 +3,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from recipes.augment.normalize import Normalization, Normalize
+
 
 class Encoder(nn.Module):
     """Maps images to features; every recipe trains one.
@@ -16,19 +18,20 @@ class Encoder(nn.Module):
         in_channels: number of channels C of the images, 1 or 3.
 
     Attributes:
-        pretrained: whether it was made with weights that were trained before.
-        normalization: mean and standard deviation of each channel that the weights were trained with, where that is
-            known; images are then normalised by them, and not by those of the data.
+        pretrained: whether the weights were trained: loaded from a file or a checkpoint, or trained by a recipe.
+        input_normalize: normalises images as they were in training. The recipe that trains the encoder uses this module
+            and keeps it in checkpoints. ``forward`` takes images that it has normalised.
     """
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
+    input_normalize: Normalize
     pretrained = False
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> "Encoder":
-        """Notes how the encoder was made, for ``fresh``."""
+        """Notes how the encoder was made, for ``fresh``, and that no normalisation is set."""
         encoder = super().__new__(cls)
-        encoder.__dict__["_made_with"] = (args, options)
+        # not a submodule: the recipe has it, and the names in an encoder's state_dict are those of its network
+        encoder.__dict__.update(_made_with=(args, options), input_normalize=Normalize())
         return encoder
 
     def __init__(self, network: nn.Module, feature_dim: int, in_channels: int = 3) -> None:
@@ -40,6 +43,25 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Maps normalised float images [B, C, H, W] to features [B, F]."""
         return self.network(image)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Mean and standard deviation of each channel that the weights were trained with; None if they are not known.
+
+        Images are normalised by them, and not by those of the data. For grey images, setting those of RGB images sets
+        their mean over the channels.
+        """
+        return self.input_normalize.known
+
+    @normalization.setter
+    def normalization(self, value: Normalization | None) -> None:
+        if value is None:
+            self.input_normalize.unset()
+        else:
+            mean, std = value
+            if self.in_channels == 1:
+                mean, std = ((sum(numbers) / len(numbers),) * len(numbers) for numbers in value)
+            self.input_normalize.set(mean, std)
 
     @property
     def made_with(self) -> dict[str, Any]:
@@ -63,7 +85,19 @@ class Encoder(nn.Module):
         return type(self)(**{**given, **{name: value for name, value in _UNTRAINED.items() if name in given}})
 
 
-_UNTRAINED = {"weights": None, "pretrained": False}
+_UNTRAINED = {"weights": None, "pretrained": False, "normalization": None}
+_NORMALIZATIONS: dict[str, Normalization] = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+def named_normalization(name: str) -> Normalization:
+    """The mean and standard deviation of the images of a data set.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in _NORMALIZATIONS:
+        raise ValueError(f"normalization is {name!r}: it must be {' or '.join(map(repr, _NORMALIZATIONS))}, or null")
+    return _NORMALIZATIONS[name]
 
 
 def check_image(encoder: Encoder, image: Tensor, size: int) -> None:

@@ -15,7 +15,7 @@ class ConvNet(Encoder):
         widths: channels of the stages; the last is the number of features.
         in_channels: number of channels C of the images, 1 or 3.
         norm: ``batch``, or ``group``: statistics of each image alone.
-        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
+        weights: file of pretrained weights, or a run directory (``load_weights``). If null, weights are random.
 
     Raises:
         ValueError: if ``widths`` is empty, a width not positive, or ``norm`` unknown.

@@ -15,7 +15,7 @@ class MLP(Encoder):
         dropout: share of the hidden units that are left out in training, in [0, 1). A run with dropout does not resume
             bit for bit.
         input_dropout: share of the pixels that are left out in training, in [0, 1).
-        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
+        weights: file of pretrained weights, or a run directory (``load_weights``). If null, weights are random.
 
     Raises:
         ValueError: if ``image_size`` is not positive, ``hidden`` is empty, a width is not positive or a share is out of

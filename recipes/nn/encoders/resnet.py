@@ -21,7 +21,7 @@ class ResNet(Encoder):
         zero_init_residual: whether every block starts as the identity, by a zero scale in its last batch norm
             (Goyal et al., 2017, arXiv:1706.02677, Section 5.1).
         norm: ``batch``, or ``group``: statistics of each image alone.
-        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
+        weights: file of pretrained weights, or a run directory (``load_weights``). If null, weights are random.
 
     Raises:
         ValueError: if ``depth`` is not 6n + 2, ``width`` not positive, or ``norm`` unknown.

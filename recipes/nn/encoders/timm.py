@@ -1,7 +1,11 @@
-from typing import Any
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
 
 from recipes.errors import nearest
-from recipes.nn.encoders.base import Encoder
+from recipes.nn.encoders.base import Encoder, named_normalization
 from recipes.nn.encoders.weights import load_weights
 
 
@@ -15,8 +19,10 @@ class TimmEncoder(Encoder):
         pretrained: whether to download the weights that timm has for ``name``.
         image_size: H and W of the images, for networks of a fixed size (most
             transformers). If null, uses the size of the network.
-        weights: file to load the weights from: a state_dict or the checkpoint of a recipe. None keeps those of
-            ``pretrained``.
+        weights: file of weights: of timm, a recipe or another program, or a folder of a timm model from Hugging Face
+            (``load_weights``). If null, weights are those of ``pretrained``.
+        normalization: mean and standard deviation of the images: ``imagenet``, for files that do not state them. If
+            null, uses those that the weights were trained with or, if these are not known, those of the data.
 
     Raises:
         ImportError: if timm is not installed.
@@ -30,6 +36,7 @@ class TimmEncoder(Encoder):
         pretrained: bool = False,
         image_size: int | None = None,
         weights: str | None = None,
+        normalization: Literal["imagenet"] | None = None,
     ) -> None:
         try:
             import timm
@@ -50,8 +57,24 @@ class TimmEncoder(Encoder):
         if pretrained:
             known: Any = network.pretrained_cfg
             self.normalization = tuple(known["mean"]), tuple(known["std"])
+        stated = None if normalization is None else named_normalization(normalization)
         if weights is not None:
-            load_weights(self, weights)
+            load_weights(self, weights, normalization=stated)
+        if stated is not None:
+            self.normalization = stated
+
+    def converted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Returns the weights that another program has for this network by timm's names; None if timm has no rule."""
+        convert = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
+        own = self.network.state_dict()
+        if convert is None or any(
+            value.ndim == 4 and name in own and own[name].shape != value.shape for name, value in state.items()
+        ):  # timm would resample the kernels of other patches
+            return None
+        try:
+            return dict(convert(dict(state), self.network))
+        except Exception:  # a rule meets names that it was not written for
+            return None
 
 
 def _feature_dim(network: Any) -> int:

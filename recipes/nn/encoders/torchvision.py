@@ -1,16 +1,17 @@
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import torch
 from torch import nn
 from torchvision import models
 
 from recipes.errors import nearest
-from recipes.nn.encoders.base import Encoder
+from recipes.nn.encoders.base import Encoder, named_normalization
 from recipes.nn.encoders.group_norm import Norm, use_norm
-from recipes.nn.encoders.weights import NULL, load_state, normalization, read_state
+from recipes.nn.encoders.weights import NULL, load_weights, matched, with_choice
 
 # besides norm layers and biases: as in the authors' code of DeiT, Swin (v1 and v2) and ConvNeXt
 _NO_WEIGHT_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table", "logit_scale", "layer_scale")
@@ -28,11 +29,13 @@ class TorchvisionEncoder(Encoder):
         stem: ``small`` is for images of about 32 pixels: the first convolution becomes 3 × 3 with stride 1 and starts
             at random, the first max-pooling goes (Chen et al., 2020, arXiv:2002.05709, Appendix B.9). ResNet, ResNeXt
             and Wide ResNet only.
-        weights: name of torchvision weights (``DEFAULT``, ``IMAGENET1K_V2``; downloaded once), or a file: a state_dict
-            of torchvision's network or of this encoder, or the checkpoint of a recipe. If null, weights are random.
+        weights: name of torchvision weights (``DEFAULT``, ``IMAGENET1K_V2``; downloaded once), or a file of weights: of
+            torchvision, a recipe or another program (``load_weights``). If null, weights are random.
         image_size: H and W of the images, for networks made for one size (``vit_*``, ``maxvit_t``; None is their 224).
         norm: ``batch`` leaves the network as it is; ``group`` puts group norm, with statistics of each image alone,
             in the place of batch norm.
+        normalization: mean and standard deviation of the images: ``imagenet``, for files that do not state them. If
+            null, uses those that the weights were trained with or, if these are not known, those of the data.
 
     Raises:
         ValueError: if ``name``, the name of the weights, ``in_channels``, ``stem`` or ``norm`` is unknown, the network
@@ -49,6 +52,7 @@ class TorchvisionEncoder(Encoder):
         weights: str | None = None,
         image_size: int | None = None,
         norm: Norm = "batch",
+        normalization: Literal["imagenet"] | None = None,
     ) -> None:
         if name not in (names := models.list_models(module=models)):
             raise ValueError(
@@ -61,17 +65,14 @@ class TorchvisionEncoder(Encoder):
         if stem not in ("standard", "small"):
             raise ValueError(f"stem is {stem!r}: it must be 'standard' or 'small'")
         options: dict[str, Any] = _size_option(name, image_size)
+        stated = None if normalization is None else named_normalization(normalization)
         known = list(dict.fromkeys(["DEFAULT", *models.get_model_weights(name).__members__]))
-        state = trained_with = None
         if weights in known:
             if norm != "batch":
                 raise ValueError(f"the weights {weights} were trained with batch norm: leave norm or weights out")
             options["weights"] = weights
-        elif weights is not None:
-            if not Path(weights).suffix and not Path(weights).exists():
-                raise ValueError(f"weights are {weights!r}: give a file, or for {name} one of {', '.join(known)}")
-            state = read_state(weights)
-            trained_with = normalization(state)
+        elif weights is not None and not _is_path(weights):
+            raise ValueError(f"weights are {weights!r}: give a file, or for {name} one of {', '.join(known)}")
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = weights not in known  # torchvision warns if it is left out
 
@@ -82,21 +83,20 @@ class TorchvisionEncoder(Encoder):
                 f"the weights {weights} of {name} cannot be downloaded ({error.reason}): give a file of them instead"
             ) from error
         use_norm(network, norm)
-        if state is not None and _is_whole(state, network):  # a file of torchvision's: with the layers removed below
-            load_state(network, state, str(weights))
-            state = None
         if stem == "small":
             _make_small(network, name)
         if in_channels == 1:
             _sum_first_convolution(network)
         super().__init__(network, _remove_head(network), in_channels)
-        self.pretrained = weights is not None
-        self.normalization = trained_with
         if weights in known:
-            transform = models.get_model_weights(name)[str(weights)].transforms()
-            self.normalization = tuple(transform.mean), tuple(transform.std)
-        if state is not None:
-            load_state(self, state, str(weights))
+            self.pretrained = True
+            self.normalization = _trained_with(name, str(weights))
+        elif weights is not None:
+            # a stem for small images has another first convolution than torchvision's
+            optional = ["network.conv1.weight"] if stem == "small" else []
+            load_weights(self, weights, optional, stated or _of_download(name, Path(weights)))
+        if stated is not None:
+            self.normalization = stated
 
     def no_weight_decay(self) -> set[str]:
         """Names of the embeddings, position biases and scales, which are no weights of a layer."""
@@ -115,19 +115,42 @@ def source_head(name: str, weights: str | None) -> nn.Linear | None:
     """
     if weights is None:
         return None
-    if weights in models.get_model_weights(name).__members__:
-        state: Mapping[str, torch.Tensor] = models.get_model_weights(name)[weights].get_state_dict(check_hash=True)
-    else:
-        state = read_state(weights)
     with torch.device("meta"):
         network: nn.Module = models.get_model(name)
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    weight, bias = (state.get(f"{linear[-1]}.{kind}") if linear else None for kind in ("weight", "bias"))
-    if weight is None or bias is None:
+    layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        return None
+    state: dict[str, torch.Tensor] = {}
+    if weights in models.get_model_weights(name).__members__:
+        state = {**models.get_model_weights(name)[weights].get_state_dict(check_hash=True)}
+    else:
+        _remove_head(network)
+        with suppress(ValueError):  # of another stem, for example
+            state = matched(network, weights).left
+    weight, bias = (state.get(f"{layers[-1]}.{kind}") for kind in ("weight", "bias"))
+    if weight is None or bias is None or weight.ndim != 2:
         return None
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
     return head
+
+
+def _is_path(weights: str) -> bool:
+    path = Path(with_choice(weights)[0]).expanduser()
+    return bool(path.suffix) or path.exists()
+
+
+def _trained_with(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    transform = models.get_model_weights(name)[weights].transforms()
+    return tuple(transform.mean), tuple(transform.std)
+
+
+def _of_download(name: str, file: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The normalisation of a file that torchvision offers for download, by its name, which has part of its hash."""
+    for weights in models.get_model_weights(name):
+        if Path(urlsplit(weights.url).path).name == file.name:
+            return _trained_with(name, weights.name)
+    return None
 
 
 def _size_option(name: str, image_size: int | None) -> dict[str, Any]:
@@ -138,11 +161,6 @@ def _size_option(name: str, image_size: int | None) -> dict[str, Any]:
     if name.startswith("maxvit_"):
         return {"input_size": (image_size, image_size)}
     raise ValueError(f"image_size is {image_size}, but {name} takes images of any size: leave image_size out")
-
-
-def _is_whole(state: dict[str, torch.Tensor], network: nn.Module) -> bool:
-    """Whether ``state`` has every parameter of the network as torchvision makes it."""
-    return all(name in state for name, _ in network.named_parameters())
 
 
 def _make_small(network: Any, name: str) -> None:

@@ -30,7 +30,7 @@ class ViT(Encoder):
             by themselves, and earlier blocks less, down to 0 for the first (stochastic depth: Huang et al., 2016,
             arXiv:1603.09382; 0.1 for DeiT). As with dropout, its random numbers are those of the device: a run with
             it depends on the number of devices, and a resumed one is not the same bit for bit.
-        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
+        weights: file of pretrained weights, or a run directory (``load_weights``). If null, weights are random.
 
     Raises:
         ValueError: if ``patch_size`` does not divide ``image_size``, ``heads`` does not divide ``dim``,
@@ -91,7 +91,7 @@ class DistilledViT(ViT):
         in_channels: number of channels C of the images, 1 or 3.
         pool: features, as for ``ViT``: ``tokens`` for training with a teacher, ``token`` without.
         drop_path: as for ``ViT``; with 0, runs resume bit for bit.
-        weights: file of pretrained weights: a state_dict or the checkpoint of a recipe. If null, weights are random.
+        weights: file of pretrained weights, or a run directory (``load_weights``). If null, weights are random.
 
     Raises:
         ValueError: if there is no such network, or as of ``ViT``.

@@ -24,7 +24,7 @@ def predict(
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    with (path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -53,7 +53,7 @@ def test_the_table_has_the_most_probable_class_of_every_image_and_its_probabilit
 
 
 def test_every_picture_of_a_folder_without_classes_is_in_the_table_by_its_file(tmp_path: Path) -> None:
-    names = ['with "quotes", and a comma.png', "ü b.png", "a.png", "b\udcff.png", "z.png"]
+    names = ['with "quotes", and a comma.png', "ü b.png", "a.png", "z.png", "한국.png"]
     data = folder(tmp_path / "new", *names)
     recipe = supervised(3, 2)
     recipe.class_names = ("cat", "dog, or wolf")
@@ -61,6 +61,24 @@ def test_every_picture_of_a_folder_without_classes_is_in_the_table_by_its_file(t
     rows = table(tmp_path)
     assert [row["file"] for row in rows] == sorted(names)
     assert {row["class"] for row in rows} <= {"cat", "dog, or wolf"}
+
+
+ODD = {  # name of a file: what the table has
+    "=cmd().png": "'=cmd().png",
+    " -1+2.png": "' -1+2.png",
+    "'a.png": "''a.png",
+    "@a\udcff.png": r"'@a\xff.png",
+    "b\n=1.png": r"b\n=1.png",
+}
+
+
+def test_odd_names_are_text_and_no_formulas_in_the_table(tmp_path: Path) -> None:
+    recipe = supervised(3, 2)
+    recipe.class_names = ("=cmd()", "+cmd()")
+    predict(tmp_path, recipe, folder(tmp_path / "new", *ODD))
+    rows = table(tmp_path)
+    assert [row["file"] for row in rows] == [ODD[name] for name in sorted(ODD)]
+    assert {row["class"] for row in rows} <= {"'=cmd()", "'+cmd()"}
 
 
 def test_of_a_folder_with_classes_the_test_pictures_are_predicted(tmp_path: Path) -> None:
@@ -115,13 +133,15 @@ def predict_on_two(path: Path, root: Path) -> None:
     predict(path, supervised(3, 2), ImageFolder(root, image_size=8, batch_size=4), devices=2, strategy="ddp")
 
 
-def test_two_processes_write_the_table_of_one(tmp_path: Path) -> None:
-    """Of 7 pictures, in batches of 4 and 3."""
-    data = folder(tmp_path / "new", *(f"{i}.png" for i in range(7)))
+@pytest.mark.parametrize("pictures", [7, 1])
+def test_two_processes_write_the_table_of_one(pictures: int, tmp_path: Path) -> None:
+    """In batches of 4, the last of which does not divide over them."""
+    data = folder(tmp_path / "new", *(f"{i}.png" for i in range(pictures)))
     predict(tmp_path / "one", supervised(3, 2), data)
     (tmp_path / "two").mkdir()
     run(predict_on_two, tmp_path / "two", tmp_path / "new", processes=2)
     one, two = table(tmp_path / "one"), table(tmp_path / "two")
+    assert len(one) == pictures
     assert [(row["file"], row["class"]) for row in one] == [(row["file"], row["class"]) for row in two]
     for row, other in zip(one, two):
         assert float(row["probability"]) == pytest.approx(float(other["probability"]), abs=2e-6)

@@ -108,6 +108,16 @@ def test_plain_torchvision_takes_the_weights_of_the_encoder_and_of_the_model(res
         )
 
 
+def test_exported_weights_start_another_encoder_with_the_same_normalisation(resnet, tmp_path):
+    export.export(resnet, tmp_path, ["safetensors"])
+    image = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    run = recipes.load(resnet)
+    for file in ("encoder.safetensors", "model.safetensors"):
+        recipe = LinearProbe(TorchvisionEncoder("resnet18", weights=str(tmp_path / file)), 3).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(recipe(image), run(image))
+
+
 def test_the_report_says_what_the_files_take_and_give(resnet, tmp_path):
     export.export(resnet, tmp_path / "new" / "folder", ["torch", "safetensors"])
     report = json.loads((tmp_path / "new" / "folder" / "export.json").read_text())

@@ -69,6 +69,15 @@ def test_an_evaluation_goes_once_over_everything_in_order():
         assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
+@pytest.mark.parametrize(("images", "devices"), [(1, 2), (2, 4), (9, 4), (1, 8)])
+def test_a_device_without_an_image_of_an_evaluation_gets_a_filler(images, devices):
+    ranks = [list(made := sampler(images, 8, devices, rank, training=False)) for rank in range(devices)]
+    assert sorted(i for rank in ranks for i in rank if i >= 0) == list(range(images))
+    assert all(rank and (rank == [-1] or min(rank) >= 0) for rank in ranks)
+    assert len(made) == len(ranks[-1])
+    assert list(sampler(0, 8, 2, 0, training=False)) == []
+
+
 def test_skipping_leaves_out_batches_of_every_rank_and_not_of_the_length():
     for rank in range(2):
         whole, skipping = sampler(devices=2, rank=rank), sampler(devices=2, rank=rank)

@@ -1,10 +1,14 @@
 import os
+import re
+import shutil
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
+import datamodules.sources.content
 import datamodules.sources.decode
 from datamodules import ImageFiles, ImageFolder, ImagesInMemory
 from datamodules.sources.decode import decode
@@ -158,18 +162,81 @@ def test_without_a_val_folder_a_share_of_the_training_pictures_is_for_validation
     for i in range(20):
         write(tmp_path, f"train/{'cat' if i % 2 else 'dog'}/{i}.png")
     data = ready(tmp_path, val_fraction=0.2, test_fraction=0.2)
-    assert data.splits.val.label.bincount().tolist() == [2, 2]
-    assert data.splits.train.label.bincount().tolist() == [8, 8]
+    assert sorted(data.paths["val"] + data.paths["train"]) == sorted(tmp_path.rglob("*.png"))
+    assert 1 <= len(data.splits.val) <= 9
     assert data.splits.test is None
 
 
-def test_class_folders_alone_are_split_with_the_classes_in_proportion(two_classes):
-    data = ready(two_classes, val_fraction=0.1, test_fraction=0.2)
+def test_class_folders_alone_are_split_by_position_with_the_classes_in_proportion(two_classes):
+    data = ready(two_classes, val_fraction=0.1, test_fraction=0.2, split_by="position")
     counts = [part.label.bincount().tolist() for part in (data.splits.train, data.splits.val, data.splits.test)]
     assert counts == [[14, 7], [2, 1], [4, 2]]
+
+
+def test_every_image_of_class_folders_is_in_one_split(two_classes):
+    data = ready(two_classes, val_fraction=0.2, test_fraction=0.3)
     assert sorted(which(data, "train") + which(data, "val") + which(data, "test")) == list(range(30))
     for name in ("train", "val", "test"):
         assert [int(path.stem) for path in data.paths[name]] == which(data, name)
+
+
+def test_no_image_changes_its_split_while_the_folder_grows_and_shrinks(two_classes):
+    options = {"val_fraction": 0.2, "test_fraction": 0.2}
+    known = {path: name for name, paths in ready(two_classes, **options).paths.items() for path in paths}
+    assert set(known.values()) == {"train", "val", "test"}
+    new = [write(two_classes, f"{'cat' if i % 2 else 'dog'}/new-{i}.png", colour(i, i, i)) for i in range(10)]
+    for path in [*reversed(new), *list(known)[::3]]:
+        path.unlink()
+        for name, paths in ready(two_classes, **options).paths.items():
+            for other in paths:
+                assert known.setdefault(other, name) == name
+
+
+def test_a_file_that_became_unreadable_changes_no_other_split(two_classes):
+    options = {"val_fraction": 0.2, "test_fraction": 0.2, "on_error": "skip"}
+    before = ready(two_classes, **options).paths
+    damaged = before["train"][3]
+    damaged.write_text("not a picture")
+    with pytest.warns(UserWarning, match="1 of 30 files"):
+        after = ready(two_classes, **options).paths
+    assert after == before | {"train": [path for path in before["train"] if path != damaged]}
+
+
+def test_a_split_without_an_image_is_told_with_the_remedy(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        write(tmp_path, f"{name}/only.png")
+    caplog.set_level("INFO", "lightning.pytorch")
+    ready(tmp_path, test_fraction=0.1)
+    assert "no image is in the split test, with a test_fraction of 0.1 of 2 images: raise it" in caplog.text
+    assert "split val" not in caplog.text
+
+
+@pytest.mark.parametrize("written", [{}, {"split_by": "position"}])
+def test_a_checkpoint_of_another_split_is_told(written, two_classes):
+    data = ready(two_classes, val_fraction=0.2)
+    with pytest.warns(UserWarning, match="the run of the checkpoint has split_by='position'"):
+        data.load_state_dict(written)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ready(two_classes, val_fraction=0.2, split_by="position").load_state_dict(written)
+        data.load_state_dict(data.state_dict())
+
+
+def test_a_moved_folder_has_the_same_split(two_classes, tmp_path):
+    options = {"val_fraction": 0.2, "test_fraction": 0.2}
+    before = ready(two_classes, **options).paths
+    moved = two_classes.rename(tmp_path / "elsewhere")
+    after = ready(moved, **options).paths
+    for name, paths in before.items():
+        assert [path.relative_to(two_classes) for path in paths] == [path.relative_to(moved) for path in after[name]]
+
+
+def test_classes_of_one_image_each_are_all_trained_on(tmp_path):
+    for i in range(20):
+        write(tmp_path, f"{i:02}/only.png", colour(10 * i, 0, 0))
+    data = ready(tmp_path, val_fraction=0.3, test_fraction=0.3)
+    assert data.splits.train.label.tolist() == list(range(20))
+    assert (data.splits.val, data.splits.test) == (None, None)
 
 
 def test_the_split_does_not_depend_on_the_seed_of_the_run(two_classes, monkeypatch):
@@ -188,6 +255,128 @@ def test_pictures_without_class_folders_are_unlabelled_and_all_for_training(tmp_
     assert data.splits.train.label.tolist() == [-1] * 4
     assert data.val_dataloader() == []
     assert torch.cat([batch.index for batch in data.predict_dataloader()]).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("folder", ["images", "train/images"])
+def test_one_folder_alone_is_a_folder_without_labels(folder, tmp_path):
+    for i in range(4):
+        write(tmp_path, f"{folder}/{i}.png", colour(8 * i, 0, 0))
+    assert ImageFolder(tmp_path).num_classes == 0
+    with pytest.warns(UserWarning, match=f"{folder} is the only folder with images: they have no labels"):
+        data = ready(tmp_path, val_fraction=0.5, test_fraction=0.2)
+    assert data.class_names == ()
+    assert data.splits.train.label.tolist() == [-1] * 4
+    assert (data.splits.val, data.splits.test) == (None, None)
+
+
+def test_the_root_one_folder_too_high_is_named_with_the_remedy(tmp_path):
+    write(tmp_path, "pictures/cat/1.png")
+    write(tmp_path, "pictures/dog/2.png")
+    with pytest.warns(UserWarning, match=f"set root to {tmp_path}/pictures, whose folders are cat, dog"):
+        ready(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Val", "Test"), ("training", "validation", "testing"), ("TRAIN", "valid", "test")],
+)
+def test_usual_names_of_splits_are_recognised(names, tmp_path):
+    for i, name in enumerate(names):
+        write(tmp_path, f"{name}/cat/{i}.png", colour(8 * i, 0, 0))
+        write(tmp_path, f"{name}/dog/{i}.png", colour(8 * i, 0, 0))
+    assert ImageFolder(tmp_path).num_classes == 2
+    data = ready(tmp_path)
+    assert [which(data, name) for name in ("train", "val", "test")] == [[0, 0], [1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("test", "val"), "holds test and val without train: name the folder with the training images train"),
+        (("Test",), "holds Test without train"),
+        (("cat", "dog", "test"), r"holds test without train.*if test is one of your classes"),
+        (("train", "training"), "holds train and training: keep one of these folders for train"),
+    ],
+)
+def test_folders_of_splits_that_do_not_fit_are_refused_with_the_remedy(names, message, tmp_path):
+    for name in names:
+        write(tmp_path, f"{name}/cat/a.png")
+        write(tmp_path, f"{name}/dog/b.png")
+    with pytest.raises(ValueError, match=message):
+        ready(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_limit": 0}])
+def test_val_and_test_may_lack_classes_of_train(options, tmp_path):
+    for name in ("cat", "cow", "dog"):
+        write(tmp_path, f"train/{name}/a.png")
+    (tmp_path / "val" / "cow").mkdir(parents=True)
+    write(tmp_path, "val/dog/b.png", colour(8, 0, 0))
+    write(tmp_path, "test/cow/c.png", colour(16, 0, 0))
+    data = ready(tmp_path, num_workers=0, **options)
+    assert (data.splits.val.label.tolist(), data.splits.test.label.tolist()) == ([2], [1])
+
+
+def test_what_is_left_out_and_what_was_found_is_told_in_a_line_each(two_classes, caplog):
+    (two_classes / "cat" / "a.cr2").write_bytes(b"?")
+    (two_classes / "labels.csv").write_text("?")
+    os.symlink("../cat", two_classes / "dog" / "cats")
+    caplog.set_level("INFO", "lightning.pytorch")
+    ready(two_classes, val_fraction=0.2)
+    found, left_out, links = (record.getMessage() for record in caplog.records)
+    assert found == f"{two_classes}: 2 classes; images: 21 train, 9 val, 0 test (split by name)"
+    assert re.fullmatch(r".*: 2 files are left out that cannot be read as images here: 1 \.cr2, 1 \.csv", left_out)
+    assert links.endswith(": 1 link leads to images that are read once")
+
+
+def test_copies_of_training_images_in_test_are_counted_and_named(tmp_path):
+    for i in range(4):
+        write(tmp_path, f"train/{'cat' if i % 2 else 'dog'}/{i}.png", noise(9, 9, i))
+        write(tmp_path, f"test/{'cat' if i % 2 else 'dog'}/{i + 2}.png", noise(9, 9, i + 2))
+    message = "copies of training images: 2 of 4 test images in .*, such as test/cat/3.png of train/cat/3.png"
+    with pytest.warns(UserWarning, match=message):
+        ready(tmp_path)
+
+
+# Classes that a trained classifier knows
+
+
+def test_classes_are_matched_by_name_until_the_next_setup(two_classes):
+    data = ready(two_classes)
+    data.match_classes(("dog", "cow", "cat"))
+    assert data.class_names == ("dog", "cow", "cat")
+    assert data.splits.train.label.bincount().tolist() == [10, 0, 20]
+    assert which(data, "train") == list(range(30))
+    data.setup()
+    assert data.class_names == ("cat", "dog")
+    assert data.splits.train.label.bincount().tolist() == [20, 10]
+
+
+def test_an_unknown_class_is_an_error_that_names_it_or_counts_as_unlabelled(two_classes):
+    data = ready(two_classes)
+    with pytest.raises(ValueError, match="has the class 'cat', but the checkpoint knows 2 classes"):
+        data.match_classes(("cow", "dog"))
+    assert data.class_names == ("cat", "dog")
+    data.match_classes(("cow", "dog"), strict=False)
+    assert data.splits.train.label.tolist() == [-1] * 20 + [1] * 10
+
+
+@pytest.mark.filterwarnings("ignore:.*the only folder with images")
+@pytest.mark.parametrize("strict", [False, True])
+def test_one_folder_alone_has_the_class_of_its_name_if_a_classifier_knows_it(strict, tmp_path):
+    for i in range(30):
+        write(tmp_path, f"cow/{i:02}.png", colour(8 * i, 0, 0))
+    data = ready(tmp_path, test_fraction=0.3)
+    data.match_classes(("cat", "cow"), strict)
+    assert set(data.splits.train.label.tolist()) == {1}
+    assert (data.splits.test is not None) == strict
+    parts = {"train": data.splits.train} | ({"test": data.splits.test} if strict else {})
+    assert sum(map(len, parts.values())) == 30
+    for name in parts:
+        assert [int(path.stem) for path in data.paths[name]] == which(data, name)
+    data.setup()
+    assert data.splits.train.label.tolist() == [-1] * 30
+    assert len(data.paths["train"]) == 30
 
 
 # Memory, workers and cache
@@ -210,9 +399,9 @@ def decoded(monkeypatch):
     names = []
     original = datamodules.sources.decode.decode
 
-    def noting(path, image_size, channels):
+    def noting(path, *options):
         names.append(path.name)
-        return original(path, image_size, channels)
+        return original(path, *options)
 
     monkeypatch.setattr(datamodules.sources.decode, "decode", noting)
     return names
@@ -231,12 +420,22 @@ def test_with_a_cache_every_file_is_decoded_once(place, two_classes, tmp_path, d
 
 
 def change_content(root):
-    """Changes no byte but those of the colour."""
+    """Changes no byte but those of the colour; size, inode and time of the last change stay."""
     path = root / "cat" / "00.png"
     stat = path.stat()
     colour(80, 0, 0).save(path, format="BMP")
-    assert path.stat().st_size == stat.st_size
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    now = path.stat()
+    assert (now.st_size, now.st_mtime_ns, now.st_ino) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def replace_by_another(root):
+    """By a picture of the same size and time."""
+    path, other = root / "cat" / "00.png", root / "cat" / "other"
+    stat = path.stat()
+    colour(80, 0, 0).save(other, format="BMP")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
 
 
 CHANGES = {
@@ -244,6 +443,7 @@ CHANGES = {
     "a picture is gone": lambda root: (root / "dog" / "25.png").unlink(),
     "a picture moved to another class": lambda root: (root / "dog" / "25.png").rename(root / "cat" / "25.png"),
     "a picture changed": change_content,
+    "a picture was replaced": replace_by_another,
     "the cache is broken": lambda root: (root / ".decoded-3x8.pt").write_bytes(b"?"),
 }
 
@@ -255,11 +455,27 @@ def test_the_cache_is_made_anew_when(change, two_classes, decoded):
     CHANGES[change](two_classes)
     data = ready(two_classes, cache=True)
     assert len(decoded) == len(data.paths["train"])
-    if change == "a picture changed":
+    if change in ("a picture changed", "a picture was replaced"):
         assert which(data, "train")[0] == 10
 
 
-@pytest.mark.parametrize("settings", [{"image_size": 9}, {"channels": 1}])
+def test_the_cache_is_used_again_where_files_are_other_files_of_the_same_content(two_classes, tmp_path, decoded):
+    ready(two_classes, cache=True)
+    moved = tmp_path / "moved"
+    shutil.copytree(two_classes, moved)  # other inodes, other times
+    decoded.clear()
+    assert which(ready(moved, cache=True), "train") == list(range(30))
+    assert decoded == []
+
+
+def test_unchanged_files_are_not_read_again_with_a_cache(two_classes, monkeypatch):
+    ready(two_classes, cache=True)
+    monkeypatch.setattr(datamodules.sources.content, "_SETTLED", -(10**18))  # they were written just now
+    monkeypatch.setattr(datamodules.sources.content, "_content_hash", lambda path: pytest.fail(f"{path} is read"))
+    ready(two_classes, cache=True)
+
+
+@pytest.mark.parametrize("settings", [{"image_size": 9}, {"channels": 1}, {"value_range": (0, 9)}])
 def test_a_cache_of_other_settings_is_not_used(settings, two_classes, tmp_path, decoded):
     ready(two_classes, cache=tmp_path / "cache.pt")
     decoded.clear()
@@ -321,9 +537,19 @@ def test_class_folders_and_pictures_side_by_side_are_an_error(tmp_path):
 
 def test_a_misspelt_split_is_an_error(tmp_path):
     write(tmp_path, "train/cat/a.png")
-    write(tmp_path, "valid/cat/a.png")
-    with pytest.raises(ValueError, match="holds train and valid: the splits are called train, val and test"):
+    write(tmp_path, "vla/cat/a.png")
+    with pytest.raises(ValueError, match="holds train and vla: the splits are called train, val and test"):
         ready(tmp_path)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_links_that_lead_nowhere_are_unreadable_files(cache, two_classes):
+    (two_classes / "cat" / "99.png").symlink_to("gone.png")
+    with pytest.raises(ValueError, match=r"cat/99.png is a link to a file that is not there: .*on_error='skip'"):
+        ready(two_classes, cache=cache)
+    with pytest.warns(UserWarning, match=r"1 links lead to no file and are left out: .*cat/99.png"):
+        data = ready(two_classes, cache=cache, on_error="skip")
+    assert which(data, "train") == list(range(30))
 
 
 def damage(root):
@@ -352,10 +578,46 @@ def test_unreadable_files_can_be_skipped_with_a_warning_that_counts_and_names_th
     damage(two_classes)
     with pytest.warns(UserWarning, match=r"2 of 30 files .* left out: .*cat/03.png, .*dog/22.png"):
         data = ready(two_classes, on_error="skip", **options)
-    assert len(decoded) == 30
+    assert set(decoded) == {f"{i:02}.png" for i in range(30)}
+    assert len(decoded) <= 32  # the first that cannot be read once more, for the reason
     assert which(data, "train") == [i for i in range(30) if i not in (3, 22)]
     assert data.splits.train.label.bincount().tolist() == [19, 9]
     assert [int(path.stem) for path in data.paths["train"]] == which(data, "train")
+
+
+ODD = "cat/\udcff\n=1+1.png"  # not UTF-8
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_limit": 0}, {"cache": True}, {"memory_limit": 0, "cache": True}])
+def test_links_to_nowhere_are_skipped_and_odd_names_are_read(options, two_classes):
+    (two_classes / "dog" / "link.png").symlink_to(two_classes / "nowhere.png")
+    write(two_classes, ODD)
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(UserWarning, match=r"left out.*dog/link\.png"):
+            data = ready(two_classes, on_error="skip", **options)
+        assert len(data.splits.train) == 31
+    assert two_classes / ODD in data.paths["train"]
+    data.splits.train.digest()
+
+
+def test_a_link_that_leads_somewhere_again_is_read_again(two_classes):
+    (two_classes / "dog" / "link.png").symlink_to(two_classes / "nowhere.png")
+    with pytest.warns(UserWarning, match="left out"):
+        ready(two_classes, on_error="skip", cache=True)
+    write(two_classes, "nowhere.png").rename(two_classes / ".nowhere.png")
+    (two_classes / "dog" / "link.png").unlink()
+    (two_classes / "dog" / "link.png").symlink_to(two_classes / ".nowhere.png")
+    assert len(ready(two_classes, on_error="skip", cache=True).splits.train) == 31
+
+
+def test_a_warning_about_a_name_that_is_no_text_is_text(two_classes):
+    (two_classes / ODD).write_text("not a picture")
+    with pytest.warns(UserWarning, match="left out") as warnings:
+        data = ready(two_classes, on_error="skip")
+    assert r"cat/\xff\n=1+1.png cannot be read" in str(warnings[0].message).encode().decode()
+    (two_classes / "dog").rename(two_classes / "\udcfe")
+    assert ready(two_classes, on_error="skip").class_names == ("cat", r"\xfe")
+    assert data.class_names == ("cat", "dog")
 
 
 def test_a_cache_of_a_run_that_skipped_does_not_hide_the_error(two_classes):
@@ -381,6 +643,8 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(tmp_path):
         ({"image_size": 0}, "image_size is 0"),
         ({"channels": 4}, "channels is 4"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"value_range": (0, float("inf"))}, r"value_range is \[0, inf\]"),
+        ({"value_range": (255, 0)}, r"value_range is \[255, 0\]: it must be .* in ascending order"),
         ({"val_fraction": -0.1}, "val_fraction is -0.1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "nothing to train on"),
     ],

@@ -1,0 +1,118 @@
+"""Checks of options whose errors would otherwise come late, or out of a library."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recipes.errors import check_at_least, nearest
+
+_LONGEST_NAME = 255  # bytes: limit of Linux file systems
+_LARGEST_SEED = 2**32 - 1  # of NumPy
+
+
+def check_options(config: Any) -> None:
+    """Checks the name and folder of a run, the seed, and the options that choose the machine.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    check_seed(config.seed_everything, "seed_everything")
+    check_name(config.name)
+    check_folder(config.runs)
+    trainer = config.trainer
+    numbers = {f"trainer.{name}": trainer[name] for name in ("accumulate_grad_batches", "num_nodes")}
+    check_at_least(1, **numbers, **{"trainer.check_val_every_n_epoch": trainer.check_val_every_n_epoch})
+    check_at_least(1, **{f"checkpoint.{name}": value for name, value in vars(config.checkpoint).items()})
+    check_at_least(0, **{f"trainer.{name}": trainer[name] for name in ("gradient_clip_val", "log_every_n_steps")})
+    _check_word(
+        "trainer.accelerator", trainer.accelerator, ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    )
+    _check_word("trainer.strategy", trainer.strategy, ["auto", *StrategyRegistry.available_strategies()])
+    _check_devices(trainer.devices)
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Checks a seed; true and false stand for a random seed and for none.
+
+    Raises:
+        ValueError: if the seed is out of its range.
+    """
+    if isinstance(seed, int) and not 0 <= seed <= _LARGEST_SEED:
+        raise ValueError(f"{name} is {seed}: it must be between 0 and {_LARGEST_SEED}")
+
+
+def check_name(name: str | None) -> None:
+    """Checks the name of a run, which is a folder within the folder of all runs.
+
+    Raises:
+        ValueError: if the name is no such folder.
+    """
+    if name is None:
+        return
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or name.startswith("~") or not name.isprintable():
+        raise ValueError(f"name is {name!r}: it must be the name of a folder within --runs, such as my-run")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        raise ValueError(f"name has {len(name)} characters: a folder's name has at most {_LONGEST_NAME} bytes")
+
+
+def check_folder(runs: str) -> None:
+    """Checks the folder of all runs.
+
+    Raises:
+        ValueError: if it is empty.
+    """
+    if not runs.strip():
+        raise ValueError("runs is empty: it must be a folder, such as runs, or . for the current one")
+
+
+def with_homes(config: Any) -> Any:
+    """A parsed configuration in which ``~/`` at the start of a text stands for the home folder, whatever the option."""
+    if isinstance(config, Namespace):
+        return Namespace({key: with_homes(value) for key, value in vars(config).items()})
+    if isinstance(config, list):
+        return [with_homes(value) for value in config]
+    return os.path.expanduser(config) if isinstance(config, str) and re.match(r"~[\w.-]*(/|$)", config) else config
+
+
+@contextmanager
+def trainer_errors() -> Iterator[None]:
+    """Reports in words what Lightning raises for options of the Trainer.
+
+    Raises:
+        ValueError: if the Trainer cannot be created.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, RuntimeError, ImportError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"the Trainer cannot be created: {reason}. Change the options trainer.*; see --help"
+        ) from error
+
+
+def _check_word(name: str, given: Any, known: Sequence[str]) -> None:
+    if isinstance(given, str) and given.lower() not in known:
+        raise ValueError(f"{name} is {given}{nearest(given, known)}: it must be one of {', '.join(sorted(known))}")
+
+
+def _check_devices(given: Any) -> None:
+    numbers = given if isinstance(given, list) else str(given).split(",")
+    words = [str(number).strip() for number in numbers]
+    few = len(words) == 1 and not isinstance(given, list)
+    if words == ["auto"] or (few and words == ["-1"]) or (words and all(map(str.isdigit, words)) and words != ["0"]):
+        return
+    if isinstance(given, list) and words == ["0"]:
+        return
+    raise ValueError(
+        f"trainer.devices is {given}: it must be auto, -1 for all devices, a number of devices above 0, or a list of "
+        "their indices"
+    )
