@@ -113,7 +113,8 @@ def fit(
         runs = keep.with_name(f"{keep.name}.part") if keep else Path(folder)
         shutil.rmtree(runs, ignore_errors=True)
         runs.mkdir(parents=True)
-        words = [*arguments, "--seed_everything", str(seed), "--runs", str(runs.resolve())]
+        # in full, so that the numbers of all runs are of one protocol
+        words = ["--probe.max_share=null", *arguments, "--seed_everything", str(seed), "--runs", str(runs.resolve())]
         command = [sys.executable, "-m", "recipes", "fit", *words]
         environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         start = time.perf_counter()

@@ -101,13 +101,13 @@ def neighbours(
 
 def table(accuracies: Accuracies, k: int, temperature: float, draws: int) -> Table:
     """The accuracies in per cent, 80 columns wide; the protocol stands below."""
+    columns = sorted(next(iter(accuracies.values())), key=_place)
+    of_draws = f"\nFew labels: mean ± standard deviation of {draws} draws." if len(columns) > 2 else ""
     result = new_table(
         title="Test accuracy of frozen features (%)",
-        caption=f"kNN: k = {k}, temperature {temperature}; linear: logistic regression.\n"
-        f"Few labels: mean ± standard deviation of {draws} draws.",
+        caption=f"kNN: k = {k}, temperature {temperature}; linear: logistic regression.{of_draws}",
     )
     result.add_column("", no_wrap=True)
-    columns = sorted(next(iter(accuracies.values())), key=_place)
     for column in columns:
         probe, _, few = column.partition("_")
         head = "kNN" if probe == "knn" else probe

@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from recipes.cli import main
+from recipes.cli.run_directory import RUN_DIRECTORY
 from tests.helpers.processes import draw_nothing, run
 from tests.system.exactness import OF_DATA, OPTIONS, Run, _leaves, _relative, packaged
 
@@ -55,7 +56,7 @@ class Send(Callback):
         self.place = (self.place[0], trainer.current_epoch, self.place[2])
         self.reached("test", batch_idx)
         if self.place[0] == "test":
-            time.sleep(100)
+            time.sleep(1000)
 
 
 class Stuck:
@@ -69,12 +70,12 @@ class Stuck:
         if self.reads == 17:
             time.sleep(3)
             os.kill(multiprocessing.parent_process().pid, signal.SIGTERM)
-            time.sleep(100)
+            time.sleep(1000)
         return type(self.dataset).__getitems__(self.dataset, indices)
 
 
 def fit(case, folder, after=None, processes=1, send=None, **changed):
-    """Runs ``recipes fit``: the run, how its processes ended, and after how many seconds."""
+    """Runs ``recipes fit``: the run, and how its processes ended. One that does not end in 200 seconds fails."""
     images = OF_DATA[packaged(case)["data"]["class_path"].rpartition(".")[2]]
     options = {"config": case, **OPTIONS, **images, "runs": folder, "trainer.devices": processes}
     options |= {"checkpoint.every_n_train_steps": "null"} | {name.replace("__", "."): v for name, v in changed.items()}
@@ -82,10 +83,9 @@ def fit(case, folder, after=None, processes=1, send=None, **changed):
     options |= {"ckpt_path": after.path} if after else {}
     options |= {"trainer.callbacks": f"{__name__}.Send"}
     options |= {f"trainer.callbacks.{name}": value for name, value in (send or {}).items()}
-    start = time.monotonic()
     codes = run(ended, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes)
     (metrics,) = Path(folder).glob("*/*/metrics.csv")
-    return Run(metrics.parent), codes, time.monotonic() - start
+    return Run(metrics.parent), codes
 
 
 def assert_goes_on(stopped, resumed, whole):
@@ -103,6 +103,7 @@ def _measured(row):
 
 
 def ended(args):
+    os.environ.pop(RUN_DIRECTORY, None)  # of a run in the process that this one was forked for
     draw_nothing()
     try:
         main(args)
@@ -121,35 +122,33 @@ def ended(args):
     ],
 )
 def test_a_run_that_is_stopped_by_sigterm_goes_on_to_the_same_bits(case, place, tmp_path):
-    stopped, codes, _ = fit(case, tmp_path / "stopped", send=place)
+    stopped, codes = fit(case, tmp_path / "stopped", send=place)
     assert codes == [143]
-    resumed, codes, _ = fit(case, tmp_path / "resumed", after=stopped)
+    resumed, codes = fit(case, tmp_path / "resumed", after=stopped)
     assert codes == [None]
-    whole, _, _ = fit(case, tmp_path / "whole")
+    whole, _ = fit(case, tmp_path / "whole")
     assert_goes_on(stopped, resumed, whole)
 
 
 def test_a_run_that_waits_for_data_stops_at_once(tmp_path):
     changed = {"data__num_workers": 1}
-    stopped, codes, seconds = fit("byol-digits", tmp_path / "stopped", send={"hook": "read"}, **changed)
+    stopped, codes = fit("byol-digits", tmp_path / "stopped", send={"hook": "read"}, **changed)
     assert codes == [143]
-    assert seconds < 90  # and not 100 more
-    resumed, _, _ = fit("byol-digits", tmp_path / "resumed", after=stopped, **changed)
-    whole, _, _ = fit("byol-digits", tmp_path / "whole", **changed)
+    resumed, _ = fit("byol-digits", tmp_path / "resumed", after=stopped, **changed)
+    whole, _ = fit("byol-digits", tmp_path / "whole", **changed)
     assert_goes_on(stopped, resumed, whole)
 
 
 def test_the_final_evaluation_is_left_at_once_and_the_run_is_saved(tmp_path):
     place = {"hook": "test", "number": int(signal.SIGINT)}
-    stopped, codes, seconds = fit("byol-digits", tmp_path, send=place, trainer__limit_test_batches=1.0)
+    stopped, codes = fit("byol-digits", tmp_path, send=place, trainer__limit_test_batches=1.0)
     assert codes == [130]
-    assert seconds < 90
     assert stopped.checkpoint["global_step"] == OPTIONS["trainer.max_steps"]
 
 
 def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(tmp_path):
     place = {"hook": "train", "batch": 4, "times": 2, "number": int(signal.SIGINT)}
-    stopped, codes, _ = fit("byol-digits", tmp_path, send=place)
+    stopped, codes = fit("byol-digits", tmp_path, send=place)
     assert codes == [130]
     assert stopped.checkpoint["global_step"] == 13  # of the end of the first epoch
 
@@ -157,8 +156,8 @@ def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(tmp_path):
 @pytest.mark.parametrize("hook", ["train", "validation"])
 def test_one_of_two_processes_is_told_and_both_stop_with_a_checkpoint(hook, tmp_path):
     place = {"hook": hook, "rank": 1}
-    stopped, codes, _ = fit("byol-digits", tmp_path / "stopped", processes=2, send=place)
+    stopped, codes = fit("byol-digits", tmp_path / "stopped", processes=2, send=place)
     assert codes == [143, 143]
-    resumed, _, _ = fit("byol-digits", tmp_path / "resumed", processes=2, after=stopped)
-    whole, _, _ = fit("byol-digits", tmp_path / "whole", processes=2)
+    resumed, _ = fit("byol-digits", tmp_path / "resumed", processes=2, after=stopped)
+    whole, _ = fit("byol-digits", tmp_path / "whole", processes=2)
     assert_goes_on(stopped, resumed, whole)

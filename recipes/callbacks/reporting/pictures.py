@@ -11,6 +11,7 @@ from datamodules import Batch
 from recipes.callbacks.reporting.files import images_of, picture_directory, save
 from recipes.callbacks.reporting.references import PIXELS, TRAINED
 from recipes.callbacks.reporting.representation_probe import RepresentationProbe
+from recipes.evaluation.budget import points_of_map
 from recipes.evaluation.features import Features
 from recipes.plots.base import image_grid
 from recipes.plots.representation import neighbours, tsne
@@ -38,7 +39,8 @@ class Pictures(Callback):
     ``fast_dev_run``.
 
     Args:
-        points: largest number of test images in ``tsne.png``, > 0. t-SNE takes some seconds for 1,000 images.
+        points: largest number of test images in ``tsne.png``, > 0. t-SNE takes some seconds for 1,000 images; after a
+            short training there are fewer (``--probe.max_share``).
 
     Raises:
         ValueError: if ``points`` is not positive.
@@ -118,9 +120,11 @@ class Pictures(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names = list(data.class_names)
         panels = {}
+        count = min(self.points, len(probe.measured[TRAINED].test.label))
+        points = points_of_map(probe.budget_of_pictures / 2, count)
         for row in reversed([row for row in probe.measured if row != PIXELS]):  # before, after
             test = probe.measured[row].test
-            chosen = torch.linspace(0, len(test.label) - 1, min(self.points, len(test.label))).long()
+            chosen = torch.linspace(0, len(test.label) - 1, points).long()
             accuracy = 100 * probe.accuracies[row]["knn"][0]
             title = f"{'after' if row == TRAINED else 'before'} training: {row}, kNN {accuracy:.1f} %"
             panels[title] = Features(*(x[chosen] for x in test))
