@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import recipes
-from recipes.cli.arguments import prepared
+from recipes.cli import main
 from recipes.cli.catalogue import recipe_names
 from recipes.cli.training import Command
 
@@ -32,7 +32,7 @@ def parse(monkeypatch):
         monkeypatch.setattr("recipes.cli.training.rank_zero_info", lines.append)
         monkeypatch.setattr(Command, "before_instantiate_classes", stop)
         with pytest.raises(Parsed) as ended:
-            Command(prepared(["fit", *args]).args)
+            main(["fit", *args])
         return ended.value.args[0], lines
 
     return parsed
