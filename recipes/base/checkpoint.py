@@ -80,8 +80,12 @@ def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
 _MADE_FROM = ("model", "recipe", "image_shape", "class_names")  # with the state_dict all that makes a recipe anew
 
 
-def config_of(path: str | Path) -> dict[str, Any]:
+def config_of(path: str | Path, sections: Iterable[str] | None = None) -> dict[str, Any]:
     """What the configuration of the run that wrote a checkpoint decides for another command: see ``taken``.
+
+    Args:
+        path: of the checkpoint.
+        sections: keys that are needed: classes of others may be of any module. If null, all.
 
     Raises:
         ValueError: if the checkpoint cannot be read, or names a class that does not belong there.
@@ -91,7 +95,9 @@ def config_of(path: str | Path) -> dict[str, Any]:
     checkpoint = _read(Path(path))
     try:
         with trusted_only():
-            config, left_out = taken(mapping_from_yaml(checkpoint["config"], "its text"), AnyRecipe)
+            whole = mapping_from_yaml(checkpoint["config"], "its text")
+            asked = whole if sections is None else {key: whole.get(key) for key in sections}
+            config, left_out = taken(asked, AnyRecipe)
     except (ValueError, ImportError) as error:
         raise ValueError(f"the configuration in {path} cannot be used: {' '.join(str(error).split())}") from None
     if left_out:

@@ -425,7 +425,7 @@ def _short_run(name: str, folder: str, teacher: str | None) -> dict[str, Any]:
         "trainer.precision": "bf16-mixed",
         "trainer.log_every_n_steps": 1000,
         "trainer.enable_progress_bar": "false",
-        "trainer.callbacks": "benchmarks.waits.Waits",
+        "trainer.callbacks": "benchmarks._waits.Waits",
         "trainer.callbacks.path": path,
     }
     said = io.StringIO()

@@ -154,6 +154,7 @@ def test_a_pretrained_encoder_normalises_without_a_datamodule_too():
     assert torch.equal(Supervised(Stated((4,), 3), 2, optimizer=sgd).normalize.mean, torch.tensor(IMAGENET[0]))
 
 
+@pytest.mark.slow
 def test_the_normalisation_is_the_same_on_every_path_from_a_run(tmp_path):
     from recipes.cli import main
 

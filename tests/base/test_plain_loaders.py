@@ -44,7 +44,7 @@ def build(recipe, **arguments):
 def pairs(count=8, batch_size=4, image=None, label=None):
     image = torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8) if image is None else image
     label = torch.arange(count) % 2 if label is None else label
-    return DataLoader(TensorDataset(image, label), batch_size)
+    return DataLoader(TensorDataset(image, label), batch_size=batch_size)
 
 
 def fit(recipe, loader, path, **options):

@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_uneven_and_empty_shards_of_two_processes_join_in_order_without_repeats(folder: Path) -> None:
     expected = [
         [[[float(i), 10.0 * i] for i in indices], [i % 3 for i in indices], indices]

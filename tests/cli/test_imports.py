@@ -258,6 +258,7 @@ def test_the_help_of_every_command_that_reads_a_run_shows_import(command, capsys
     assert "--import" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_devices_and_their_workers_import_the_module_too():
     """The second process is started by Lightning, which repeats the command line."""
     write("elsewhere/mine.py")

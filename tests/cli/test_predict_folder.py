@@ -59,6 +59,7 @@ def predicted(tmp_path):
         return {row["file"]: (row["class"], float(row["probability"])) for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_the_class_of_every_unlabelled_picture_is_written_to_a_table(run, tmp_path):
     squares(tmp_path / "new-pictures", dict.fromkeys(COLOURS, "."), 2)
     predict(run, "new-pictures/")

@@ -111,6 +111,7 @@ def test_every_device_ends_with_the_bank_and_weights_of_one_device(negatives, tm
             np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_with_its_bank_and_goes_on_only_with_its_own_images(tmp_path, capsys):
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "0"]
     short += ["--model.scheduler", "null"]

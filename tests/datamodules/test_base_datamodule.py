@@ -226,6 +226,7 @@ def test_the_command_line_names_every_argument(cls):
         assert f"--data.{name}" in text
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light():
     code = "import sys, lightning.pytorch; old = set(sys.modules); import datamodules; print(*set(sys.modules) - old)"
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

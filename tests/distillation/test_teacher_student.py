@@ -198,6 +198,7 @@ def test_torchvision_network_teaches_with_the_weights_of_a_file(tmp_path):
     torch.testing.assert_close(again(image), found(image))
 
 
+@pytest.mark.slow
 def test_loading_a_teacher_leaves_random_numbers_alone(runs_of_digits):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -356,6 +357,7 @@ def test_losses_between_layers_are_not_needed_to_load_the_student(tmp_path, runs
     assert recipe.classify(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_hints_come_first_and_leave_the_layers_above_alone(tmp_path):
     class Watch(TeacherStudent):
         def on_train_batch_end(self, *_):

@@ -106,6 +106,7 @@ def test_what_is_no_row_of_features_for_each_image_is_refused(wrong: object) -> 
         Collector(torch.device("cpu")).add(wrong, batches(1, 4)[0])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_importing_callbacks_imports_nothing_that_is_slow_and_rarely_used() -> None:
     code = (
         # Lightning imports torchmetrics, which imports matplotlib

@@ -41,6 +41,7 @@ def test_a_memory_begins_with_unit_vectors_in_all_directions(memory):
     assert (first.unique(dim=0)).shape == first.shape
 
 
+@pytest.mark.slow
 def test_every_process_begins_with_the_same_vectors_whatever_its_seed():
     (one,), (two,) = (run(first_of_another_seed, seed) for seed in (1, 2))
     assert one == two

@@ -62,6 +62,7 @@ def test_of_many_classes_the_ten_most_probable_are_drawn(classes: int) -> None:
     assert any(heading in text for text in texts(figure))
 
 
+@pytest.mark.slow
 def test_all_pictures_of_a_thousand_classes_are_drawn(tmp_path: Path) -> None:
     test, names = predictions(1000)
     agreement(test, names).savefig(tmp_path / "agreement.png", dpi=30)

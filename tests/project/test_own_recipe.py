@@ -11,7 +11,7 @@ from recipes.cli import OF_OUR_OWN, main
 from recipes.cli.command import OF_LIGHTNING
 from tests.helpers.own_modules import forgotten
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own-recipe.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S))

@@ -123,6 +123,7 @@ def test_a_module_that_has_moved_is_found_by_its_old_name(old):
         assert getattr(module, name) is getattr(there, name)
 
 
+@pytest.mark.slow
 def test_an_old_name_is_told_once_where_the_module_is_now():
     code = "import warnings; warnings.simplefilter('always'); from recipes.classifier import Classifier"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -71,6 +71,7 @@ def test_command_in_readme_or_guide_is_understood(command, run, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_results():
     done = subprocess.run([sys.executable, ROOT / "scripts" / "reproduce", "tables", "--check"], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

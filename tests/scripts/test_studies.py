@@ -116,6 +116,7 @@ def test_a_study_has_its_table_in_the_docs_and_columns_that_a_table_knows(name):
     assert wants_root == (STUDIES[name].root is not None)
 
 
+@pytest.mark.slow
 def test_reproduce_says_what_each_study_compares():
     command = [sys.executable, SCRIPTS / "reproduce"]
     said = " ".join(subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout.split())

@@ -78,6 +78,7 @@ def test_devices_with_more_and_with_fewer_labels_train_the_weights_of_one(tmp_pa
         assert their_loss == pytest.approx(loss, rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_digits_are_learnt_in_fifteen_epochs(tmp_path):
     seed_everything(0, verbose=False)

@@ -20,7 +20,7 @@ SHORT = {
     "data.batch_size": 96,
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 def fit(config, folder, **changed):

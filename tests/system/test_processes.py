@@ -32,5 +32,6 @@ def test_a_failure_of_one_is_shown_and_ends_the_other():
         run(fail_on_the_second, processes=2)
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_is_told_from_one_that_failed():
     assert run(kill_itself) == [signal.SIGKILL]

@@ -76,6 +76,7 @@ def test_two_processes_find_the_same_solution_and_the_same_error(tmp_path):
     assert all(torch.equal(two[0][name], two[1][name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_checkpoint_that_tests_predicts_and_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["fit", *DIGITS, *QUIET, "--trainer.limit_test_batches", "0"])

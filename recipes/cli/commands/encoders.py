@@ -85,7 +85,7 @@ def _of_run(path: str, weights: str | None, in_channels: int) -> NamedEncoder:
             f"the images have {in_channels} channels, the encoder of {path} takes {encoder.in_channels}: choose other "
             "images or another encoder"
         )
-    config = config_of(str(checkpoint_file(path)))["model"]["init_args"]["encoder"]
+    config = config_of(str(checkpoint_file(path)), ["model"])["model"]["init_args"]["encoder"]
     config["init_args"] = {**config["init_args"], "weights": path}
     if config["init_args"].get("pretrained"):  # of timm: these would be fetched in vain
         config["init_args"]["pretrained"] = False

@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from recipes.augment.normalize import Normalization
+from recipes.errors import nearest as suggestion
 from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.files import WeightsFile, checkpoint_file, normalization, read_weights
 
@@ -332,8 +332,8 @@ def _refusal(
     problem = load_mismatch(module, {**{n: module.state_dict()[n] for n in unread}, **given, **others})
     hints = []
     if absent := [name for name, real in own.items() if real in nearest.missing and nearest.prefix + name not in state]:
-        alike = get_close_matches(absent[0], list(nearest.left) or list(state), n=1, cutoff=0.75)
-        hints = [f"nearest to {absent[0]} in the file: {alike[0]}"] if alike else []
+        question = suggestion(absent[0], nearest.left or state, alike=0.75)
+        hints = [f"the file has no {absent[0]}{question}"] if question else []
     if nearest.file.architecture:
         hints.append(f"the folder is of {nearest.file.architecture}")
     words = "; ".join([problem, *hints])

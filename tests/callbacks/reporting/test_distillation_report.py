@@ -112,6 +112,7 @@ def error_by_hand(logits: np.ndarray, label: np.ndarray, temperature: float = 1.
     return total
 
 
+@pytest.mark.slow
 def test_the_report_has_the_numbers_of_their_definitions(tmp_path: Path) -> None:
     evaluate(tmp_path)
     found = report(tmp_path)

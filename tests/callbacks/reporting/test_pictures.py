@@ -17,6 +17,7 @@ def trainer(path: Path, callback: Pictures, **options: Any) -> Trainer:
     return quiet_trainer(callbacks=[callback], default_root_dir=path, limit_val_batches=0, **options)
 
 
+@pytest.mark.slow
 def test_the_curve_of_a_resumed_run_is_that_of_the_whole_run(tmp_path: Path) -> None:
     curves = []
     for stops in ([4], [2, 4]):
@@ -33,6 +34,7 @@ def test_the_curve_of_a_resumed_run_is_that_of_the_whole_run(tmp_path: Path) -> 
     assert curves[1] == (curves[0][0], pytest.approx(curves[0][1], rel=1e-5))
 
 
+@pytest.mark.slow
 def test_the_loss_of_accumulated_batches_is_not_divided(tmp_path: Path) -> None:
     losses = []
     for accumulate in (1, 2):

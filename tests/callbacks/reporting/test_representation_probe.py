@@ -78,6 +78,7 @@ def sklearn_scores(bank: np.ndarray, bank_label: np.ndarray, query: np.ndarray, 
     }
 
 
+@pytest.mark.slow
 def test_accuracies_on_raw_pixels_are_those_of_scikit_learn(run: SimpleNamespace) -> None:
     data = digits()
     data.setup()
@@ -178,6 +179,7 @@ def test_a_checkpoint_is_compared_with_the_encoder_before_it_was_loaded(run: Sim
     assert report["protocol"] == run.report["protocol"]  # the epochs, too
 
 
+@pytest.mark.slow
 def test_weights_after_training_are_bit_identical_without_callbacks(run: SimpleNamespace, tmp_path: Path) -> None:
     class Drawing(SimCLR):  # torch's generator decides about its gradients
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -21,6 +21,7 @@ def save_without_room(path):
         IO.save_checkpoint({"weight": torch.ones(20_000)}, path)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_before(runs):
     killed = runs(CASES[0], killed={"save": 3})
     assert killed.checkpoint["global_step"] == 2 * SAVE_EVERY

@@ -306,6 +306,7 @@ def test_two_processes_collect_the_images_of_one(bound: int, tmp_path: Path) -> 
     assert count == 360 if bound > 4000 else 0 < count * (4 * 18 + 16) <= bound + 4 * 18 + 16
 
 
+@pytest.mark.slow
 def test_reports_in_any_order_and_alone_come_to_the_same(tmp_path: Path) -> None:
     def reports(name: str, *callbacks: Callback) -> dict[str, Any]:
         torch.manual_seed(0)

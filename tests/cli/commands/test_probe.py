@@ -51,6 +51,7 @@ def features_by_hand(encoder):
     return found
 
 
+@pytest.mark.slow
 def test_every_head_on_every_stage_measures_what_scikit_learn_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encoder, named = encoder_of(tmp_path)
@@ -89,6 +90,7 @@ def vote(image, bank, labels, k):
     return votes.index(max(votes))
 
 
+@pytest.mark.slow
 def test_the_table_has_a_block_for_random_weights_and_fits_80_columns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _, named = encoder_of(tmp_path)
