@@ -4,6 +4,7 @@ import errno
 import gc
 import importlib
 import logging
+import multiprocessing
 import os
 import shutil
 import sys
@@ -106,6 +107,8 @@ def _leave(code: int, launched: bool) -> NoReturn:
     sys.stderr.flush()
     code = 0 if launched else code
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for child in multiprocessing.active_children():  # workers that load images
+            child.kill()
         os._exit(code)  # the references of the traceback keep the process group alive
     raise SystemExit(code)
 

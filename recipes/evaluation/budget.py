@@ -15,9 +15,7 @@ from recipes.nn import evaluating
 FREE = 6e10
 """Operations that a run may always spend: a few seconds of a CPU core."""
 
-_TRAINING = (
-    3  # passes that a training step counts for: forward, and backward twice (with respect to inputs and weights)
-)
+_TRAINING = 3  # passes that a training step counts for: forward, and backward to inputs and to weights
 _EVALUATIONS = 125  # of the objective, in 100 iterations of L-BFGS
 _PER_LOGIT = 64  # operations of softmax and cross-entropy
 _PER_SIMILARITY = 16  # of finding the largest

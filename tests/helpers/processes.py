@@ -102,4 +102,6 @@ def _enter(
         result = (None, function(*args))
     except BaseException:
         result = (traceback.format_exc(), None)
+    for child in multiprocessing.active_children():  # workers that load images
+        child.kill()
     pipe.send(result)  # the process ends by os._exit: gloo's threads may still hold Python objects

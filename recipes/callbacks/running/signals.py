@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the first one stops the process in order, the second one at once."""
 
+import multiprocessing
 import os
 import select
 import signal
@@ -41,7 +42,7 @@ class Signals:
         number: of the first signal; 0 before.
         may_leave: whether the main thread can be left at any moment.
         saves: whether there is something to save first.
-        children: processes that the second signal also ends.
+        children: other processes of the run, which the second signal ends too, like the workers that load images.
         leave_with: maps a code to the code that this process leaves with.
     """
 
@@ -145,7 +146,7 @@ class Signals:
     def _end(self, when: str) -> None:
         sys.stderr.write(f"recipes: {signal.Signals(self.number).name} {when}: ended\n")
         sys.stderr.flush()
-        for child in self.children():
+        for child in (*self.children(), *multiprocessing.active_children()):
             child.kill()
         os._exit(self.leave_with(128 + self.number))
 
