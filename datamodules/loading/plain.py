@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from datamodules.batch import Batch
@@ -12,6 +13,37 @@ _FORMS = (
     "give Batch(image, label, index) of datamodules, pairs (image, label), images alone, or a DataModule such as "
     "datamodules.ImageFolder"
 )
+
+
+class PlainBatches:
+    """Makes the Batches of a run; images are counted where the loader gives no index."""
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[Any, ...], int] = {}  # images, by loader and epoch
+
+    def make(self, given: Any, trainer: Trainer, dataloader_idx: int) -> tuple[Batch, bool]:
+        """Makes a Batch; the first of a loader in an epoch is checked for its range.
+
+        Args:
+            given: what ``as_batch`` takes.
+            trainer: of the run.
+            dataloader_idx: number of the loader.
+
+        Returns:
+            The batch, and whether it is the first of the loader in this epoch.
+
+        Raises:
+            TypeError: if it is something else.
+            ValueError: if images or labels have another shape, type or range.
+        """
+        time = trainer.current_epoch if trainer.training else trainer.global_step
+        place = (trainer.state.stage, time, dataloader_idx)
+        first = self._counted.get(place, 0)
+        made = as_batch(given, trainer.global_rank + first * trainer.world_size, trainer.world_size)
+        if first == 0:
+            check_range(made.image)
+        self._counted[place] = first + len(made.image)
+        return made, first == 0
 
 
 def as_batch(given: Any, first: int, step: int = 1) -> Batch:

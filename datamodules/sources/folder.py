@@ -13,19 +13,14 @@ from torch import Tensor
 
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
-from datamodules.loading.split import check_fraction, split, split_by_name
+from datamodules.loading.split import check_fraction
 from datamodules.paths import OutputPath
 from datamodules.sources.content import DecodedFile
 from datamodules.sources.decode import VERSION, ValueRange, decode_all, decode_or_name, warn_of_dark_images
 from datamodules.sources.duplicates import copies
-from datamodules.sources.listing import ImageFile, Listing, class_folders, list_images
+from datamodules.sources.layout import SPLIT_NAMES, Pictures, find, training_classes
+from datamodules.sources.listing import class_folders
 from datamodules.sources.names import printable
-
-_SPLIT_NAMES = {  # of folders, in lower case
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 
 class ImageFolder(ImageDataModule):
@@ -133,7 +128,7 @@ class ImageFolder(ImageDataModule):
         """How many classes there are: the folders in ``root/train``, or in ``root``; 0 if there is one folder only."""
         if self._splits is not None:  # the folder was listed already
             return len(self.class_names)
-        names = class_folders(next(iter(_split_folders(self.root).values())))
+        names = training_classes(self.root)
         return len(names) if len(names) > 1 else 0
 
     @property
@@ -152,7 +147,7 @@ class ImageFolder(ImageDataModule):
             label = torch.tensor([0 if file.class_name == name else -1 for file in found.pictures.files])
             found = replace(found, pictures=replace(found.pictures, class_names=(name,), label=label))
             parts = self._split(found.pictures, found.bad, draw=strict)
-            self._matched, self._matched_paths = self._splits_of(found, parts), _paths_of(found.pictures, parts)
+            self._matched, self._matched_paths = self._splits_of(found, parts), found.pictures.paths_of(parts)
         super().match_classes(names, strict)
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,7 +158,7 @@ class ImageFolder(ImageDataModule):
         """Sets the position at which training resumes; warns if the run that wrote the checkpoint split otherwise."""
         position = dict(state_dict)
         rule = position.pop("split_by", "position")  # of version 0.1
-        if rule != self.split_by and self._found is not None and "all" in self._found.pictures.parts:
+        if rule != self.split_by and self._found is not None and not self._found.pictures.has_splits:
             rank_zero_warn(
                 f"the run of the checkpoint has split_by={rule!r}, and this ImageFolder {self.split_by!r}: if it reads "
                 f"the same images, it may test on training images. Pass split_by={rule!r}"
@@ -173,11 +168,11 @@ class ImageFolder(ImageDataModule):
     def prepare_data(self) -> None:
         """Fills the cache, if there is to be one: Lightning lets one process per machine do this."""
         if self.cache_file is not None:
-            self._decode(_find(self.root).paths)
+            self._decode(find(self.root).paths)
 
     def load(self) -> Splits:
         """Finds the files, and decodes them if they fit in memory."""
-        pictures = _find(self.root)
+        pictures = find(self.root)
         broken = pictures.listing.broken
         if broken and self.on_error == "raise":
             raise ValueError(
@@ -189,14 +184,14 @@ class ImageFolder(ImageDataModule):
             warn_of_dark_images(pictures.paths)
         self._found = _Found(pictures, image, bad)
         parts = self._split(pictures, bad, draw=bool(pictures.class_names))
-        self._paths = _paths_of(pictures, parts)
+        self._paths = pictures.paths_of(parts)
         self._tell(pictures, parts)
         return self._splits_of(self._found, parts)
 
     def _splits_of(self, found: "_Found", parts: dict[str, Tensor]) -> Splits:
         """The datasets."""
         pictures, image = found.pictures, found.image
-        paths = _paths_of(pictures, parts)
+        paths = pictures.paths_of(parts)
 
         def dataset(name: str) -> ImageDataset | None:
             if name not in parts:
@@ -211,34 +206,16 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"{self.root} has no images left for training")
         return Splits(pictures.class_names, train, dataset("val"), dataset("test"))
 
-    def _split(self, pictures: "_Pictures", bad: list[int], draw: bool) -> dict[str, Tensor]:
+    def _split(self, pictures: Pictures, bad: list[int], draw: bool) -> dict[str, Tensor]:
         """The positions of the images of each non-empty split; missing ones are drawn only with ``draw``."""
-        readable = torch.ones(len(pictures.paths), dtype=torch.bool)
-        readable[bad] = False
-        parts = {name: torch.tensor(rows)[readable[rows]] for name, rows in pictures.parts.items()}
-        alone = "all" in parts
-        pool = parts.pop("all" if alone else "train")
-        label = pictures.label[pool]
-        for i, name in enumerate(pictures.class_names):
-            if not (label == i).any():
-                raise ValueError(f"none of the training images of the class {name} in {self.root} can be read")
-        val = self.val_fraction if draw and "val" not in parts else 0.0
-        test = self.test_fraction if draw and alone else 0.0
-        if self.split_by == "position":
-            drawn = split(label, [round(val * len(pool)), round(test * len(pool))])
-            drawn = [drawn[2], drawn[0], drawn[1]]
-        else:
-            folder = len(os.path.join(_split_folders(self.root)["all" if alone else "train"], ""))
-            names = (pictures.files[row].path[folder:] for row in pool.tolist())
-            drawn = list(split_by_name(names, label, val, test))
-        parts = dict(zip(("train", "val", "test"), (pool[rows] for rows in drawn), strict=True)) | parts
-        return {name: rows for name, rows in parts.items() if len(rows)}
+        val, test = (self.val_fraction, self.test_fraction) if draw else (0.0, 0.0)
+        return pictures.split(val, test, self.split_by, bad)
 
     @rank_zero_only
-    def _tell(self, pictures: "_Pictures", parts: dict[str, Tensor]) -> None:
+    def _tell(self, pictures: Pictures, parts: dict[str, Tensor]) -> None:
         """Prints what was found, what was left out, and the copies of training images in other splits."""
-        counts = ", ".join(f"{len(parts.get(name, ())):,} {name}" for name in _SPLIT_NAMES)
-        rule = f" (split by {self.split_by})" if "all" in pictures.parts and pictures.class_names else ""
+        counts = ", ".join(f"{len(parts.get(name, ())):,} {name}" for name in SPLIT_NAMES)
+        rule = f" (split by {self.split_by})" if not pictures.has_splits and pictures.class_names else ""
         rank_zero_info(f"{self.root}: {len(pictures.class_names) or 'no'} classes; images: {counts}{rule}")
         for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
             if rule and fraction > 0 and name not in parts:
@@ -247,7 +224,7 @@ class ImageFolder(ImageDataModule):
                     f"{len(pictures.files)} images: raise it, or make a folder {name} beside a folder train"
                 )
         if pictures.only_folder is not None:
-            only = next(iter(_split_folders(self.root).values())) / pictures.only_folder
+            only = next(iter(pictures.folders.values())) / pictures.only_folder
             inner = class_folders(only) if only.is_dir() else []
             remedy = f"set root to {only}, whose folders are {', '.join(inner[:3])}" if inner else "make one per class"
             rank_zero_warn(f"{only} is the only folder with images: they have no labels. For labels, {remedy}")
@@ -299,108 +276,9 @@ class ImageFolder(ImageDataModule):
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """The files of a folder.
-
-    Attributes:
-        class_names: of the labels.
-        only_folder: name of the folder that holds all images, if there is one; it is no class.
-        files: all of them, split after split and class after class, each sorted by name.
-        paths: of the files.
-        label: int64 [N], of each file, -1 where unlabelled.
-        parts: for ``train`` and those of ``val`` and ``test`` that are there, or for ``all`` alone, the positions.
-        listing: with what was left out.
-    """
-
-    class_names: tuple[str, ...]
-    only_folder: str | None
-    files: list[ImageFile]
-    paths: list[Path]
-    label: Tensor
-    parts: dict[str, list[int]]
-    listing: Listing
-
-
-@dataclass(frozen=True)
 class _Found:
     """The files, their images if they are in memory, and the positions of those that cannot be read."""
 
-    pictures: _Pictures
+    pictures: Pictures
     image: Tensor | None
     bad: list[int]
-
-
-def _find(root: Path) -> _Pictures:
-    folders = _split_folders(root)
-    listing = list_images(folders)
-    first = next(iter(folders))  # all or train
-    class_names = listing.classes[first]
-    files: list[ImageFile] = []
-    parts: dict[str, list[int]] = {}
-    for name, members in listing.files.items():
-        if unknown := set(listing.classes[name]) - {*class_names, ""}:
-            raise ValueError(f"{folders[name] / min(unknown)}: train has no class of this name")
-        if not members:
-            raise _no_images(folders[name], name, listing)
-        parts[name] = list(range(len(files), len(files) + len(members)))
-        files += members
-    filled = {file.class_name for file in listing.files[first]}
-    if empty := [name for name in class_names if name not in filled]:
-        raise _no_images(folders[first] / empty[0], first, listing)
-    only = class_names[0] if len(class_names) == 1 else None
-    labels = {} if only is not None else {name: i for i, name in enumerate(class_names)}
-    label = torch.tensor([labels.get(file.class_name, -1) for file in files])
-    paths = [Path(file.path) for file in files]
-    return _Pictures(tuple(map(printable, labels)), only or None, files, paths, label, parts, listing)
-
-
-def _paths_of(pictures: _Pictures, parts: dict[str, Tensor]) -> dict[str, list[Path]]:
-    return {name: [pictures.paths[row] for row in rows.tolist()] for name, rows in parts.items()}
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits, train first; the whole root as ``all`` if it has none.
-
-    Raises:
-        FileNotFoundError: if there is no root.
-        ValueError: if there are folders of splits without train, or with other folders beside them.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with images only"
-        )
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    splits = {name: split for name in names for split, others in _SPLIT_NAMES.items() if name.lower() in others}
-    if not splits:
-        return {"all": root}
-    others = [name for name in names if name not in splits]
-    if "train" not in splits.values():
-        raise ValueError(
-            f"{root} holds {' and '.join(splits)} without train: name the folder with the training images train, or "
-            f"set root to {root / next(iter(splits))} to read that folder alone"
-            + f" (if {next(iter(splits))} is one of your classes, use the layout train/<class>/*)"
-            * bool(others)
-        )
-    if others:
-        raise ValueError(
-            f"{root} holds {next(iter(splits))} and {others[0]}: the splits are called train, val and test "
-            "(if train is one of your classes, use the layout train/<class>/*)"
-        )
-    found: dict[str, Path] = {}
-    for name in _SPLIT_NAMES:
-        folders = [folder for folder, of in splits.items() if of == name]
-        if len(folders) > 1:
-            raise ValueError(f"{root} holds {' and '.join(folders)}: keep one of these folders for {name}")
-        if folders:
-            found[name] = root / folders[0]
-    return found
-
-
-def _no_images(folder: Path, split: str, listing: Listing) -> Exception:
-    if split in listing.in_training:
-        return ValueError(
-            f"every image of {folder} is one of the training images, because of links: remove {folder}, or put other "
-            "images there"
-        )
-    notes = [f"; {line}" for line in listing.notes()]
-    return FileNotFoundError(f"{folder} holds no images{''.join(notes)}: add images, such as .jpg or .png files")

@@ -1,25 +1,27 @@
 """What all recipes share: an encoder, its optimiser and schedule, random keys, and gathering across devices."""
 
-import math
 import os
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import DoublePrecision
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules import Batch, TaskBatch
-from datamodules.loading.plain import as_batch, check_range
+from datamodules.loading.plain import PlainBatches
 from recipes.augment import Key, Normalize, Views
-from recipes.base.measures import LabelledMetric, check_measures, check_monitor
+from recipes.base import position
+from recipes.base.checks import check_batch_size, check_checkpoint, check_encoder, check_indices
+from recipes.base.measures import LabelledMetric, check_measures
+from recipes.base.optimizers import optimizer_and_schedule
+from recipes.base.position import RunPosition
 from recipes.base.resume import Resume
-from recipes.errors import CheckpointMismatch
-from recipes.nn import Encoder, Replicated, evaluating, has_local_batch_norm, load_mismatch
-from recipes.optim import RunSchedule, keep_lr_factors, parameter_groups
+from recipes.nn import Encoder, Replicated, has_local_batch_norm
+from recipes.optim import parameter_groups
 
 
 class AnyRecipe(LightningModule):
@@ -86,8 +88,7 @@ class Recipe(AnyRecipe):
         self.trained = False
         self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
-        self._steps_ahead = 0  # how many more steps the run has done than Lightning has counted
-        self._total_steps: int | None = None  # of a run that was resumed with another batch size
+        self._position = RunPosition()
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
@@ -189,68 +190,34 @@ class Recipe(AnyRecipe):
         that it is only used with are replaced by the next.
         """
         self._has_stepped = False
-        self._steps_ahead, self._total_steps = 0, None
+        self._position = RunPosition()
         data = self.datamodule
-        self._counted: dict[tuple[Any, ...], int] = {}
         if data is None:
+            self._plain_batches = PlainBatches()
             self.on_before_batch_transfer = self._batch_of_plain_loader  # type: ignore[method-assign]
         elif "on_before_batch_transfer" in vars(self):
             del self.on_before_batch_transfer
         if stage == "fit" and hasattr(data, "batch_size"):
-            self._check_batch_size(data.batch_size)
+            check_batch_size(self, data.batch_size)
         if data is None or not hasattr(data, "image_shape"):
             return
         check_measures(self, stage)
-        channels, height, width = self.image_shape = data.image_shape
+        self.image_shape = data.image_shape
         known = self.normalize.known
         mean, std = known or (data.mean, data.std)
         self.normalize.set(mean, std, provisional=known is None)
-        name = type(self.encoder).__name__
-        if channels != self.encoder.in_channels:
-            raise ValueError(
-                f"the images have {channels} channels, {name} takes {self.encoder.in_channels}: "
-                f"set in_channels of the encoder to {channels}"
-            )
-        try:
-            with torch.no_grad(), evaluating(self.encoder):
-                feature = self.encoder(torch.zeros(1, *data.image_shape).to(self.normalize.mean))  # its type
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} cannot take images of {height}×{width} pixels; choose larger images or an encoder for small "
-                f"ones ({str(error).splitlines()[0]})"
-            ) from error
-        if feature.shape != (1, self.feature_dim):
-            raise ValueError(
-                f"{name} gives {list(feature.shape)} for one image; an encoder gives [1, feature_dim], "
-                f"here [1, {self.feature_dim}]"
-            )
-
-    def _check_batch_size(self, images: int) -> None:
-        """Refuses global batches that are too small to learn from, or for batch norm of features."""
-        norm = any(isinstance(part, nn.BatchNorm1d) and part.training for part in self.modules())
-        if images < (needed := max(self.smallest_batch, 1 + norm)):
-            why = "batch norm needs more than one image" if norm else "the loss compares the images of a batch"
-            raise ValueError(f"batch_size is {images}: {type(self).__name__} needs at least {needed}, because {why}")
+        check_encoder(self, data.image_shape)
 
     def _batch_of_plain_loader(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes a Batch of what a DataLoader without a DataModule gives; images are counted where it gives no index."""
+        """Makes a Batch of what a DataLoader without a DataModule gives, and checks those for training."""
         if hasattr(batch, "image") and hasattr(batch, "index"):
             return batch
         trainer = self.trainer
-        time = self.current_epoch if trainer.training else self.global_step
-        place = (trainer.state.stage, time, dataloader_idx)
-        first = self._counted.get(place, 0)
-        made = as_batch(batch, trainer.global_rank + first * trainer.world_size, trainer.world_size)
-        if self.remembers_images and trainer.training and len(batch) < 3:
-            raise ValueError(
-                f"{type(self).__name__} keeps something for every image: give batches (image, label, index) with the "
-                "position of each image in its dataset, or a DataModule"
-            )
-        if first == 0:
-            check_range(made.image)
-            if trainer.training:
-                self._check_batch_size(len(made.image) * trainer.world_size)
-        self._counted[place] = first + len(made.image)
+        made, is_first = self._plain_batches.make(batch, trainer, dataloader_idx)
+        if trainer.training:
+            check_indices(self, batch)
+            if is_first:
+                check_batch_size(self, len(made.image) * trainer.world_size)
         return made
 
     def configure_callbacks(self) -> list[Callback]:
@@ -259,25 +226,7 @@ class Recipe(AnyRecipe):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
-        optimizer = _created("optimizer", self.optimizer, self.parameter_groups())
-        scale = 1.0 if self.lr_batch_size is None else self.global_batch_size / self.lr_batch_size
-        for group in optimizer.param_groups:
-            group["lr"] *= scale * group.get("lr_factor", 1.0)
-        if self.scheduler is None:
-            return optimizer
-        scheduler = _created("scheduler", self.scheduler, optimizer)
-        keep_lr_factors(scheduler)
-        if not isinstance(scheduler, RunSchedule):
-            every_epoch: Any = {"scheduler": scheduler, "interval": "epoch"}
-            if isinstance(scheduler, ReduceLROnPlateau):
-                check_monitor(self, scheduler.monitor, type(scheduler).__name__)
-                every_epoch["monitor"] = scheduler.monitor
-            return {"optimizer": optimizer, "lr_scheduler": every_epoch}
-        total = self.total_steps
-        if math.isinf(self.trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
-            self.trainer.fit_loop.setup_data()
-        scheduler.start(total, self.steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimizer_and_schedule(self)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser is made from: all trainable parameters, with and without weight decay.
@@ -293,7 +242,7 @@ class Recipe(AnyRecipe):
         This is ``global_step``, unless the run was resumed with another batch size: then as many steps of this run as
         have the images trained on.
         """
-        return self.global_step + self._steps_ahead
+        return self.global_step + self._position.ahead
 
     @property
     def total_steps(self) -> int:
@@ -302,118 +251,49 @@ class Recipe(AnyRecipe):
         Raises:
             ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run.
         """
-        if self._total_steps is not None:
-            return self._total_steps
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total):
-            raise ValueError("the schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
-        return int(total)
+        return self._position.total or position.steps_of_run(self.trainer)
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of optimiser steps in an epoch."""
-        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return position.steps_per_epoch(self.trainer)
 
     @property
     def steps_left(self) -> float:
         """Number of optimiser steps from now to the end of the run; infinite for a run without end."""
-        trainer = self.trainer
-        by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps - trainer.global_step
-        if trainer.max_epochs in (None, -1):
-            return by_steps
-        return min(by_steps, self.steps_until(trainer.max_epochs))
+        return position.steps_left(self.trainer)
 
     def steps_until(self, epoch: int) -> int:
         """Computes the number of optimiser steps from now to the start of an epoch."""
-        batch = self.trainer.fit_loop.epoch_loop.batch_progress
-        done = 0 if batch.is_last_batch else batch.current.completed  # in this epoch
-        left = max(self.trainer.num_training_batches - done, 0)
-        this_epoch = math.ceil(left / self.trainer.accumulate_grad_batches)
-        return max((epoch - self.current_epoch - 1) * self.steps_per_epoch + this_epoch, 0)
+        return position.steps_until(self.trainer, epoch)
 
     def epochs_of_schedule(self, epochs: int) -> int:
         """How many epochs of the schedule are over, given those of the run."""
         return epochs
 
     @property
+    def global_batch_size(self) -> int:
+        """How many images make one optimiser step: the global batch size of the data × accumulated batches."""
+        return position.global_batch_size(self.trainer)
+
+    @property
     def run_position(self) -> dict[str, Any]:
         """The position in the run, for a checkpoint: steps done, and the unit that they are counted in."""
-        return {
-            "steps": self.steps_done,
-            "steps_per_epoch": self.steps_per_epoch,
-            "images_per_step": self._images_per_step,
-        }
+        return position.position_to_save(self)
 
     def resume_at(self, saved: dict[str, Any], had_schedule: bool) -> None:
-        """Moves a resumed run to the share of its length that is done, measured in images.
-
-        With the batch size, the accumulation and the data of the checkpoint, the share follows from the number of
-        steps. Otherwise a step has another number of images, and the steps done are counted anew.
-
-        Args:
-            saved: ``run_position`` in the checkpoint; empty for a checkpoint of an earlier version.
-            had_schedule: whether the run of the checkpoint had a schedule of ``recipes.optim``.
-        """
-        if math.isinf(self.trainer.num_training_batches) or not 0 < self.steps_left < math.inf:
-            return
-        ratio = self._steps_worth(saved)
-        self._steps_ahead = saved.get("steps", self.global_step) - self.global_step
-        schedules = (each.scheduler for each in self.trainer.lr_scheduler_configs)
-        schedule = next((each for each in schedules if isinstance(each, RunSchedule)), None)
-        same = ratio == 1 and saved.get("steps_per_epoch", self.steps_per_epoch) == self.steps_per_epoch
-        if same and self._steps_ahead == 0 and (had_schedule or schedule is None):
-            return
-        done, total = self._placed(ratio)
-        if schedule is not None:
-            schedule.start(total, self.steps_per_epoch, step=done)
-        images = f" of {self._images_per_step} images" if self._images_per_step else ""
-        rank_zero_info(f"{done / total:.0%} of the run is done: it resumes at step {done} of {total}{images}")
-
-    def _steps_worth(self, saved: dict[str, Any]) -> float:
-        """Computes how many steps of this run one step of the checkpoint's run is worth."""
-        now = self.run_position
-        if not saved:
-            return (self.total_steps - self.steps_left) / max(self.global_step, 1) if self.global_step else 1.0
-        images, per_epoch = "images_per_step", "steps_per_epoch"
-        if saved[images] and now[images]:
-            return saved[images] / now[images]
-        return now[per_epoch] / saved[per_epoch]
+        """Moves a resumed run to the share of its length that is done; see ``RunPosition.resume``."""
+        self._position.resume(self, saved, had_schedule)
 
     def _placed(self, ratio: float) -> tuple[int, int]:
         """Returns the steps done and the steps in all, given the steps of this run that one earlier step is worth."""
-        done = round(self.steps_done * ratio)
-        self._steps_ahead = done - self.global_step
-        self._total_steps = done + int(self.steps_left)
-        return done, self._total_steps
-
-    @property
-    def _images_per_step(self) -> int | None:
-        """How many images make one optimiser step; None if the loader does not tell its batch size."""
-        if hasattr(self.datamodule, "batch_size"):
-            return self.global_batch_size
-        size = getattr(self.trainer.train_dataloader, "batch_size", None)
-        return size and size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return self._position.place(self, ratio)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Buffers that are equal on all devices, so DDP need not broadcast them at every step."""
         same = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Replicated))
         return [name for name, _ in self.named_buffers() if name.startswith(same)]
-
-    @property
-    def global_batch_size(self) -> int:
-        """How many images make one optimiser step: the global batch size of the data × accumulated batches."""
-        batch_size = getattr(self.datamodule, "batch_size", None)
-        if self.datamodule is None:
-            self.trainer.fit_loop.setup_data()
-            of_loader = getattr(self.trainer.train_dataloader, "batch_size", None)
-            batch_size = of_loader and of_loader * self.trainer.world_size
-        if batch_size is None:
-            raise ValueError(
-                "lr_batch_size scales the learning rate with the batch size, which is unknown for this data: pass a "
-                "DataModule to fit, a DataLoader with a batch_size, or lr_batch_size=None"
-            )
-        return int(batch_size * self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """Takes a step. After the first one the encoder counts as trained, on images normalised as they are now."""
@@ -431,24 +311,9 @@ class Recipe(AnyRecipe):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another recipe or of another network, before anything is loaded."""
-        theirs, ours = checkpoint.get("recipe"), type(self).__name__
-        if theirs is not None and theirs != ours:
-            raise CheckpointMismatch(
-                f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}"
-            )
-        if problem := load_mismatch(self, checkpoint["state_dict"]):
-            raise CheckpointMismatch(f"the checkpoint does not fit this {ours}: {problem}")
+        check_checkpoint(self, checkpoint)
         self.trained = True
         if self.image_shape is None and checkpoint.get("image_shape"):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
-
-
-def _created(name: str, create: Any, argument: Any) -> Any:
-    """Calls an injected factory; torch's error for an argument out of its range becomes one that names the option."""
-    try:
-        return create(argument)
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"the {name} cannot be created: {reason}. Change model.{name}") from error

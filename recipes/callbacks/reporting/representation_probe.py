@@ -1,5 +1,4 @@
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,23 +6,22 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from datamodules import Batch
-from recipes.callbacks.reporting.references import PIXELS, TRAINED, References
+from recipes.callbacks.reporting.probe_budget import ProbeBudget, every_that_fits
+from recipes.callbacks.reporting.progress import SaidOnce, shown
+from recipes.callbacks.reporting.references import TRAINED, References
 from recipes.callbacks.reporting.training_clock import TrainingClock
 from recipes.callbacks.running.feature_collector import FeatureCollector
-from recipes.evaluation.budget import FREE, Plan, Task, affordable, forward_operations, training_operations
+from recipes.evaluation.budget import Plan
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.representation import PIXEL_SIDE, Measured, draws_of_few_labels, measure, summary
+from recipes.evaluation.representation import Measured, draws_of_few_labels, measure, summary
 from recipes.evaluation.tables import terminal, versions
 from recipes.plots.representation import table
 
-_MOST_BYTES = 24 << 30  # of the features of the bank, of all rows of the table together
 _FEATURE = "feature"
-_WHILE_TRAINING, _AT_THE_END = 0.4, 0.4  # of what may be spent; the rest is for pictures
 
 
 class RepresentationProbe(Callback):
@@ -100,12 +98,10 @@ class RepresentationProbe(Callback):
         self.accuracies: dict[str, dict[str, list[float]]] = {}  # by row and column, one number for each draw
         self._references = References()
         self._clock = TrainingClock()
-        self._told: set[str] = set()
+        self._tell = SaidOnce()
         self._bank_every = 1
-        self._plan = Plan(1, draws, 1, tuple(labels_per_class))
-        self._planned_images = 0  # of the whole training, 0 if unknown
-        self._validations = 1
-        self._forward = 0.0  # operations of the encoder for an image
+        self._plan = Plan(1, draws, 3 if references else 1, tuple(labels_per_class))
+        self._budget = ProbeBudget(self._plan, max_share, every_n_epochs)
         self._encoders: dict[str, nn.Module] = {}  # by row, while the images pass that are measured
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -121,7 +117,7 @@ class RepresentationProbe(Callback):
         self._encoders = {}
         if self._can_measure(trainer) and self._is_due(trainer):
             self._encoders = {TRAINED: pl_module}
-            self._plan = self._plan_of_validation(trainer, pl_module)
+            self._plan = self._budget.of_validation(trainer, pl_module)
             FeatureCollector.of(trainer).collect(_FEATURE)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,7 +143,7 @@ class RepresentationProbe(Callback):
         self._encoders = {}
         if self._can_measure(trainer):
             others = self._references.encoders(trainer, pl_module) if self.references else {}
-            self._plan = self._plan_of_test(trainer, pl_module, others)
+            self._plan = self._budget.of_test(trainer, pl_module, others, self._clock.images)
             others = dict(list(others.items())[: self._plan.rows - 1])
             self._encoders = {TRAINED: pl_module, **others}
             FeatureCollector.of(trainer).collect(_FEATURE)
@@ -168,7 +164,7 @@ class RepresentationProbe(Callback):
         if trainer.is_global_zero:
             results = {
                 name: measure(banks[name], queries[name], _classes(trainer), k, self.temperature, few)
-                for name in _shown(trainer, banks, "linear probe and kNN")
+                for name in shown(trainer, banks, "linear probe and kNN")
             }
         self.accuracies = trainer.strategy.broadcast(results)
         for name, columns in self.accuracies.items():
@@ -212,12 +208,6 @@ class RepresentationProbe(Callback):
         self._tell("missing", f"RepresentationProbe measures nothing: {reason}.")
         return False
 
-    def _tell(self, about: str, line: str) -> None:
-        """Prints a line, once for each thing that it is about."""
-        if about not in self._told:
-            rank_zero_info(line)
-        self._told.add(about)
-
     def _queries_and_banks(self, trainer: Trainer) -> tuple[dict[str, Features], dict[str, Features]]:
         """Features, in float32, of the labelled images to classify and of the bank; none where labels are missing."""
         encoders, self._encoders = self._encoders, {}
@@ -229,14 +219,13 @@ class RepresentationProbe(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         loader = data.bank_dataloader()
         width = sum(query.feature.shape[1] for query in queries.values())
-        images = getattr(loader.sampler, "count", len(loader.dataset))
-        needed = max(1, math.ceil(4 * width * images / _MOST_BYTES))
+        needed = every_that_fits(loader, width)
         self._bank_every = max(self._plan.every, needed)
         if needed > 1:
             self._tell("bank", f"the bank is one of every {needed} labelled training images: more do not fit")
         if self._bank_every > 1:
             loader = data.bank_dataloader(every=self._bank_every)
-        images = _shown(trainer, loader, "images of the bank")
+        images = shown(trainer, loader, "images of the bank")
         banks = {name: bank.labelled() for name, bank in extract(encoders, images, trainer).items()}
         for features in (queries[TRAINED], banks[TRAINED]):
             if not features.feature.isfinite().all():
@@ -261,73 +250,10 @@ class RepresentationProbe(Callback):
                 rank_zero_warn(reason)
         return few
 
-    # What it may cost
-
-    def _task(self, trainer: Trainer, recipe: LightningModule, test: int, widths: Sequence[int], passes: int) -> Task:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not self._forward:
-            encoder: Any = recipe.encoder
-            self._forward = forward_operations(encoder, data.image_shape)
-        bank = int((data.splits.train.label >= 0).sum())
-        return Task(bank, test, _classes(trainer), self._forward, tuple(widths), passes)
-
-    def budget(self, images: int, share: float) -> float:
-        """Operations that a part of the evaluation may take.
-
-        Args:
-            images: that the training sees; if 0, there is no training to compare with, and no limit.
-            share: of what all parts may take together.
-        """
-        if self.max_share is None or not images:
-            return math.inf
-        return max(FREE, self.max_share * training_operations(images, self._forward)) * share
-
     @property
     def budget_of_pictures(self) -> float:
         """Operations that the pictures of this run may take."""
-        return self.budget(self._clock.images, 1 - _WHILE_TRAINING - _AT_THE_END)
-
-    def _plan_of_validation(self, trainer: Trainer, recipe: LightningModule) -> Plan:
-        width: Any = recipe.feature_dim
-        task = self._task(trainer, recipe, _length(trainer, "val"), [width], 1)
-        budget = self.budget(self._planned_images, _WHILE_TRAINING) / self._validations
-        return affordable(task, budget, self.draws, ())
-
-    def _plan_of_test(self, trainer: Trainer, recipe: LightningModule, others: dict[str, nn.Module]) -> Plan:
-        width: Any = recipe.feature_dim
-        widths = [width, *(_pixels(trainer) if name == PIXELS else width for name in others)]
-        task = self._task(trainer, recipe, _length(trainer, "test"), widths, 1 + sum(name != PIXELS for name in others))
-        budget = self.budget(self._clock.images, _AT_THE_END)
-        return affordable(task, budget, self.draws, self.labels_per_class)
-
-    def _say_what_it_costs(self, trainer: Trainer, recipe: LightningModule) -> None:
-        """Prints what is measured, and its share of the computing, before training."""
-        if not self._planned_images or not self._can_measure(trainer):
-            return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        plans = {"while training": self._plan_of_validation(trainer, recipe)} if data.splits.val is not None else {}
-        if data.splits.test is not None:
-            seen, self._clock.images = self._clock.images, self._planned_images
-            others: dict[str, Any] = {"random encoder": None, PIXELS: None} if self.references else {}
-            plans["at the end"] = self._plan_of_test(trainer, recipe, others)
-            self._clock.images = seen
-        runs = {"while training": self._validations, "at the end": 1}
-        total = sum(plan.cost * runs[when] for when, plan in plans.items())
-        share = total / max(training_operations(self._planned_images, self._forward), 1.0)
-        rows = 3 if self.references else 1
-        left = [
-            f"{when}: {words}"
-            for when, plan in plans.items()
-            if (words := _left_out(plan, self.draws, rows if when == "at the end" else 1, self.labels_per_class, when))
-        ]
-        reduced = f" To keep it there, {'; '.join(left)} (--probe.max_share null measures everything)." if left else ""
-        self._tell("cost", f"Evaluation takes about {100 * share:.0f} % of the computing of the training.{reduced}")
-
-    def _reduced(self) -> dict[str, Any]:
-        """What the protocol states of parts that are left out."""
-        rows = 3 if self.references else 1
-        words = _left_out(self._plan, self.draws, rows, self.labels_per_class, "at the end")
-        return {"max_share": self.max_share, "reduced": words} if words else {}
+        return self._budget.of_pictures(self._clock.images)
 
     # Tables and files
 
@@ -344,9 +270,7 @@ class RepresentationProbe(Callback):
             "protocol": {
                 "split": "test",
                 "model": "the weights given to the test, encoder in eval mode, test transforms",
-                "epochs": self._clock.epochs,
-                "training_images_seen": self._clock.images,
-                "training_minutes": round(self._clock.seconds / 60, 4),
+                **self._clock.protocol(),
                 "run_seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "num_classes": _classes(trainer),
                 "bank_images": len(bank.label),
@@ -359,7 +283,7 @@ class RepresentationProbe(Callback):
                     "draws": self._plan.draws,
                     "seed": self.seed,
                 },
-                **self._reduced(),
+                **self._budget.protocol(self._plan),
                 "precision": str(trainer.precision),
                 "devices": trainer.world_size,
             },
@@ -371,8 +295,8 @@ class RepresentationProbe(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what the evaluation costs, and starts the clock."""
-        self._planned_images, self._validations = _whole_training(trainer, self.every_n_epochs)
-        self._say_what_it_costs(trainer, pl_module)
+        if self._budget.start(trainer) and self._can_measure(trainer):
+            self._tell("cost", self._budget.announcement(trainer, pl_module))
         self._clock.start()
 
     def on_train_batch_end(
@@ -402,54 +326,3 @@ def _classes(trainer: Trainer) -> int:
 def _features_of(encoder: nn.Module) -> Any:
     """The column of another encoder than the recipe's."""
     return lambda recipe, batch, feature: encoder(batch.image)
-
-
-def _left_out(plan: Plan, draws: int, rows: int, few_labels: Sequence[int], when: str) -> str:
-    """What a plan leaves out of the full protocol."""
-    words = []
-    if when == "at the end" and not plan.few_labels and few_labels:
-        words.append("no columns with few labels")
-    elif when == "at the end" and plan.draws < draws:
-        words.append(f"{plan.draws} draws of few labels instead of {draws}")
-    if plan.rows < rows and when == "at the end":
-        words.append("no raw pixels" if plan.rows == rows - 1 else "no references")
-    if plan.every > 1:
-        words.append(f"one of every {plan.every} images of the bank")
-    return ", ".join(words)
-
-
-def _whole_training(trainer: Trainer, every_n_epochs: int) -> tuple[int, int]:
-    """How many images the whole training sees, and how often it is validated and measured; 0 images if unknown."""
-    data: Any = getattr(trainer, "datamodule", None)
-    steps = trainer.estimated_stepping_batches
-    batches: Any = trainer.num_training_batches
-    if not hasattr(data, "batch_size") or not math.isfinite(steps) or not math.isfinite(batches):
-        return 0, 1
-    images = int(steps) * trainer.accumulate_grad_batches * data.batch_size
-    epochs = max(1, math.ceil(int(steps) * trainer.accumulate_grad_batches / max(batches, 1)))
-    validated = trainer.check_val_every_n_epoch or 1
-    measured = sum(
-        epoch % validated == 0 and (epoch % max(every_n_epochs, 1) == 0 or epoch == epochs)
-        for epoch in range(1, epochs + 1)
-    )
-    interval: Any = trainer.val_check_batch
-    within = max(1, round(batches / interval)) if interval and math.isfinite(interval) else 1
-    return images, max(1, measured * within)
-
-
-def _length(trainer: Trainer, split: str) -> int:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    images = getattr(data.splits, split)
-    return 0 if images is None else len(images)
-
-
-def _pixels(trainer: Trainer) -> int:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    channels, *sides = data.image_shape
-    return int(channels * math.prod(min(side, PIXEL_SIDE) for side in sides))
-
-
-def _shown(trainer: Trainer, parts: Any, what: str) -> Any:
-    """The same parts, with a progress bar if the Trainer has one."""
-    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-    return tqdm(parts, desc=what, leave=False, disable=not shown, dynamic_ncols=True)

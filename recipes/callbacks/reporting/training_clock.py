@@ -28,6 +28,11 @@ class TrainingClock:
         self.seconds += now - self._last
         self._last = now
 
+    def protocol(self) -> dict[str, Any]:
+        """Returns what ``evaluation.json`` states of the training."""
+        minutes = round(self.seconds / 60, 4)
+        return {"epochs": self.epochs, "training_images_seen": self.images, "training_minutes": minutes}
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the counts, for a checkpoint."""
         return {"epochs": self.epochs, "images": self.images, "seconds": self.seconds}

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from datamodules import Batch, Digits
 from recipes import SimCLR
 from recipes.callbacks import CollapseMonitor, Health, Pictures, RepresentationProbe
-from recipes.callbacks.reporting import representation_probe
+from recipes.callbacks.reporting import probe_budget
 from recipes.nn import ConvNet
 
 
@@ -333,7 +333,7 @@ def test_a_bank_that_does_not_fit_is_a_subset_that_is_named(tmp_path: Path, monk
 
     expected = evaluate(Third(size=8))
     assert "bank_subset" not in expected["protocol"]
-    monkeypatch.setattr(representation_probe, "_MOST_BYTES", 1257 * 16 * 4 // 3)
+    monkeypatch.setattr(probe_budget, "_MOST_BYTES", 1257 * 16 * 4 // 3)
     found = evaluate(digits())
     assert found["protocol"].pop("bank_subset") == "one of every 3 labelled images"
     assert found["protocol"]["bank_images"] == 419

@@ -1,0 +1,170 @@
+"""What a folder of images holds: its splits, classes and files."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datamodules.loading.split import split, split_by_name
+from datamodules.sources.listing import ImageFile, Listing, class_folders, list_images
+from datamodules.sources.names import printable
+
+SPLIT_NAMES = {  # of folders, in lower case
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The files of a folder.
+
+    Attributes:
+        root: the folder.
+        folders: of the splits, train first; the root as ``all`` if it has none.
+        class_names: of the labels.
+        only_folder: name of the folder that holds all images, if there is one; it is no class.
+        files: all of them, split after split and class after class, each sorted by name.
+        paths: of the files.
+        label: int64 [N], of each file, -1 where unlabelled.
+        parts: for ``train`` and those of ``val`` and ``test`` that are there, or for ``all`` alone, the positions.
+        listing: with what was left out.
+    """
+
+    root: Path
+    folders: dict[str, Path]
+    class_names: tuple[str, ...]
+    only_folder: str | None
+    files: list[ImageFile]
+    paths: list[Path]
+    label: Tensor
+    parts: dict[str, list[int]]
+    listing: Listing
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the folder is divided into splits."""
+        return "all" not in self.parts
+
+    def split(self, val: float, test: float, by: str, bad: list[int]) -> dict[str, Tensor]:
+        """Returns the positions of the images of each split that is not empty. Splits without a folder are drawn.
+
+        Args:
+            val: expected share of the images that is drawn for validation.
+            test: expected share of the images that is drawn for testing, if there are no folders of splits.
+            by: ``name`` or ``position``.
+            bad: positions of the files that cannot be read.
+
+        Raises:
+            ValueError: if no training image of a class can be read.
+        """
+        readable = torch.ones(len(self.paths), dtype=torch.bool)
+        readable[bad] = False
+        parts = {name: torch.tensor(rows)[readable[rows]] for name, rows in self.parts.items()}
+        drawn_from = "train" if self.has_splits else "all"
+        pool = parts.pop(drawn_from)
+        label = self.label[pool]
+        for i, name in enumerate(self.class_names):
+            if not (label == i).any():
+                raise ValueError(f"none of the training images of the class {name} in {self.root} can be read")
+        val = 0.0 if "val" in parts else val
+        test = 0.0 if self.has_splits else test
+        if by == "position":
+            drawn = split(label, [round(val * len(pool)), round(test * len(pool))])
+            drawn = [drawn[2], drawn[0], drawn[1]]
+        else:
+            folder = len(os.path.join(self.folders[drawn_from], ""))
+            names = (self.files[row].path[folder:] for row in pool.tolist())
+            drawn = list(split_by_name(names, label, val, test))
+        parts = dict(zip(("train", "val", "test"), (pool[rows] for rows in drawn), strict=True)) | parts
+        return {name: rows for name, rows in parts.items() if len(rows)}
+
+    def paths_of(self, parts: dict[str, Tensor]) -> dict[str, list[Path]]:
+        """Returns the files of each split, given their positions."""
+        return {name: [self.paths[row] for row in rows.tolist()] for name, rows in parts.items()}
+
+
+def find(root: Path) -> Pictures:
+    """Finds the images of a folder.
+
+    Raises:
+        FileNotFoundError: if there is no root, or a folder has no images.
+        ValueError: if the folders are arranged otherwise than ``ImageFolder`` states.
+    """
+    folders = _split_folders(root)
+    listing = list_images(folders)
+    first = next(iter(folders))  # all or train
+    class_names = listing.classes[first]
+    files: list[ImageFile] = []
+    parts: dict[str, list[int]] = {}
+    for name, members in listing.files.items():
+        if unknown := set(listing.classes[name]) - {*class_names, ""}:
+            raise ValueError(f"{folders[name] / min(unknown)}: train has no class of this name")
+        if not members:
+            raise _no_images(folders[name], name, listing)
+        parts[name] = list(range(len(files), len(files) + len(members)))
+        files += members
+    filled = {file.class_name for file in listing.files[first]}
+    if empty := [name for name in class_names if name not in filled]:
+        raise _no_images(folders[first] / empty[0], first, listing)
+    only = class_names[0] if len(class_names) == 1 else None
+    labels = {} if only is not None else {name: i for i, name in enumerate(class_names)}
+    label = torch.tensor([labels.get(file.class_name, -1) for file in files])
+    paths = [Path(file.path) for file in files]
+    return Pictures(root, folders, tuple(map(printable, labels)), only or None, files, paths, label, parts, listing)
+
+
+def training_classes(root: Path) -> list[str]:
+    """The names of the class folders in ``root/train``, or in ``root``, without listing what they hold."""
+    return class_folders(next(iter(_split_folders(root).values())))
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits, train first; the whole root as ``all`` if it has none.
+
+    Raises:
+        FileNotFoundError: if there is no root.
+        ValueError: if there are folders of splits without train, or with other folders beside them.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with images only"
+        )
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    splits = {name: split for name in names for split, others in SPLIT_NAMES.items() if name.lower() in others}
+    if not splits:
+        return {"all": root}
+    others = [name for name in names if name not in splits]
+    if "train" not in splits.values():
+        raise ValueError(
+            f"{root} holds {' and '.join(splits)} without train: name the folder with the training images train, or "
+            f"set root to {root / next(iter(splits))} to read that folder alone"
+            + f" (if {next(iter(splits))} is one of your classes, use the layout train/<class>/*)"
+            * bool(others)
+        )
+    if others:
+        raise ValueError(
+            f"{root} holds {next(iter(splits))} and {others[0]}: the splits are called train, val and test "
+            "(if train is one of your classes, use the layout train/<class>/*)"
+        )
+    found: dict[str, Path] = {}
+    for name in SPLIT_NAMES:
+        folders = [folder for folder, of in splits.items() if of == name]
+        if len(folders) > 1:
+            raise ValueError(f"{root} holds {' and '.join(folders)}: keep one of these folders for {name}")
+        if folders:
+            found[name] = root / folders[0]
+    return found
+
+
+def _no_images(folder: Path, split: str, listing: Listing) -> Exception:
+    if split in listing.in_training:
+        return ValueError(
+            f"every image of {folder} is one of the training images, because of links: remove {folder}, or put other "
+            "images there"
+        )
+    notes = [f"; {line}" for line in listing.notes()]
+    return FileNotFoundError(f"{folder} holds no images{''.join(notes)}: add images, such as .jpg or .png files")

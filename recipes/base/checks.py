@@ -1,0 +1,63 @@
+"""Whether images and checkpoints fit a recipe."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from recipes.errors import CheckpointMismatch
+from recipes.nn import evaluating, load_mismatch
+
+if TYPE_CHECKING:
+    from recipes.base.recipe import Recipe
+
+
+def check_batch_size(recipe: "Recipe", images: int) -> None:
+    """Refuses global batches that are too small to learn from, or for batch norm of features."""
+    norm = any(isinstance(part, nn.BatchNorm1d) and part.training for part in recipe.modules())
+    if images < (needed := max(recipe.smallest_batch, 1 + norm)):
+        why = "batch norm needs more than one image" if norm else "the loss compares the images of a batch"
+        raise ValueError(f"batch_size is {images}: {type(recipe).__name__} needs at least {needed}, because {why}")
+
+
+def check_indices(recipe: "Recipe", given: Any) -> None:
+    """Refuses training batches of a plain loader without indices, if the recipe keeps something for every image."""
+    if recipe.remembers_images and len(given) < 3:
+        raise ValueError(
+            f"{type(recipe).__name__} keeps something for every image: give batches (image, label, index) with the "
+            "position of each image in its dataset, or a DataModule"
+        )
+
+
+def check_encoder(recipe: "Recipe", shape: Sequence[int]) -> None:
+    """Refuses images of a shape [C, H, W] that the encoder cannot take, and an encoder that gives no feature vector."""
+    encoder, (channels, height, width) = recipe.encoder, shape
+    name = type(encoder).__name__
+    if channels != encoder.in_channels:
+        raise ValueError(
+            f"the images have {channels} channels, {name} takes {encoder.in_channels}: "
+            f"set in_channels of the encoder to {channels}"
+        )
+    try:
+        with torch.no_grad(), evaluating(encoder):
+            feature = encoder(torch.zeros(1, *shape).to(recipe.normalize.mean))  # its type
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} cannot take images of {height}×{width} pixels; choose larger images or an encoder for small "
+            f"ones ({str(error).splitlines()[0]})"
+        ) from error
+    if feature.shape != (1, recipe.feature_dim):
+        raise ValueError(
+            f"{name} gives {list(feature.shape)} for one image; an encoder gives [1, feature_dim], "
+            f"here [1, {recipe.feature_dim}]"
+        )
+
+
+def check_checkpoint(recipe: "Recipe", checkpoint: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another recipe or of another network."""
+    theirs, ours = checkpoint.get("recipe"), type(recipe).__name__
+    if theirs is not None and theirs != ours:
+        raise CheckpointMismatch(f"the checkpoint is of the recipe {theirs}, this run is {ours}: use --model {theirs}")
+    if problem := load_mismatch(recipe, checkpoint["state_dict"]):
+        raise CheckpointMismatch(f"the checkpoint does not fit this {ours}: {problem}")
