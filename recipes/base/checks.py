@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recipes.errors import CheckpointMismatch
 from recipes.nn import evaluating, load_mismatch
@@ -23,7 +23,7 @@ def check_batch_size(recipe: "Recipe", images: int) -> None:
 
 def check_indices(recipe: "Recipe", given: Any) -> None:
     """Refuses training batches of a plain loader without indices, if the recipe keeps something for every image."""
-    if recipe.remembers_images and len(given) < 3:
+    if recipe.remembers_images and (isinstance(given, Tensor) or len(given) < 3):
         raise ValueError(
             f"{type(recipe).__name__} keeps something for every image: give batches (image, label, index) with the "
             "position of each image in its dataset, or a DataModule"

@@ -62,8 +62,10 @@ def test_pairs_of_images_and_labels_train_validate_test_and_predict_or_say_what_
     built = build(recipe, **OWN.get(recipe, {}))
     trainer = quiet_trainer(max_steps=2, default_root_dir=tmp_path)
     if recipe.__name__ in NEED_MORE:
-        with pytest.raises(ValueError, match=NEED_MORE[recipe.__name__]):
-            trainer.fit(built, pairs(), pairs())
+        alone = DataLoader(torch.zeros(8, 1, 16, 16), batch_size=4)
+        for given in (pairs(), alone):
+            with pytest.raises(ValueError, match=NEED_MORE[recipe.__name__]):
+                trainer.fit(built, given, given)
         return
     trainer.fit(built, pairs(), pairs())
     trainer.validate(built, pairs(), verbose=False)
