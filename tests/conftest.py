@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config, items):
     """
     for item in items:
         group = item.nodeid.partition("::")[0]
-        if item.path.is_relative_to(WHOLE_RUNS):
+        if "runs" in item.fixturenames and item.path.is_relative_to(WHOLE_RUNS):
             group = item.callspec.params.get("case", CASES[0]) if hasattr(item, "callspec") else CASES[0]
         item.add_marker(pytest.mark.xdist_group(str(group)))
         if re.search(r"\bprocesses=[2-9]", inspect.getsource(item.function)):
