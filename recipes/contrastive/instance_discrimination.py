@@ -73,7 +73,8 @@ class InstanceDiscrimination(Recipe):
         self.bank = MemoryBank(num_images or 0, projection_dim, bank_momentum)
         self.softmax = InfoNCE(temperature)
         self.nce = NCE(temperature)
-        self.register_buffer("log_z", torch.tensor(float("nan")))  # log Z, from the first batch on
+        self.register_buffer("log_z", torch.tensor(-torch.inf))  # log Z, from the first batch on
+        self.needs_log_z = False
 
     def setup(self, stage: str) -> None:
         """Gives the bank a row for each training image."""
@@ -100,7 +101,13 @@ class InstanceDiscrimination(Recipe):
         """Makes the bank for as many images as the checkpoint has."""
         if "bank.features" in checkpoint["state_dict"]:
             self.size_bank(len(checkpoint["state_dict"]["bank.features"]))
+        if checkpoint["state_dict"].get("log_z", self.log_z).isnan():  # an earlier version's mark of none
+            checkpoint["state_dict"]["log_z"] = torch.full_like(self.log_z, -torch.inf)
         super().on_load_checkpoint(checkpoint)
+
+    def on_train_start(self) -> None:
+        """Sees whether the normalisation constant is known: a run may have begun without sampled negatives."""
+        self.needs_log_z = bool(self.log_z.isneginf())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Finds every image in the bank by one view of it."""
@@ -110,7 +117,8 @@ class InstanceDiscrimination(Recipe):
             loss = self.softmax(z, last, self.bank.features, exclude=batch.index)  # Equation 2
         else:
             noise = self.bank.features[self.draw(batch, self.negatives)]  # [m, D]
-            if self.global_step == 0 and batch_idx == 0:
+            if self.needs_log_z:
+                self.needs_log_z = False
                 self.log_z.copy_(self.nce.log_z(self.gather(z), noise, len(self.bank)))  # kept from then on
             loss = self.nce(z, last, noise, len(self.bank), self.log_z)
             loss = loss + self.proximal_weight * (unit(z) - last).square().sum(1).mean()  # Section 3.3

@@ -44,7 +44,7 @@ class ContrastiveDistillation(FeatureLoss):
         bank_momentum: share of the last embedding that is kept in a bank, in [0, 1].
 
     Attributes:
-        log_z: log Z of the student's and of the teacher's embeddings [2]; not a number before the first batch.
+        log_z: log Z of the student's and of the teacher's embeddings [2]; -inf before the first batch.
 
     Raises:
         ValueError: if a number or a name is none of these.
@@ -88,7 +88,7 @@ class ContrastiveDistillation(FeatureLoss):
         self.student_bank = _LabelledBank(images, self.embedding_dim, self.bank_momentum)
         self.teacher_bank = MemoryBank(images, self.embedding_dim, self.bank_momentum)
         self.teacher_bank.features = self.teacher_bank.features.flip(0)  # an image is to begin with another vector here
-        self.register_buffer("log_z", torch.full((2,), float("nan")))
+        self.register_buffer("log_z", torch.full((2,), -torch.inf))
 
     def forward(self, student: Tensor, teacher: Tensor, **needed: Any) -> Tensor:
         """Compares the outputs of the layers for the B images of all devices.
@@ -141,7 +141,7 @@ class ContrastiveDistillation(FeatureLoss):
     @torch.no_grad()
     def _estimate_z(self, sides: list[tuple[Tensor, Tensor]], counted: Tensor) -> None:
         """Sets Z to n times the mean of exp(logit) over the compared embeddings, unless Z is known."""
-        if not self._z_is_known and self.log_z.isnan().any():  # asks the device once, as that makes it wait
+        if not self._z_is_known and not self.log_z.isfinite().all():  # asks the device once, as that makes it wait
             for place, (own, others) in enumerate(sides):
                 logits = torch.cat([own, others[counted]])
                 self.log_z[place] = logits.logsumexp(0) + math.log(len(self.student_bank) / len(logits))

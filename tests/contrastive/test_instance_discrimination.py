@@ -73,6 +73,18 @@ def test_without_noise_the_loss_is_the_cross_entropy_over_all_images(tmp_path):
         assert loss == pytest.approx(F.cross_entropy(z @ bank.T / 0.3, batch.index).item())
 
 
+def test_a_run_without_noise_goes_on_with_noise(tmp_path):
+    recipe = fit(recipe_of(negatives=None), tmp_path)
+    assert recipe.log_z.isneginf()
+    state = {"state_dict": {**recipe.state_dict(), "log_z": torch.tensor(math.nan)}}  # an earlier version's
+    again = recipe_of()
+    again.on_load_checkpoint(state)
+    again.load_state_dict(state["state_dict"])
+    assert fit(again, tmp_path).log_z.isfinite()
+    known = again.log_z.clone()
+    assert torch.equal(fit(again, tmp_path).log_z, known)
+
+
 def test_bank_moves_the_rows_of_the_images_seen_and_no_other(tmp_path):
     recipe = watched(tmp_path, bank_momentum=0.25)
     (batch, before, z, *_), (_, after, *_) = recipe.steps[:2]
