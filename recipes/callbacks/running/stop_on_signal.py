@@ -91,10 +91,15 @@ class StopOnSignal(AnyCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends training: all is saved."""
         self._end()
-        if (checkpoint := self._checkpoint(trainer)) is not None:
-            self._note(trainer, "the whole training is in", checkpoint._last_checkpoint_saved)
+        self.on_fit_end(trainer, pl_module)
         if self.signals.number:
             self.signals.leave()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes where all is, also where a resumed run had nothing left to train."""
+        if (checkpoint := self._checkpoint(trainer)) is not None:
+            path = checkpoint._last_checkpoint_saved or str(trainer.ckpt_path)
+            self._note(trainer, "the whole training is in", path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves a training that was left in a validation, or while it waited for data."""
