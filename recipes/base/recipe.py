@@ -16,6 +16,7 @@ from datamodules.loading.plain import PlainBatches
 from recipes.augment import Key, Normalize, Views
 from recipes.base import position
 from recipes.base.checks import check_batch_size, check_checkpoint, check_encoder, check_indices
+from recipes.base.finite import StopOnDivergence
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
 from recipes.base.position import RunPosition
@@ -221,8 +222,9 @@ class Recipe(AnyRecipe):
         return made
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the callback by which a resumed run obeys its options."""
-        return [] if any(isinstance(each, Resume) for each in self.trainer.callbacks) else [Resume()]  # type: ignore[attr-defined]
+        """Adds the callbacks by which a resumed run obeys its options and a run that diverges ends."""
+        given = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [kind() for kind in (Resume, StopOnDivergence) if not any(isinstance(each, kind) for each in given)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""

@@ -104,6 +104,7 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
                 config = config_of(args[place])
                 if args[0] != "fit":  # the weights of the checkpoint are all that counts
                     config["model"] = without_weights(config["model"])
+                    config.pop("health", None)  # what the training did about weights that are not finite
                 first = ["--config", yaml.safe_dump(config)]
     if args[1:2] != ["--help"] and args[-1] == "--help" and "--model" in args[:-2]:
         return Prepared([args[0], "--model.help", args[args.index("--model") + 1]], False)

@@ -57,12 +57,14 @@ def main(args: Sequence[str] | None = None) -> None:
         try:
             _run(args, signals)
         except Interrupted:
+            signals.tell()
             _leave(128 + signals.number, launched)
         except RunFailed as error:
             report(str(error))
             _leave(1, launched)
         except Exception as error:
             if signals.number:  # another process has left, and this one cannot go on without
+                signals.tell()
                 _leave(128 + signals.number, launched)
             usual = isinstance(error, ValueError | OSError | ImportError | MisconfigurationException)
             if not usual or (message := _meant_for_the_user(error)) is None:

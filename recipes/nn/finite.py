@@ -1,6 +1,6 @@
 """Whether weights are finite: neither NaN nor infinite."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,13 @@ def not_finite(tensors: Mapping[str, Any]) -> list[str]:
     return [name for name, x in floats.items() if not _is_finite(x)]
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _is_finite(x: Tensor) -> bool:
+    if x.itemsize == 1:
+        x = x.float()  # torch does not look into floats of 8 bits
     finite = x.isfinite()
     return bool(finite.all() if x.ndim > 1 else (finite | x.isneginf()).all())

@@ -10,6 +10,7 @@ import recipes
 from datamodules import Batch, Digits
 from datamodules.loading.plain import as_batch
 from recipes import BYOL, InstanceDiscrimination, MoCo, Recipe, SimCLR, Supervised
+from recipes.errors import Diverged
 from recipes.nn import ConvNet
 from tests.helpers.training import quiet_trainer
 
@@ -51,6 +52,29 @@ def fit(recipe, loader, path, **options):
     trainer = quiet_trainer(max_steps=2, default_root_dir=path, **options)
     trainer.fit(recipe, loader, *[loader] if options.get("limit_val_batches") != 0 else [])
     return trainer
+
+
+@pytest.mark.parametrize("recipe", ALONE, ids=lambda recipe: recipe.__name__)
+def test_a_run_that_diverges_says_so_without_a_callback_and_logs_nothing_for_it(recipe, tmp_path):
+    trained = build(recipe, **OWN.get(recipe, {}))
+    with torch.no_grad():
+        next(trained.encoder.parameters()).fill_(torch.nan)
+    image, label = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8), torch.arange(8) % 2
+    loader = DataLoader(TensorDataset(image, label, torch.arange(8)), batch_size=4)
+    trainer = quiet_trainer(max_steps=4, default_root_dir=tmp_path, limit_val_batches=0, log_every_n_steps=1)
+    with pytest.raises(Diverged, match="at step 1 .* a lower learning rate"):
+        trainer.fit(trained, loader)
+    assert not {"train/grad_norm", "train/data_wait"} & trainer.logged_metrics.keys()
+
+
+def test_weights_that_are_not_finite_are_refused_without_a_callback(tmp_path):
+    recipe = build(Supervised)
+    with torch.no_grad():
+        next(recipe.encoder.parameters()).fill_(torch.nan)
+    for command in ("validate", "test", "predict"):
+        trainer = quiet_trainer(default_root_dir=tmp_path)
+        with pytest.raises(ValueError, match=r"not finite \(encoder"):
+            getattr(trainer, command)(recipe, pairs())
 
 
 def test_the_recipes_are_found():

@@ -12,7 +12,8 @@ import recipes
 from datamodules import Batch, Digits, TaskBatch, Tasks, TaskSequence
 from recipes import Recipe, SimCLR, Supervised
 from recipes.augment import Key, Views, uniform
-from recipes.callbacks import Checkpoint
+from recipes.base.finite import StopOnDivergence
+from recipes.callbacks import Checkpoint, Health
 from recipes.cli.catalogue import recipe_names
 from recipes.continual import ContinualRecipe
 from recipes.distillation import Teacher
@@ -250,3 +251,11 @@ def test_a_run_without_end_says_that_the_schedule_needs_one(tmp_path):
 def test_recipe_is_the_base_of_all():
     assert recipe_names()
     assert all(issubclass(getattr(recipes, name), Recipe) for name in recipe_names())
+
+
+@pytest.mark.parametrize(("given", "added"), [([], [StopOnDivergence]), ([Health("ignore")], [])])
+def test_the_check_for_divergence_is_added_once_and_only_where_the_trainer_has_none(given, added, tmp_path):
+    fit = trainer(tmp_path, fast_dev_run=True, callbacks=given)
+    for _ in range(2):
+        fit.fit(build("Supervised", scheduler=None), Digits(batch_size=64))
+        assert [type(c) for c in fit.callbacks if isinstance(c, StopOnDivergence)] == [*map(type, given), *added]

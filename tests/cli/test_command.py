@@ -120,6 +120,22 @@ def test_the_command_line_beats_the_checkpoint(run, tmp_path):
     assert checkpoint(resumed)["epoch"] == 2
 
 
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_only_the_command_line_lets_weights_pass_that_are_not_finite(command, run, tmp_path, capsys):
+    saved = checkpoint(run)
+    config = yaml.safe_load(saved["config"])
+    config["health"]["on_nonfinite"] = "ignore"  # as a training that diverged may have been asked to
+    saved["config"] = yaml.safe_dump(config)
+    next(value for name, value in saved["state_dict"].items() if name.startswith("encoder.")).fill_(torch.nan)
+    torch.save(saved, tmp_path / "nan.ckpt")
+    args = [command, "--ckpt_path", str(tmp_path / "nan.ckpt"), "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert end.value.code == 2
+    assert "not finite (encoder" in capsys.readouterr().err
+    main([*args, "--health.on_nonfinite", "ignore", f"--trainer.limit_{command.replace('idate', '')}_batches", "0"])
+
+
 def test_the_command_line_beats_the_file(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["encoder"]["init_args"]["widths"] == [4, 8]

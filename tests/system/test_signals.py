@@ -139,11 +139,17 @@ def test_a_run_that_waits_for_data_stops_at_once(tmp_path):
     assert_goes_on(stopped, resumed, whole)
 
 
-def test_the_final_evaluation_is_left_at_once_and_the_run_is_saved(tmp_path):
+def test_the_final_evaluation_is_left_at_once_and_the_run_is_saved(tmp_path, capfd):
     place = {"hook": "test", "number": int(signal.SIGINT)}
-    stopped, codes = fit("byol-digits", tmp_path, send=place, trainer__limit_test_batches=1.0)
+    stopped, codes = fit("byol-digits", tmp_path / "stopped", send=place, trainer__limit_test_batches=1.0)
     assert codes == [130]
     assert stopped.checkpoint["global_step"] == OPTIONS["trainer.max_steps"]
+    said = capfd.readouterr().err
+    assert f"recipes: SIGINT after step {OPTIONS['trainer.max_steps']}: " in said
+    assert f"'recipes fit --ckpt_path {stopped.path}' goes on" in said
+    again, codes = fit("byol-digits", tmp_path / "again", after=stopped, trainer__limit_test_batches=1.0)
+    assert codes == [None]
+    assert [name for row in again.rows for name, value in row.items() if value and name.startswith("test/")]
 
 
 def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(tmp_path):

@@ -42,6 +42,7 @@ class Signals:
         number: of the first signal; 0 before.
         may_leave: whether the main thread can be left at any moment.
         saves: whether there is something to save first.
+        outcome: what is saved and which command goes on, if anything is.
         children: other processes of the run, which the second signal ends too, like the workers that load images.
         leave_with: maps a code to the code that this process leaves with.
     """
@@ -50,6 +51,7 @@ class Signals:
         self.number = 0
         self.may_leave: Callable[[], bool] = lambda: True
         self.saves = False
+        self.outcome = ""
         self.children: Callable[[], list[Any]] = list
         self.leave_with: Callable[[int], int] = lambda code: code
         self._first = 0.0
@@ -92,6 +94,11 @@ class Signals:
         if self._before:
             for number in NUMBERS:
                 signal.signal(number, self._handle)
+
+    def tell(self) -> None:
+        """Says the outcome, if there is one."""
+        if self.outcome:
+            self._say(self.outcome)
 
     def leave(self) -> None:
         """Leaves the main thread, once the other processes of the run know of the signal."""
@@ -144,11 +151,15 @@ class Signals:
             self._end(f"{_IDLE:.0f} seconds ago, with nothing to save")
 
     def _end(self, when: str) -> None:
-        sys.stderr.write(f"recipes: {signal.Signals(self.number).name} {when}: ended\n")
-        sys.stderr.flush()
+        self._say(f"{when}: ended")
+        self.tell()
         for child in (*self.children(), *multiprocessing.active_children()):
             child.kill()
         os._exit(self.leave_with(128 + self.number))
+
+    def _say(self, what: str) -> None:
+        sys.stderr.write(f"recipes: {signal.Signals(self.number).name} {what}\n")
+        sys.stderr.flush()
 
 
 _current: Signals | None = None

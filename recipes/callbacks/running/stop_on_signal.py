@@ -1,12 +1,10 @@
-import signal
-import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from recipes.callbacks.running.agreement import Agreement
+from recipes.base.agreement import Agreement
 from recipes.callbacks.running.checkpoint import Checkpoint
 from recipes.callbacks.running.signals import Signals
 
@@ -93,8 +91,15 @@ class StopOnSignal(AnyCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends training: all is saved."""
         self._end()
+        self.on_fit_end(trainer, pl_module)
         if self.signals.number:
             self.signals.leave()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes where all is, also where a resumed run had nothing left to train."""
+        if (checkpoint := self._checkpoint(trainer)) is not None:
+            path = checkpoint._last_checkpoint_saved or str(trainer.ckpt_path)
+            self._note(trainer, "the whole training is in", path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves a training that was left in a validation, or while it waited for data."""
@@ -120,13 +125,18 @@ class StopOnSignal(AnyCheckpoint):
 
     def _save(self, trainer: Trainer, alone: bool = False) -> None:
         """Saves to the last checkpoint; ``alone`` waits for no other process."""
-        found: list[Any] = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
-        if not found or trainer.fast_dev_run or trainer.global_step == 0:  # type: ignore[attr-defined]
-            return
-        path = found[0].save_now(trainer, alone)
+        if (checkpoint := self._checkpoint(trainer)) is not None:
+            self._note(trainer, "saved", checkpoint.save_now(trainer, alone))
+
+    def _checkpoint(self, trainer: Trainer) -> Checkpoint | None:
+        """The callback that saves the run, if it does."""
+        if trainer.fast_dev_run or trainer.global_step == 0:  # type: ignore[attr-defined]
+            return None
+        return next((each for each in trainer.callbacks if isinstance(each, Checkpoint)), None)  # type: ignore[attr-defined]
+
+    def _note(self, trainer: Trainer, what: str, path: str) -> None:
+        """Notes what the process says when it leaves."""
         if trainer.is_global_zero:
-            name = signal.Signals(self.signals.number).name
-            sys.stderr.write(
-                f"recipes: {name} after step {trainer.global_step}: saved {path}; "
-                f"'recipes fit --ckpt_path {path}' goes on\n"
+            self.signals.outcome = (
+                f"after step {trainer.global_step}: {what} {path}; 'recipes fit --ckpt_path {path}' goes on"
             )

@@ -11,7 +11,7 @@ from torchvision import models
 from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder, named_normalization
 from recipes.nn.encoders.group_norm import Norm, use_norm
-from recipes.nn.encoders.weights import NULL, load_weights, matched, with_choice
+from recipes.nn.encoders.weights import NULL, check_finite, load_weights, matched, with_choice
 
 # besides norm layers and biases: as in the authors' code of DeiT, Swin (v1 and v2) and ConvNeXt
 _NO_WEIGHT_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table", "logit_scale", "layer_scale")
@@ -130,6 +130,7 @@ def source_head(name: str, weights: str | None) -> nn.Linear | None:
     weight, bias = (state.get(f"{layers[-1]}.{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None or weight.ndim != 2:
         return None
+    check_finite({f"{layers[-1]}.weight": weight, f"{layers[-1]}.bias": bias}, weights)
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
     return head

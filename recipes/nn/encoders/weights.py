@@ -16,9 +16,11 @@ from recipes.augment.normalize import Normalization
 from recipes.errors import nearest as suggestion
 from recipes.nn.encoders.base import Encoder
 from recipes.nn.encoders.files import WeightsFile, checkpoint_file, normalization, read_weights
+from recipes.nn.finite import listed, not_finite
 
 __all__ = [
     "NULL",
+    "check_finite",
     "checkpoint_file",
     "load_mismatch",
     "load_weights",
@@ -72,11 +74,12 @@ def load_weights(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no weights, or those of another network than ``module``, or if several networks
-            fit and none is preferred.
+            fit and none is preferred, or if a tensor that is taken has NaN or infinite elements.
     """
     if path == NULL:
         return
     found = matched(module, path, optional)
+    check_finite(found.taken, path)
     module.load_state_dict({**module.state_dict(), **found.taken})
     known = normalization or found.file.normalization
     if isinstance(module, Encoder):
@@ -84,6 +87,23 @@ def load_weights(
         module.normalization = known
     by = f"mean {_numbers(known[0])} and std {_numbers(known[1])}" if known else "those of the data, as it states none"
     rank_zero_info(f"{found.summary()}; images are normalised by {by}")
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuses weights that are not finite.
+
+    Args:
+        tensors: those that are used, by name.
+        path: of the file that they come from.
+
+    Raises:
+        ValueError: if an element is NaN or infinite.
+    """
+    if names := not_finite(tensors):
+        raise ValueError(
+            f"weights: {path} has NaN or infinite elements in {listed(names)}: the file is damaged, or the training "
+            "that made it diverged. Use another file, such as an earlier checkpoint"
+        )
 
 
 class Match(NamedTuple):

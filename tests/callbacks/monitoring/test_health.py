@@ -163,6 +163,13 @@ def test_skip_ends_after_ten_batches_in_a_row(tmp_path: Path) -> None:
         fit(Slope(), [1.0, 1.0, *[float("nan")] * 11], tmp_path, "skip")
 
 
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_skip_is_recommended_to_a_run_that_does_not_skip(mode: str, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="gradient_clip_val 1") as failure:
+        fit(Slope(), [float("nan")] * 11, tmp_path, mode)
+    assert ("on_nonfinite skip" in str(failure.value)) == (mode == "stop")
+
+
 def test_ignore_goes_on(tmp_path: Path) -> None:
     assert fit(Slope(), [1.0, float("nan"), 1.0], tmp_path, "ignore").global_step == 3
 

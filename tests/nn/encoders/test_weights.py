@@ -6,6 +6,7 @@ from torch import nn
 from torchvision import models
 
 from recipes.nn import MLP, ConvNet, ResNet, TorchvisionEncoder, ViT, load_mismatch, load_weights
+from recipes.nn.encoders.torchvision import source_head
 
 MAKERS = {
     "ResNet": lambda **o: ResNet(8, 4, **o),
@@ -120,6 +121,26 @@ def test_a_mismatch_lists_counts_and_the_first_few():
 class Payload:
     def __reduce__(self):
         return exec, ("raise SystemExit('code in a checkpoint was run')",)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_weights_that_are_not_finite_are_refused_by_name_and_nothing_is_loaded(make, dtype, tmp_path):
+    state = {name: v.to(dtype) if v.is_floating_point() else v for name, v in make().network.state_dict().items()}
+    name = next(name for name, value in state.items() if value.ndim > 1)
+    state[name].view(-1)[-1] = torch.nan
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"w.pt has NaN or infinite elements in network.{name}: .* earlier"):
+        make(weights=str(tmp_path / "w.pt"))
+
+
+def test_a_head_that_is_not_finite_is_refused(tmp_path):
+    network = models.resnet18()
+    torch.nn.init.constant_(network.fc.weight, torch.inf)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"infinite elements in fc.weight"):
+        source_head("resnet18", str(tmp_path / "w.pt"))
+    TorchvisionEncoder("resnet18", weights=str(tmp_path / "w.pt"))  # has no use for it
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {"a": Payload()}}, [1, 2], {"a": 1}, {}])

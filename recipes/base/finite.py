@@ -1,20 +1,104 @@
-"""Checks after every step whether loss and weights are finite, without waiting for a GPU."""
+"""Ends a run whose loss or weights are not finite, without waiting for a GPU."""
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from recipes.callbacks.running.agreement import Agreement
+from recipes.base.agreement import Agreement
 from recipes.errors import Diverged
-from recipes.nn.finite import largest, not_finite
+from recipes.nn.finite import largest, listed, not_finite
 
 _IN_A_ROW = 10  # batches, where single ones may fail
+
+
+class StopOnDivergence(Callback):
+    """Ends a run whose loss or weights are not finite, and refuses such weights in validation, test and prediction.
+
+    Every recipe adds this callback to its Trainer, unless the Trainer has one, such as ``recipes.callbacks.Health``.
+    It logs nothing.
+
+    Args:
+        on_nonfinite: ``stop``, ``skip`` or ``ignore``, as of ``Health``.
+
+    Raises:
+        ValueError: if ``on_nonfinite`` is none of these.
+    """
+
+    def __init__(self, on_nonfinite: Literal["stop", "skip", "ignore"] = "stop") -> None:
+        if on_nonfinite not in ("stop", "skip", "ignore"):
+            raise ValueError(f"on_nonfinite is {on_nonfinite!r}: it must be stop, skip or ignore")
+        self.on_nonfinite = on_nonfinite
+        self._check: FiniteCheck | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to check."""
+        if trainer.precision == "16-true":
+            rank_zero_warn(
+                "precision 16-true keeps weights and gradients in float16 and scales nothing: small gradients become 0 "
+                "and large numbers infinite. bf16-true, or 16-mixed, trains more reliably"
+            )
+        if self.on_nonfinite != "ignore":
+            self._check = FiniteCheck(trainer, pl_module, skips=self.on_nonfinite == "skip")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses to save what is not finite, so that the checkpoint before it is kept."""
+        if self._check is not None:
+            self._check.require_finite_weights()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks the weights that training ends with."""
+        if self._check is not None:
+            self._check.require_finite_weights()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the check."""
+        self._check = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends the check."""
+        self._check = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses weights that are not finite."""
+        if self.on_nonfinite != "ignore" and (names := not_finite(pl_module.state_dict())):
+            raise ValueError(
+                f"weights of this {type(pl_module).__name__} are not finite ({listed(names)}): the run that made them "
+                "diverged. Use an earlier checkpoint, or train again with a lower learning rate"
+            )
+
+    on_predict_start = on_test_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses weights that are not finite; those in training are checked at every step."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_start(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Looks at the gradients."""
+        if self._check is not None:
+            self._check.before_step(optimizer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keeps what a batch that is skipped must not change."""
+        if self._check is not None:
+            self._check.before_batch()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Checks the loss and the weights."""
+        if self._check is not None:
+            loss = outputs.get("loss") if isinstance(outputs, dict) else None
+            validates: Any = trainer.val_check_batch
+            is_due = trainer.is_last_batch or (validates is not None and (batch_idx + 1) % validates == 0)
+            self._check.after_batch(loss, is_due)
 
 
 class _Step(NamedTuple):
@@ -140,21 +224,19 @@ class FiniteCheck:
             "no loss before it was finite" if self._last_finite is None else f"last finite loss {self._last_finite:g}"
         )
         half = "precision bf16-true or 32-true, " if str(self._trainer.precision).startswith("16") else ""
+        clipped = "or --trainer.gradient_clip_val 1"
+        if not self.skips:
+            clipped = "--trainer.gradient_clip_val 1, or --health.on_nonfinite skip for single bad batches"
         saved = getattr(self._trainer.checkpoint_callback, "_last_checkpoint_saved", "")
         return (
             f"{what} at step {number} (learning rate {lr:g}, {last}). Try {half}a lower learning rate, a longer "
-            "warm-up, --trainer.gradient_clip_val 1, or --health.on_nonfinite skip for single bad batches. "
+            f"warm-up, {clipped}. "
             + (f"The checkpoint before it is {saved}" if saved else "No checkpoint was saved before it")
         )
 
     def _end(self) -> None:
         problems = [problem for problem in self._agreement.everyones(self._problem) if problem]
         raise Diverged(problems[0])
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _is_finite(number: float) -> bool:
