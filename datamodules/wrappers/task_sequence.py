@@ -312,10 +312,19 @@ class TaskSequence(ImageDataModule):
             self._val_loader = self.in_order(val)
         return self._val_loader
 
+    @property
+    def batches_per_epoch(self) -> list[int]:
+        """How many batches an epoch of each task has, the same on every device."""
+        return [images // self.batch_size for images in self._images_per_epoch]
+
+    @property
+    def _images_per_epoch(self) -> list[int]:
+        images = torch.bincount(self.splits.train.task, minlength=self.num_tasks)
+        return (images.cumsum(0) if self.cumulative else images).tolist()
+
     def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:
         train, dealt = self.splits.train, self._dealt
-        sizes = torch.bincount(train.task, minlength=self.num_tasks)
-        for task, size in enumerate((sizes.cumsum(0) if self.cumulative else sizes).tolist()):
+        for task, size in enumerate(self._images_per_epoch):
             if size < self.batch_size:
                 raise ValueError(
                     f"batch_size is {self.batch_size}, but task {task + 1} has only {size} training images: use a "

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +15,8 @@ from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
 from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.base.classifier import Classifier
+from recipes.base.measures import accuracy
+from recipes.continual import progress
 from recipes.continual.evaluation import fill_row, masked
 from recipes.continual.task_start import TaskStart
 from recipes.errors import CheckpointMismatch
@@ -45,7 +49,8 @@ class ContinualRecipe(Classifier):
     When a task begins, optimiser and schedule are reset; the schedule lasts as long as the task. Frozen parameters get
     no gradient and are skipped by the optimiser. ``requires_grad`` does not change, because DDP reads it only once.
     After each task, the images of all tasks are classified (``accuracy_matrix``): the test images or, if there are
-    none, the validation images.
+    none, the validation images. A test measures the present network (``test/accuracy`` and ``test/task_1`` onwards). It
+    logs the measures of the matrix only if no task is in progress. The run ends with the last task.
 
     Args:
         tasks: number of classes of each task, and the scenario. The ``recipes`` command takes them from the data.
@@ -99,7 +104,11 @@ class ContinualRecipe(Classifier):
         self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
+        self.test_task_accuracies = nn.ModuleList(
+            accuracy(f"test/task_{task}", tasks.num_classes) for task in range(1, len(tasks) + 1)
+        )
         self.frozen = FrozenStages(self.encoder)
+        self._told: str | None = None  # the tasks that are not trained
 
     # What a subclass may write
 
@@ -212,6 +221,8 @@ class ContinualRecipe(Classifier):
         elif self.ended < self.begun and sum(self.data.epochs_per_task[: self.begun]) <= self.current_epoch:
             self._end()
         self.on_train_epoch_start()  # Lightning skips it if a run resumes after the last batch of an epoch
+        if (line := progress.planned(self)) is not None:
+            rank_zero_info(line)
 
     def on_train_epoch_start(self) -> None:
         """Begins the task of this epoch, where it is a new one."""
@@ -230,11 +241,24 @@ class ContinualRecipe(Classifier):
             for name, value in self._measures().items():
                 self.log(f"test/{name}", value)
 
+    def on_train_end(self) -> None:
+        """States which tasks are not trained."""
+        self._told = None
+        self._tell_untrained()
+
+    def _tell_untrained(self) -> None:
+        line = progress.untrained(self.begun, self.ended, len(self.tasks))
+        if line is not None and line != self._told:
+            rank_zero_info(line)
+        self._told = line
+
     def _end(self) -> None:
         with torch.no_grad(), evaluating(self), self.trainer.precision_plugin.forward_context():
             self.end_task()
         self.ended = self.begun
         self._measure(row=self.ended)
+        if self.ended == len(self.tasks):
+            self.trainer.should_stop = True  # max_steps may leave time for more
 
     def _measure(self, row: int) -> None:
         """Fills a row of the accuracy matrix."""
@@ -310,19 +334,24 @@ class ContinualRecipe(Classifier):
         return feature
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
-        """Logs ``test/accuracy``, over the classes that the scenario allows; returns the features [B, F]."""
+        """Logs ``test/accuracy``, in all and by task, over the classes that the scenario allows.
+
+        Returns:
+            The features [B, F].
+        """
         feature = self.feature(batch)  # type: ignore[arg-type]
         logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
         self.measure(self.test_accuracy, logits, batch.label)
+        for task, metric in enumerate(self.test_task_accuracies):
+            self.measure(metric, logits, torch.where(batch.task == task, batch.label, -1))  # type: ignore[arg-type]
         return feature
 
     def on_test_epoch_end(self) -> None:
-        """Logs the measures of the accuracy matrix, and the accuracy on each task, in the scenario's view."""
-        if not self.accuracy_matrix.update_called:  # no images to measure on during training
+        """Logs the measures of the accuracy matrix, if it has those of the present network."""
+        self._tell_untrained()
+        if self.begun > self.ended:
             return
-        matrix = self.accuracy_matrix.of_scenario(self.tasks.scenario)
-        at_the_end = {f"task_{task}": value for task, value in enumerate(matrix[self.ended].tolist(), 1)}
-        for name, value in {**self._measures(), **at_the_end}.items():
+        for name, value in self._measures().items():
             self.log(f"test/{name}", value)
 
     def _measures(self) -> dict[str, float]:
@@ -343,13 +372,30 @@ class ContinualRecipe(Classifier):
         """Resumes at the task of the checkpoint.
 
         Raises:
-            CheckpointMismatch: if the data has other numbers of epochs for the tasks that are over.
+            CheckpointMismatch: if the run would resume at another task, as the data has other numbers of epochs.
         """
-        ended, theirs = checkpoint["tasks"]["ended"], checkpoint["tasks"].get("epochs")
-        ours = list(getattr(self.datamodule, "epochs_per_task", ()))
-        if theirs and ours and theirs[:ended] != ours[:ended]:
-            raise CheckpointMismatch(
-                f"epochs_per_task is {ours}, and the tasks that are over had {theirs[:ended]} epochs: keep these"
-            )
         super().on_load_checkpoint(checkpoint)
+        if self.datamodule is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            _check_epochs(checkpoint, list(self.data.epochs_per_task))
         self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]
+
+
+def _check_epochs(checkpoint: dict[str, Any], ours: list[int]) -> None:
+    """Checks that tasks that are over, and the one in progress, keep their place in a resumed run."""
+    begun, ended, theirs = (checkpoint["tasks"].get(name) for name in ("begun", "ended", "epochs"))
+    if theirs == ours:
+        return
+    if theirs and theirs[:ended] != ours[:ended]:
+        raise CheckpointMismatch(
+            f"epochs_per_task is {ours}, and the tasks that are over had {theirs[:ended]} epochs: keep these"
+        )
+    epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]  # the one to resume at
+    done = epoch - sum(ours[:ended])  # in the task in progress
+    if begun > ended and not 0 <= done < ours[ended] or begun == ended < len(ours) and done != 0:
+        remedy = "keep the numbers of the checkpoint"
+        if begun > ended and done >= 0:
+            remedy += f", or give task {begun} at least {done + 1} epochs"
+        raise CheckpointMismatch(
+            f"epochs_per_task is {ours}, and the run resumes at its epoch {epoch + 1}, in task {ended + 1}, which has "
+            f"no such epoch under these numbers: {remedy}"
+        )

@@ -12,6 +12,7 @@ from torch import nn
 from datamodules import Digits, Splits, Tasks, TaskSequence
 from recipes import ICaRL, LwF
 from recipes.continual import FeatureExtraction, FineTuning, Joint
+from recipes.errors import CheckpointMismatch
 from recipes.nn import ConvNet, MultiHead, Snapshot, detached
 from recipes.optim import WarmupCosine
 from tests.continual.sequences import BATCH, STEPS, distance, end, fitted, made, numbers, sequence, trainer
@@ -234,6 +235,88 @@ def test_a_run_saved_after_the_last_step_of_a_task_ends_the_task_when_resumed(tm
     assert [task for task, *_ in recipe.steps] == [2] * STEPS
     for name, value in whole.state_dict().items():
         assert torch.equal(value, recipe.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("epochs", "theirs", "ours", "message"),
+    [
+        (3, [4, 1, 1], [2, 2, 2], "resumes at its epoch 4, in task 1, .* or give task 1 at least 4 epochs"),
+        (3, [4, 1, 1], [3, 1, 1], "give task 1 at least 4 epochs"),  # the task would be over, and never end
+        (3, [1, 4, 1], [1, 2, 9], "in task 2, .* or give task 2 at least 3 epochs"),
+        (3, [1, 2, 1], [2, 1, 1], r"the tasks that are over had \[1, 2\] epochs"),
+        (3, [4, 1, 1], [5, 2, 3], None),
+        (3, [1, 4, 1], [1, 3, 3], None),
+        (3, [1, 2, 2], [1, 2, 1], None),
+    ],
+)
+def test_a_resumed_run_learns_every_task_for_its_epochs_or_is_refused(tmp_path, epochs, theirs, ours, message):
+    data = sequence(epochs=theirs)
+    first = trainer(max_epochs=epochs)
+    first.fit(made(Watched, data), data)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    data = sequence(epochs=ours)
+    recipe, second = made(Watched, data), trainer()
+    if message is not None:
+        with pytest.raises(CheckpointMismatch, match=message):
+            second.fit(recipe, data, ckpt_path=tmp_path / "last.ckpt")
+        return
+    second.fit(recipe, data, ckpt_path=tmp_path / "last.ckpt")
+    tasks = [task for task, number in enumerate(ours) for _ in range(number)]
+    assert [task for task, *_ in recipe.steps] == [task for task in tasks[epochs:] for _ in range(STEPS)]
+    assert recipe.ended == 3
+
+
+def test_a_run_saved_within_the_last_epoch_of_a_task_cannot_resume_with_fewer(tmp_path):
+    class SaveWithin(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == STEPS + 2:
+                trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    fitted(FineTuning, epochs=2, callbacks=[SaveWithin()])
+    data = sequence(epochs=1)
+    with pytest.raises(CheckpointMismatch, match="at its epoch 2, in task 1, .* at least 2 epochs"):
+        trainer().fit(made(FineTuning, data), data, ckpt_path=tmp_path / "within.ckpt")
+
+
+def test_a_checkpoint_is_tested_whatever_the_epochs_of_the_data(tmp_path):
+    data = sequence(epochs=2)
+    first = trainer(max_epochs=3)
+    first.fit(made(FineTuning, data), data)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    data = sequence()
+    trainer().test(made(FineTuning, data), data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+def by_task(recipe, data):
+    """The accuracy of the present network on each task, by hand."""
+    test = data.splits.test
+    recipe.eval()
+    with torch.no_grad():
+        logits = recipe.float().unmasked_logits(recipe(test.images(torch.arange(len(test)))))
+    right = logits.masked_fill(~recipe.allowed(test.task), -math.inf).argmax(1) == test.label
+    return [right[test.task == task].double().mean().item() for task in range(3)]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6])
+def test_a_test_measures_the_network_that_there_is(scenario, epochs):
+    data = sequence(scenario, epochs=2)
+    recipe, ours = made(FineTuning, data), trainer(max_epochs=epochs)
+    ours.fit(recipe, data)
+    (logged,) = ours.test(recipe, data, verbose=False)
+    assert [logged[f"test/task_{task}"] for task in (1, 2, 3)] == pytest.approx(by_task(recipe, data), abs=1e-6)
+    assert ("test/average_accuracy" in logged) == (epochs % 2 == 0)  # between two tasks it is not measured
+    if epochs == 6:
+        whole = recipe.accuracy_matrix.of_scenario(scenario)[3].tolist()
+        assert [logged[f"test/task_{task}"] for task in (1, 2, 3)] == pytest.approx(whole, abs=1e-6)
+
+
+def test_the_run_ends_with_its_last_task_whatever_max_steps():
+    data = sequence()
+    recipe, ours = made(Watched, data), trainer(max_steps=4 * STEPS)
+    ours.fit(recipe, data)
+    assert len(recipe.steps) == 3 * STEPS
+    assert recipe.ends[-1][:2] == (2, 3 * STEPS)
 
 
 def test_a_snapshot_is_frozen_in_eval_mode_and_takes_buffers_too():
