@@ -12,12 +12,14 @@ import recipes
 from datamodules import Batch, Digits, TaskBatch, Tasks, TaskSequence
 from recipes import Recipe, SimCLR, Supervised
 from recipes.augment import Key, Views, uniform
+from recipes.base.position import steps_per_epoch
 from recipes.callbacks import Checkpoint
 from recipes.cli.catalogue import recipe_names
 from recipes.continual import ContinualRecipe
 from recipes.distillation import Teacher
 from recipes.nn import ConvNet, Encoder
 from recipes.optim import WarmupCosine
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -250,3 +252,10 @@ def test_a_run_without_end_says_that_the_schedule_needs_one(tmp_path):
 def test_recipe_is_the_base_of_all():
     assert recipe_names()
     assert all(issubclass(getattr(recipes, name), Recipe) for name in recipe_names())
+
+
+@pytest.mark.parametrize("limit", [0, 0.0])
+def test_a_schedule_without_training_batches_is_refused_by_the_name_of_the_option(limit):
+    trainer = quiet_trainer(max_epochs=1, limit_train_batches=limit)
+    with pytest.raises(ValueError, match=r"trainer\.limit_train_batches is 0.*: training needs at least one batch"):
+        steps_per_epoch(trainer)
