@@ -33,6 +33,7 @@ from datamodules.sources.formats import formats
 from datamodules.sources.names import printable
 
 VERSION = 2  # of the pixels that ``decode`` returns: part of the key of whatever is computed from them
+LARGEST_SIZE = 2**14  # of an image: more than a gigabyte in floating point numbers, each
 
 ValueRange = tuple[float, float]
 
@@ -105,9 +106,14 @@ def decode_or_name(path: Path, image_size: int, channels: int, value_range: Valu
 
     Raises:
         ValueError: that names the file, if it cannot be decoded.
+        MemoryError: that names the file, if there is too little memory for it.
     """
     try:
         return decode(path, image_size, channels, value_range)
+    except MemoryError as error:
+        raise MemoryError(
+            f"{printable(path)}: there is too little memory to decode it and scale it to an image_size of {image_size}"
+        ) from error
     except UnknownRange as error:
         raise ValueError(f"{printable(path)}: {error}") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds

@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
         except Exception as error:
             if signals.number:  # another process has left, and this one cannot go on without
                 _leave(128 + signals.number, launched)
-            usual = isinstance(error, ValueError | OSError | ImportError | MisconfigurationException)
+            usual = isinstance(error, ValueError | OSError | ImportError | MemoryError | MisconfigurationException)
             if not usual or (message := _meant_for_the_user(error)) is None:
                 raise
             fail(message)

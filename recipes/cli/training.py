@@ -116,16 +116,20 @@ class Command(LightningCLI):
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
-        classes = "data.num_classes", "model.init_args.num_classes"
+        classes = "data", "model.init_args.num_classes"
         parser.link_arguments(*classes, compute_fn=self._num_classes, apply_on="instantiate")
         tasks = "data", "model.init_args.tasks"
         parser.link_arguments(*tasks, compute_fn=lambda data: getattr(data, "tasks", None), apply_on="instantiate")
 
-    def _num_classes(self, of_data: int) -> int:
+    def _num_classes(self, data: Any) -> int | None:
         """How many classes the recipe tells apart: those of the data, but of a trained one those it was trained on."""
         trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
         of_checkpoint = num_classes_of(trained) if trained and Path(trained).is_file() else None
-        return of_data if of_checkpoint is None else of_checkpoint
+        if of_checkpoint is not None:
+            return of_checkpoint
+        if "num_classes" in self.config[self.subcommand].model.get("init_args", {}):
+            getattr(data, "check_labelled", lambda: None)()
+        return getattr(data, "num_classes", None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""

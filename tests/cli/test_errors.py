@@ -169,6 +169,15 @@ def test_an_option_out_of_its_range_is_refused_and_nothing_is_left(option, words
     assert not list(tmp_path.iterdir())
 
 
+def test_a_classifier_on_a_root_one_level_too_high_is_told_the_folder_to_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "nest" / "pictures" / name).mkdir(parents=True)
+    data = ["--data", "ImageFolder", "--data.root", "nest"]
+    message = message_of(["fit", "--config", "supervised-digits", *data], capsys)
+    assert "no labels: set root to nest/pictures, whose folders are cat, dog" in message
+
+
 @pytest.mark.parametrize("command", ["test", "predict", "validate"])
 @pytest.mark.parametrize("ckpt_path", [[], ["--ckpt_path", "last"], ["--ckpt_path", "best"]])
 def test_no_network_is_measured_untrained_unless_asked_for(command, ckpt_path, capsys, tmp_path, monkeypatch):
