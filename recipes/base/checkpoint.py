@@ -12,6 +12,7 @@ from torch import Tensor
 from recipes.base.imports import check_classes, import_named, refusal, trusted_only
 from recipes.base.loaded import check_model, taken
 from recipes.base.texts import mapping_from_yaml
+from recipes.nn.encoders.files import why_unreadable
 from recipes.nn.encoders.weights import checkpoint_file
 from recipes.nn.finite import not_finite
 
@@ -173,7 +174,7 @@ def _loaded(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError or KeyError
-        raise ValueError(f"{path} is not a checkpoint that can be read: {_first_line(error)}") from error
+        raise ValueError(f"{path} is not a checkpoint that can be read: {why_unreadable(path, error)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
