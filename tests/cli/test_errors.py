@@ -154,6 +154,12 @@ def test_an_error_of_the_code_keeps_its_traceback(tmp_path, monkeypatch):
         ("--model.optimizer=SimCLR", ["there is no 'SimCLR'; it must be a class that inherits from Optimizer"]),
         ("--model.optimizer=torch.nn.Linear", ["must be a class that inherits from Optimizer"]),
         ("--model.scheduler=3", ["inherits from LRScheduler"]),
+        ("--model.scheduler=StepLR", ["StepLR needs a value for step_size"]),
+        ("--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau", ["ReduceLROnPlateau needs a value for monitor"]),
+        (
+            "--model.scheduler=ReduceLROnPlateau",
+            ["scheduler is ReduceLROnPlateau", "lightning.pytorch.cli.ReduceLROnPlateau (needs a value for monitor)"],
+        ),
         ("--model.encoder=3", ["inherits from Encoder"]),
         ("--ckpt_path=", ["no checkpoint"]),
         ("--ckpt_path=/bin/ls", ["/bin/ls", "checkpoint"]),
