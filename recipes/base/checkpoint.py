@@ -130,7 +130,10 @@ def saved_run(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     config = mapping_from_yaml(checkpoint.get("config", "{}"), f"the configuration in {path}")
     _keep_split(config.get("data"))
-    ids = [name for name in checkpoint.get("wandb_ids", []) if isinstance(name, str) and re.fullmatch(r"[\w-]+", name)]
+    saved = checkpoint.get("wandb_ids", [])
+    if not isinstance(saved, list):
+        raise ValueError(f"{path} is damaged: its wandb_ids must be a list. Use another checkpoint")
+    ids = [name for name in saved if isinstance(name, str) and re.fullmatch(r"[\w-]+", name)]
     return config, ids
 
 
