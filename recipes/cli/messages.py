@@ -89,7 +89,7 @@ def _ambiguous(message: str) -> str | None:
     key = (re.findall(r'Parser key "([\w.]+)"', message[: found.start()]) or ["class_path"])[-1]
     choices = []
     for path in found[2].split(", "):
-        known = list(inspect.signature(_imported(path).__init__).parameters.values())[2:]  # not self and its subject
+        known = list(inspect.signature(_imported(path)).parameters.values())[1:]  # not its subject
         needed = [each.name for each in known if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
         choices.append(f"{path} (needs a value for {', '.join(needed)})" if needed else path)
     return f"{key} is {found[1]}, which several classes are called: give the path of one, {' or '.join(choices)}"
