@@ -17,6 +17,7 @@ from datamodules.loading.dataset import ImageDataset
 from datamodules.loading.loader import ResumableLoader
 from datamodules.loading.sampler import GlobalBatchSampler
 
+_MOST_WORKERS = 256  # that a user may ask for: each is a process
 _MAX_WORKERS = 16  # more rarely load faster, and each holds memory
 _STATISTICS_FILES = 2048  # images that mean and std are taken from where each must be decoded
 _STATISTICS_CHUNK = 1024
@@ -50,19 +51,21 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         batch_size: images per step over all devices together, >= 1; a multiple of the number of devices.
-        num_workers: number of processes per device that load images, >= 0. If null, uses 0 for images in memory;
-            otherwise the usable CPUs divided by the devices of the machine, at most 16.
+        num_workers: number of processes per device that load images, from 0 to 256. If null, uses 0 for images in
+            memory; otherwise the usable CPUs divided by the devices of the machine, at most 16.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive or ``num_workers`` is negative.
+        ValueError: if ``batch_size`` is not positive or ``num_workers`` is out of its range.
     """
 
     def __init__(self, batch_size: int = 256, num_workers: int | None = None) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}: it must be at least 0, or none to choose it")
+        if num_workers is not None and not 0 <= num_workers <= _MOST_WORKERS:
+            raise ValueError(
+                f"num_workers is {num_workers}: it must be at least 0 and at most {_MOST_WORKERS}, or null to choose it"
+            )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._splits: Splits | None = None

@@ -16,6 +16,7 @@ CMYK, YCbCr, LAB, HSV                             converted to RGB by Pillow
 Grey is 0.299 R + 0.587 G + 0.114 B of a colour image. Values outside of ``value_range`` are clipped.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,11 +33,13 @@ from datamodules.sources.formats import formats
 from datamodules.sources.names import printable
 
 VERSION = 2  # of the pixels that ``decode`` returns: part of the key of whatever is computed from them
+LARGEST_SIZE = 2**14  # of an image: more than a gigabyte in floating point numbers, each
 
 ValueRange = tuple[float, float]
 
 _CHUNK = 64  # files per task: a task per file would spend more on scheduling than on a small file
-_SAMPLES = 16  # files whose highest value tells whether a folder uses the range of its pixels
+_SAMPLES = 16  # files with more than 8 bits whose highest value tells whether a folder uses the range of its pixels
+_HEADERS = 1024  # files among which they are sought
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF 6.0 tags
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 
@@ -103,9 +106,14 @@ def decode_or_name(path: Path, image_size: int, channels: int, value_range: Valu
 
     Raises:
         ValueError: that names the file, if it cannot be decoded.
+        MemoryError: that names the file, if there is too little memory for it.
     """
     try:
         return decode(path, image_size, channels, value_range)
+    except MemoryError as error:
+        raise MemoryError(
+            f"{printable(path)}: there is too little memory to decode it and scale it to an image_size of {image_size}"
+        ) from error
     except UnknownRange as error:
         raise ValueError(f"{printable(path)}: {error}") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds
@@ -166,12 +174,13 @@ def decode_all(
 
 
 def warn_of_dark_images(paths: Sequence[Path]) -> None:
-    """Warns if 16-bit images use less than a quarter of their range, such as 12-bit data in 16-bit files.
+    """Warns if most images with more than 8 bits use less than a quarter of their range, such as 12-bit data.
 
-    Looks at up to 16 files at equal distances; of images with 8 bits only the headers are read.
+    Decodes up to 16 of them, which are drawn at random, always the same; of other files only headers are read.
     """
     found: list[tuple[int, float, bool]] = []
-    for path in paths[:: max(1, len(paths) // _SAMPLES)][:_SAMPLES]:
+    drawn = random.Random(0)  # noqa: S311
+    for path in drawn.sample(paths, min(len(paths), _HEADERS)):
         try:
             with Image.open(path, formats=formats()) as picture:
                 if deep_colour := _is_deep_colour(picture):
@@ -180,16 +189,20 @@ def warn_of_dark_images(paths: Sequence[Path]) -> None:
                     found.append((int(np.asarray(picture).max()), max(ends), deep_colour))
         except Exception:  # decoding will name the file
             continue
-    if not found or any(highest >= white / 4 for highest, white, _ in found):
+        if len(found) == _SAMPLES:
+            break
+    dark = [one for one in found if one[0] < one[1] / 4]
+    if len(dark) <= len(found) / 2:
         return
-    if any(deep_colour for *_, deep_colour in found):
+    if any(deep_colour for *_, deep_colour in dark):
         remedy = "Rescale the files to the full range: only the upper 8 bits of 16-bit colour are read"
     else:
-        remedy = f"Set value_range to [0, {2 ** max(highest for highest, *_ in found).bit_length() - 1}]"
-    highest, white, _ = max(found, key=lambda one: one[0] / one[1])
+        remedy = f"Set value_range to [0, {2 ** max(highest for highest, *_ in dark).bit_length() - 1}]"
+        remedy += ", which makes higher values white" * (len(dark) < len(found))
+    highest, white, _ = max(dark, key=lambda one: one[0] / one[1])
     rank_zero_warn(
-        f"the images are almost black: the highest pixel value of {len(found)} sampled 16-bit images is {highest} of "
-        f"{white:.0f}. {remedy}."
+        f"images are almost black: of {len(found)} sampled images with more than 8 bits, {len(dark)} are, and their "
+        f"highest pixel value is {highest} of {white:.0f}. {remedy}."
     )
 
 

@@ -16,10 +16,16 @@ from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.loading.split import check_fraction
 from datamodules.paths import OutputPath
 from datamodules.sources.content import DecodedFile
-from datamodules.sources.decode import VERSION, ValueRange, decode_all, decode_or_name, warn_of_dark_images
+from datamodules.sources.decode import (
+    LARGEST_SIZE,
+    VERSION,
+    ValueRange,
+    decode_all,
+    decode_or_name,
+    warn_of_dark_images,
+)
 from datamodules.sources.duplicates import copies
-from datamodules.sources.layout import SPLIT_NAMES, Pictures, find, training_classes
-from datamodules.sources.listing import class_folders
+from datamodules.sources.layout import SPLIT_NAMES, Pictures, find, label_remedy, training_classes
 from datamodules.sources.names import printable
 
 
@@ -46,7 +52,7 @@ class ImageFolder(ImageDataModule):
 
     Args:
         root: folder that holds the images.
-        image_size: height and width in pixels to which images are scaled and cropped, >= 1.
+        image_size: height and width in pixels to which images are scaled and cropped, from 1 to 16384.
         channels: number of channels: 3 (RGB) or 1 (grey).
         val_fraction: expected share of the labelled training images that is used for validation if ``root/val`` does
             not exist, in [0, 1).
@@ -68,9 +74,9 @@ class ImageFolder(ImageDataModule):
 
     Raises:
         FileNotFoundError: if ``root`` does not exist or a folder has no images.
-        ValueError: if val or test has a class that train has not, if class folders and images are side by side,
-            if there are folders of splits without train, if a file cannot be read, or if an argument is out of its
-            range.
+        ValueError: if val or test has a class that train has not (for predictions, its images are unlabelled), if
+            class folders and images are side by side, if there are folders of splits without train, if a file cannot be
+            read, or if an argument is out of its range.
     """
 
     def __init__(
@@ -89,8 +95,8 @@ class ImageFolder(ImageDataModule):
         split_by: Literal["name", "position"] = "name",
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if image_size < 1:
-            raise ValueError(f"image_size is {image_size}: it must be at least 1")
+        if not 1 <= image_size <= LARGEST_SIZE:
+            raise ValueError(f"image_size is {image_size}: it must be at least 1 and at most {LARGEST_SIZE}")
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}: it must be 1 (grey) or 3 (RGB)")
         if on_error not in ("raise", "skip"):
@@ -119,6 +125,7 @@ class ImageFolder(ImageDataModule):
         if cache:
             hidden = self.root / f".decoded-{channels}x{image_size}.pt"
             self.cache_file = hidden if cache is True else Path(cache).expanduser()
+        self._pictures: Pictures | None = None
         self._found: _Found | None = None
         self._paths: dict[str, list[Path]] = {}
         self._matched_paths: dict[str, list[Path]] = {}
@@ -130,6 +137,15 @@ class ImageFolder(ImageDataModule):
             return len(self.class_names)
         names = training_classes(self.root)
         return len(names) if len(names) > 1 else 0
+
+    def check_labelled(self) -> None:
+        """Refuses images without labels, with what to do; before ``setup`` too.
+
+        Raises:
+            ValueError: if the images have no labels.
+        """
+        if self.num_classes == 0:
+            raise ValueError(f"the images in {self.root} have no labels: {label_remedy(self.root)}")
 
     @property
     def paths(self) -> dict[str, list[Path]]:
@@ -170,9 +186,21 @@ class ImageFolder(ImageDataModule):
         if self.cache_file is not None:
             self._decode(find(self.root).paths)
 
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the images, once.
+
+        Raises:
+            ValueError: if val or test has a class that train has not, unless the stage is ``predict``.
+        """
+        if self._splits is None or self._pictures is None:
+            self._pictures = find(self.root)
+        if self._pictures.unknown is not None and stage != "predict":
+            raise ValueError(f"{self._pictures.unknown}: train has no class of this name")
+        super().setup(stage)
+
     def load(self) -> Splits:
-        """Finds the files, and decodes them if they fit in memory."""
-        pictures = find(self.root)
+        """Decodes the files if they fit in memory."""
+        pictures = self._pictures or find(self.root)
         broken = pictures.listing.broken
         if broken and self.on_error == "raise":
             raise ValueError(
@@ -225,8 +253,7 @@ class ImageFolder(ImageDataModule):
                 )
         if pictures.only_folder is not None:
             only = next(iter(pictures.folders.values())) / pictures.only_folder
-            inner = class_folders(only) if only.is_dir() else []
-            remedy = f"set root to {only}, whose folders are {', '.join(inner[:3])}" if inner else "make one per class"
+            remedy = label_remedy(self.root)
             rank_zero_warn(f"{only} is the only folder with images: they have no labels. For labels, {remedy}")
         for line in pictures.listing.notes():
             rank_zero_info(f"{self.root}: {line}")

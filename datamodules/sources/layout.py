@@ -30,6 +30,7 @@ class Pictures:
         files: all of them, split after split and class after class, each sorted by name.
         paths: of the files.
         label: int64 [N], of each file, -1 where unlabelled.
+        unknown: folder of a class that is not in train, if there is one; its files are unlabelled.
         parts: for ``train`` and those of ``val`` and ``test`` that are there, or for ``all`` alone, the positions.
         listing: with what was left out.
     """
@@ -43,6 +44,7 @@ class Pictures:
     label: Tensor
     parts: dict[str, list[int]]
     listing: Listing
+    unknown: Path | None
 
     @property
     def has_splits(self) -> bool:
@@ -100,9 +102,9 @@ def find(root: Path) -> Pictures:
     class_names = listing.classes[first]
     files: list[ImageFile] = []
     parts: dict[str, list[int]] = {}
+    unknown: list[Path] = []
     for name, members in listing.files.items():
-        if unknown := set(listing.classes[name]) - {*class_names, ""}:
-            raise ValueError(f"{folders[name] / min(unknown)}: train has no class of this name")
+        unknown += [folders[name] / each for each in sorted(set(listing.classes[name]) - {*class_names, ""})]
         if not members:
             raise _no_images(folders[name], name, listing)
         parts[name] = list(range(len(files), len(files) + len(members)))
@@ -114,12 +116,27 @@ def find(root: Path) -> Pictures:
     labels = {} if only is not None else {name: i for i, name in enumerate(class_names)}
     label = torch.tensor([labels.get(file.class_name, -1) for file in files])
     paths = [Path(file.path) for file in files]
-    return Pictures(root, folders, tuple(map(printable, labels)), only or None, files, paths, label, parts, listing)
+    names = tuple(map(printable, labels))
+    first_unknown = next(iter(unknown), None)
+    return Pictures(root, folders, names, only or None, files, paths, label, parts, listing, first_unknown)
 
 
 def training_classes(root: Path) -> list[str]:
     """The names of the class folders in ``root/train``, or in ``root``, without listing what they hold."""
     return class_folders(next(iter(_split_folders(root).values())))
+
+
+def label_remedy(root: Path) -> str | None:
+    """How to get labels for the images of a root with one folder only; None where there are several."""
+    parent = next(iter(_split_folders(root).values()))
+    names = class_folders(parent)
+    if len(names) > 1:
+        return None
+    only = parent / names[0] if names else parent
+    inner = class_folders(only) if names and only.is_dir() else []
+    if inner:
+        return f"set root to {only}, whose folders are {', '.join(inner[:3])}"
+    return f"make a folder for each class in {parent}"
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -130,8 +147,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
         ValueError: if there are folders of splits without train, or with other folders beside them.
     """
     if not root.is_dir():
+        what = "is a file" if root.exists() else "is not there"
         raise FileNotFoundError(
-            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with images only"
+            f"{root} {what}: root must be a folder with train/<class>/*, with <class>/*, or with images only"
         )
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     splits = {name: split for name in names for split, others in SPLIT_NAMES.items() if name.lower() in others}

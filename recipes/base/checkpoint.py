@@ -12,6 +12,7 @@ from torch import Tensor
 from recipes.base.imports import check_classes, import_named, refusal, trusted_only
 from recipes.base.loaded import check_model, taken
 from recipes.base.texts import mapping_from_yaml
+from recipes.nn.encoders.files import why_unreadable
 from recipes.nn.encoders.weights import checkpoint_file
 from recipes.nn.finite import not_finite
 
@@ -129,7 +130,10 @@ def saved_run(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     config = mapping_from_yaml(checkpoint.get("config", "{}"), f"the configuration in {path}")
     _keep_split(config.get("data"))
-    ids = [name for name in checkpoint.get("wandb_ids", []) if isinstance(name, str) and re.fullmatch(r"[\w-]+", name)]
+    saved = checkpoint.get("wandb_ids", [])
+    if not isinstance(saved, list):
+        raise ValueError(f"{path} is damaged: its wandb_ids must be a list. Use another checkpoint")
+    ids = [name for name in saved if isinstance(name, str) and re.fullmatch(r"[\w-]+", name)]
     return config, ids
 
 
@@ -173,7 +177,7 @@ def _loaded(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError or KeyError
-        raise ValueError(f"{path} is not a checkpoint that can be read: {_first_line(error)}") from error
+        raise ValueError(f"{path} is not a checkpoint that can be read: {why_unreadable(path, error)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

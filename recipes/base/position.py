@@ -99,7 +99,15 @@ def steps_left(trainer: Trainer) -> float:
 
 
 def steps_per_epoch(trainer: Trainer) -> int:
-    """Number of optimiser steps in an epoch."""
+    """Number of optimiser steps in an epoch.
+
+    Raises:
+        ValueError: if ``limit_train_batches`` is 0: Lightning then never counts them.
+    """
+    if math.isinf(trainer.num_training_batches) and not trainer.limit_train_batches:
+        raise ValueError(
+            f"trainer.limit_train_batches is {trainer.limit_train_batches}: training needs at least one batch"
+        )
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 

@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if signals.number:  # another process has left, and this one cannot go on without
                 signals.tell()
                 _leave(128 + signals.number, launched)
-            usual = isinstance(error, ValueError | OSError | ImportError | MisconfigurationException)
+            usual = isinstance(error, ValueError | OSError | ImportError | MemoryError | MisconfigurationException)
             if not usual or (message := _meant_for_the_user(error)) is None:
                 raise
             fail(message)

@@ -38,7 +38,7 @@ _VALUE = r"(?:Got|Given) value: (.*?)(?:\. Got value|$)"
 
 def one_line(message: str, parser: ArgumentParser) -> str:
     """Shortens a message of the parser to the argument, the value, the allowed range and the remedy."""
-    for rule in (refusal, _import_problem, _wrong_kind, _unknown_argument, _missing_argument):
+    for rule in (refusal, _import_problem, _wrong_kind, _unknown_argument, _ambiguous, _missing_argument):
         if words := rule(message):
             return words
     if found := re.findall(r"unrecognized arguments: --([^\s=]+)", message) or re.findall(
@@ -81,7 +81,29 @@ def _unknown_argument(message: str) -> str | None:
     return f"{name} has no argument {option!r}{nearest(option, _arguments(path))}; see --model.help or --data.help"
 
 
+def _ambiguous(message: str) -> str | None:
+    """A short name that several classes have, with their paths and what each needs."""
+    found = re.search(r"Multiple subclasses with name (\w+)\..*?ambiguity: ([\w., ]+)\.", message)
+    if not found:
+        return None
+    key = (re.findall(r'Parser key "([\w.]+)"', message[: found.start()]) or ["class_path"])[-1]
+    choices = []
+    for path in found[2].split(", "):
+        known = list(inspect.signature(_imported(path)).parameters.values())[1:]  # not its subject
+        needed = [each.name for each in known if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+        choices.append(f"{path} (needs a value for {', '.join(needed)})" if needed else path)
+    return f"{key} is {found[1]}, which several classes are called: give the path of one, {' or '.join(choices)}"
+
+
 def _missing_argument(message: str) -> str | None:
+    of_callable = re.findall(
+        r"callable class: the following arguments are required: ([\w., ]+)\s[^\x00]*?"
+        r"Given value: Namespace\(class_path='([\w.]+)'",
+        message,
+    )
+    if of_callable:
+        missing, path = of_callable[-1]
+        return f"{path.rpartition('.')[2]} needs a value for {missing}"
     if found := re.findall(r"class_path '([\w.]+)':\s+the following arguments are required: ([\w., ]+)", message):
         path, missing = found[-1]
         return f"{path.rpartition('.')[2]} needs a value for {missing}"

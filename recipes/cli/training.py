@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,9 +14,12 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+import recipes
 from datamodules import ImageDataModule
+from recipes.base import resume
 from recipes.base.checkpoint import num_classes_of, saved_run
 from recipes.base.imports import check_classes
 from recipes.base.kinds import check_nulls
@@ -116,16 +120,20 @@ class Command(LightningCLI):
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
-        classes = "data.num_classes", "model.init_args.num_classes"
+        classes = "data", "model.init_args.num_classes"
         parser.link_arguments(*classes, compute_fn=self._num_classes, apply_on="instantiate")
         tasks = "data", "model.init_args.tasks"
         parser.link_arguments(*tasks, compute_fn=lambda data: getattr(data, "tasks", None), apply_on="instantiate")
 
-    def _num_classes(self, of_data: int) -> int:
+    def _num_classes(self, data: Any) -> int | None:
         """How many classes the recipe tells apart: those of the data, but of a trained one those it was trained on."""
         trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
         of_checkpoint = num_classes_of(trained) if trained and Path(trained).is_file() else None
-        return of_data if of_checkpoint is None else of_checkpoint
+        if of_checkpoint is not None:
+            return of_checkpoint
+        if "num_classes" in self.config[self.subcommand].model.get("init_args", {}):
+            getattr(data, "check_labelled", lambda: None)()
+        return getattr(data, "num_classes", None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
@@ -214,6 +222,13 @@ class Command(LightningCLI):
             self.trainer.fit(model, **options)
         except CheckpointMismatch as error:
             raise ValueError(refusal(self.changed, error)) from None
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            if not options.get("ckpt_path") or not _while_restoring(error):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"{options['ckpt_path']} is damaged, so the run cannot be resumed ({what}): use another checkpoint"
+            ) from error
 
     def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:
         """Prints what the recipe itself measures; the table of the probe stands above it."""
@@ -232,6 +247,21 @@ class Command(LightningCLI):
             if not self.trainer.global_step:
                 rank_zero_warn("nothing was trained: the numbers are those of the network at its initialisation")
             self.test(self.model, self.datamodule)
+
+
+def _while_restoring(error: Exception) -> bool:
+    """Whether a library or the resume stumbled over what a checkpoint holds; errors in our words do not count."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, ValueError) and Path(frames[-1].co_filename).is_relative_to(Path(recipes.__file__).parent):
+        return False
+    return any(
+        (code.co_filename == checkpoint_connector.__file__ and re.match("resume_start|_?restore", code.co_name))
+        or (code.co_filename == resume.__file__ and code.co_name in _RESUMING)
+        for code in frames
+    )
+
+
+_RESUMING = ("on_load_checkpoint", "on_fit_start", "on_train_start")  # of recipes.base.resume
 
 
 def _with_directory(config: Any, directory: str) -> Any:

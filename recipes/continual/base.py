@@ -1,6 +1,5 @@
 """Base of the recipes that learn one task after the other: when tasks begin and end, and which parts learn."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -268,8 +267,7 @@ class ContinualRecipe(Classifier):
     def total_steps(self) -> int:
         """How many optimiser steps the task has that is learned now."""
         self.trainer.fit_loop.setup_data()  # of this epoch, if that is not there yet
-        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        return steps * self.data.epochs_per_task[self.task]
+        return self.steps_per_epoch * self.data.epochs_per_task[self.task]
 
     @property
     def steps_left(self) -> float:

@@ -35,10 +35,11 @@ def modes(text: str, encoder: Encoder) -> list[Mode]:
     """
     count = len(stages(encoder))
     found: list[Mode] = []
+    named = 0  # stages, of which no more are kept than there are
     rest: tuple[int, Mode] | None = None  # where a word stands for as many stages as are left
     words = PRESETS.get(text, text).split()
     for word in words:
-        parsed = re.fullmatch(r"(\w+)(?:\*(\d+)|(\.\.\.))?", word)
+        parsed = re.fullmatch(r"(\w+)(?:\*(\d{1,99})|(\.\.\.))?", word)
         mode = next((mode for mode in MODES if parsed and parsed[1] == mode), None)
         if parsed is None or mode is None or (parsed[3] and rest):
             raise ValueError(
@@ -48,13 +49,15 @@ def modes(text: str, encoder: Encoder) -> list[Mode]:
         if parsed[3]:
             rest = len(found), mode
         else:
-            found += [mode] * int(parsed[2] or 1)
+            named += int(parsed[2] or 1)
+            found += [mode] * (min(named, count) - len(found))
     if rest:
         found[rest[0] : rest[0]] = [rest[1]] * (count - len(found))
-    if len(found) != count:
+        named = max(named, count)
+    if named != count:
         names = ", ".join(stage.name for stage in stages(encoder))
         raise ValueError(
-            f"stages is {text!r}, which is for {len(found)}, but this {type(encoder).__name__} has {count} ({names}): "
+            f"stages is {text!r}, which is for {named}, but this {type(encoder).__name__} has {count} ({names}): "
             "give one word for each, or let one word with '...' stand for all that are left"
         )
     return found

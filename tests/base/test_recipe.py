@@ -14,11 +14,16 @@ from recipes import Recipe, SimCLR, Supervised
 from recipes.augment import Key, Views, uniform
 from recipes.base.finite import StopOnDivergence
 from recipes.callbacks import Checkpoint, Health
+
+
+from recipes.base.position import steps_per_epoch
+from recipes.callbacks import Checkpoint
 from recipes.cli.catalogue import recipe_names
 from recipes.continual import ContinualRecipe
 from recipes.distillation import Teacher
 from recipes.nn import ConvNet, Encoder
 from recipes.optim import WarmupCosine
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -259,3 +264,10 @@ def test_the_check_for_divergence_is_added_once_and_only_where_the_trainer_has_n
     for _ in range(2):
         fit.fit(build("Supervised", scheduler=None), Digits(batch_size=64))
         assert [type(c) for c in fit.callbacks if isinstance(c, StopOnDivergence)] == [*map(type, given), *added]
+
+
+@pytest.mark.parametrize("limit", [0, 0.0])
+def test_a_schedule_without_training_batches_is_refused_by_the_name_of_the_option(limit):
+    trainer = quiet_trainer(max_epochs=1, limit_train_batches=limit)
+    with pytest.raises(ValueError, match=r"trainer\.limit_train_batches is 0.*: training needs at least one batch"):
+        steps_per_epoch(trainer)

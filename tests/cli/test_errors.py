@@ -154,6 +154,12 @@ def test_an_error_of_the_code_keeps_its_traceback(tmp_path, monkeypatch):
         ("--model.optimizer=SimCLR", ["there is no 'SimCLR'; it must be a class that inherits from Optimizer"]),
         ("--model.optimizer=torch.nn.Linear", ["must be a class that inherits from Optimizer"]),
         ("--model.scheduler=3", ["inherits from LRScheduler"]),
+        ("--model.scheduler=StepLR", ["StepLR needs a value for step_size"]),
+        ("--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau", ["ReduceLROnPlateau needs a value for monitor"]),
+        (
+            "--model.scheduler=ReduceLROnPlateau",
+            ["scheduler is ReduceLROnPlateau", "lightning.pytorch.cli.ReduceLROnPlateau (needs a value for monitor)"],
+        ),
         ("--model.encoder=3", ["inherits from Encoder"]),
         ("--ckpt_path=", ["no checkpoint"]),
         ("--ckpt_path=/bin/ls", ["/bin/ls", "checkpoint"]),
@@ -167,6 +173,15 @@ def test_an_option_out_of_its_range_is_refused_and_nothing_is_left(option, words
     for noise in ("Traceback", "Union", "Namespace", "Parser key"):
         assert noise not in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_on_a_root_one_level_too_high_is_told_the_folder_to_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "nest" / "pictures" / name).mkdir(parents=True)
+    data = ["--data", "ImageFolder", "--data.root", "nest"]
+    message = message_of(["fit", "--config", "supervised-digits", *data], capsys)
+    assert "no labels: set root to nest/pictures, whose folders are cat, dog" in message
 
 
 @pytest.mark.parametrize("command", ["test", "predict", "validate"])

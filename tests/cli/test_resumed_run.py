@@ -9,6 +9,7 @@ import wandb
 import yaml
 from PIL import Image
 
+from recipes.base.checkpoint import checkpoint_path
 from recipes.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -123,3 +124,18 @@ def test_what_cannot_change_on_a_resume_is_refused_by_name(first, tmp_path, monk
         fit(monkeypatch, ckpt_path=first, **options)
     assert ended.value.code == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"pytorch-lightning_version": "abc"}, {"options": [1]}, {"loops": {"fit_loop": 1}}, {"wandb_ids": 7}],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_a_damaged_field_of_a_checkpoint_is_one_line(first, damage, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(checkpoint_path(first), weights_only=True)
+    torch.save(content | damage, tmp_path / "damaged.ckpt")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--ckpt_path", "damaged.ckpt", "--trainer.max_epochs", "3"])
+    assert stopped.value.code == 2
+    assert "damaged.ckpt is damaged" in capsys.readouterr().err.splitlines()[-1]

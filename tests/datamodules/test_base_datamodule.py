@@ -167,7 +167,11 @@ def test_the_global_batch_must_divide_over_the_devices():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch_size": 0}, "batch_size is 0"), ({"num_workers": -1}, "num_workers is -1")],
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"num_workers": 100_000}, "num_workers is 100000: it must be at least 0 and at most 256"),
+    ],
 )
 def test_numbers_out_of_range_are_errors(options, message):
     with pytest.raises(ValueError, match=message):

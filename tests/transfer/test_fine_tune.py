@@ -84,13 +84,18 @@ def test_stages_are_given_by_a_word_for_each_or_by_a_preset(text, expected):
     assert modes(text, Dropping()) == expected.split()
 
 
-@pytest.mark.parametrize("text", ["frozen", "frozen finetune", "frozen*4", "frozen*4 finetune...", ""])
+@pytest.mark.parametrize(
+    "text", ["frozen", "frozen finetune", "frozen*4", "frozen*4 finetune...", "frozen*99999999999", ""]
+)
 def test_a_list_of_the_wrong_length_names_the_stages_there_are(text):
     with pytest.raises(ValueError, match=r"has 3 \(0, 4, 8\)"):
         modes(text, Dropping())
 
 
-@pytest.mark.parametrize("text", ["frozn finetune retrain", "frozen... finetune...", "frozen*x", "feature_extraction"])
+@pytest.mark.parametrize(
+    "text",
+    ["frozn finetune retrain", "frozen... finetune...", "frozen*x", "feature_extraction", "frozen*" + "9" * 5000],
+)
 def test_an_unknown_word_is_answered_with_those_there_are(text):
     with pytest.raises(ValueError, match="feature-extraction, .*frozen, finetune, retrain"):
         modes(text, Dropping())

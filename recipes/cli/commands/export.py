@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
+from datamodules.sources.decode import LARGEST_SIZE
 from recipes.base.checkpoint import checkpoint_path, load
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
@@ -168,8 +169,8 @@ def _require(packages: Sequence[str]) -> None:
 
 def _image_shape(recipe: Recipe, path: Path, image_size: int | None) -> tuple[int, ...]:
     if image_size is not None:
-        if image_size < 1:
-            raise ValueError(f"image_size is {image_size}: it must be at least 1")
+        if not 1 <= image_size <= LARGEST_SIZE:
+            raise ValueError(f"image_size is {image_size}: it must be at least 1 and at most {LARGEST_SIZE}")
         return recipe.encoder.in_channels, image_size, image_size
     if recipe.image_shape is None:
         raise ValueError(f"{path} has no image size: give --image_size")

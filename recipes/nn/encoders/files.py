@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from recipes.augment.normalize import Normalization
 
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")  # the weights in a folder, beside its config.json
+_HEAD = 512  # bytes that tell a web page and a pointer
 _DEEPEST = 16  # dictionaries and modules in each other: a hostile file may have one that contains itself
 
 
@@ -60,8 +62,9 @@ def read_weights(path: str | Path) -> WeightsFile:
     try:
         content, notes = _safetensors(path) if _is_safetensors(path) else (_torch(path), {})
     except Exception as error:  # the unpickler stumbles over a foreign file in many ways
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"weights: {path} cannot be read as tensors and plain values ({reason})") from error
+        raise ValueError(
+            f"weights: {path} cannot be read as tensors and plain values ({why_unreadable(path, error)})"
+        ) from error
     state = dict(_named_tensors(content, set()))
     if not state:
         raise ValueError(f"weights: {path} holds no state_dict; save one with torch.save(encoder.state_dict(), path)")
@@ -167,9 +170,36 @@ def _torch(path: Path) -> Any:
                 raise ValueError(_reason(str(error))) from None
 
 
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Why a file of weights cannot be read, in one line, without torch's advice to run the code in the file."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if not head:
+        return "it is empty: copy or download it anew"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the file itself: fetch that with git lfs pull"
+    if re.match(rb"\s*<(!doctype|html|\?xml|!--)", head, re.I):
+        return "it is a web page, not what was to be downloaded: open the address in a browser to see why"
+    if head.startswith(b"PK"):  # as torch.save writes since 1.6
+        if not is_zipfile(path):
+            return "it is cut off or damaged: copy or download it anew"
+        with suppress(BadZipFile), ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return (
+                    "it is a TorchScript program: save the weights in it with "
+                    "torch.save(torch.jit.load(path).state_dict(), new_path)"
+                )
+    if isinstance(error, EOFError):
+        return "it ends too early: copy or download it anew"
+    if isinstance(error, LookupError):  # a byte that the unpickler does not know
+        return "it is no file of torch.save"
+    return _reason(str(error)).partition("\n")[0] or type(error).__name__
+
+
 def _reason(message: str) -> str:
     """Why the unpickler refused a file, without its advice to run the code in the file."""
-    return message.partition("WeightsUnpickler error:")[2].strip() or message
+    refused = message.partition("WeightsUnpickler error:")[2].strip() or message
+    return "it is no file of torch.save" if "weights_only" in refused.partition("\n")[0] else refused
 
 
 def _named_tensors(content: Any, seen: set[int], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -226,6 +226,7 @@ def test_a_checkpoint_that_does_not_know_its_images_asks_for_their_size(convnet,
         (["--ckpt_path", "nowhere"], "no checkpoint at nowhere"),
         (["--ckpt_path", "RUN", "--formats", "tflite"], "invalid choice: 'tflite'"),
         (["--ckpt_path", "RUN", "--image_size", "0"], "image_size is 0: it must be at least 1"),
+        (["--ckpt_path", "RUN", "--image_size", "99999"], "image_size is 99999: it must be at least 1 and at most"),
         (["--ckpt_path", "RUN", "--image_size", "big"], "invalid int value: 'big'"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from datamodules import ImageFolder
-from datamodules.sources.decode import decode, decode_or_name, grey_or_rgb
+from datamodules.sources.decode import decode, decode_or_name, grey_or_rgb, warn_of_dark_images
 
 SIZE = 8
 
@@ -233,7 +233,7 @@ def folder(root, depth, colour, pixels, **options):
 
 
 def test_12_bit_data_in_16_bit_files_is_said_with_the_range_to_set(tmp_path):
-    with pytest.warns(UserWarning, match=r"highest pixel value .* is 4000 of 65535. Set value_range to \[0, 4095\]"):
+    with pytest.warns(UserWarning, match=r"highest pixel value is 4000 of 65535. Set value_range to \[0, 4095\]"):
         folder(tmp_path, 16, 0, [10, 4000] * 20)
 
 
@@ -249,7 +249,24 @@ def test_12_bit_data_in_16_bit_colour_is_said(tmp_path):
 def test_other_images_are_not_called_dark(depth, colour, highest, options, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        folder(tmp_path, depth, colour, [1, highest] * 20, **options)
+        folder(tmp_path, depth, colour, [1, highest, highest, highest] * 10, **options)
+
+
+@pytest.mark.parametrize("every", [2, 8, 40])
+def test_12_bit_data_among_8_bit_files_is_said_with_its_number(every, tmp_path):
+    for i in range(160):
+        path = tmp_path / f"{i:03}.png"
+        deep = i % every == every - 1
+        png(path, 16 if deep else 8, 0, [4000 if deep else 200])
+    deep = min(16, 160 // every)
+    with pytest.warns(UserWarning, match=rf"of {deep} sampled images with more than 8 bits, {deep} are"):
+        warn_of_dark_images(sorted(tmp_path.iterdir()))
+
+
+def test_a_few_bright_images_do_not_hide_12_bit_data(tmp_path):
+    folder(tmp_path, 16, 0, [60000] * 2 + [4000] * 8, value_range=(0, 4095))
+    with pytest.warns(UserWarning, match=r"of 10 .*, 8 are, .* 4000 of 65535. Set value_range to \[0, 4095\], which"):
+        warn_of_dark_images(sorted(tmp_path.glob("*/*")))
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10**9])

@@ -507,6 +507,21 @@ def test_a_missing_root_is_an_error_that_names_it(tmp_path):
         ready(tmp_path / "nowhere")
 
 
+def test_a_root_that_is_a_file_is_said(tmp_path):
+    write(tmp_path, "cat.png")
+    with pytest.raises(FileNotFoundError, match=r"cat.png is a file: root must be a folder"):
+        ready(tmp_path / "cat.png")
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_root_one_level_too_high_is_answered_with_the_folder_to_set(split, tmp_path):
+    for name in ("cat/a.png", "dog/b.png"):
+        write(tmp_path, f"{split}pictures/{name}")
+    with pytest.raises(ValueError, match=rf"no labels: set root to \S*{split}pictures, whose folders are cat, dog"):
+        ImageFolder(tmp_path).check_labelled()
+    ImageFolder(tmp_path / split / "pictures").check_labelled()
+
+
 @pytest.mark.parametrize("folder", ["dog", "train/dog"])
 def test_an_empty_class_folder_is_an_error_that_names_it(folder, tmp_path):
     write(tmp_path, f"{folder.replace('dog', 'cat')}/a.png")
@@ -526,6 +541,21 @@ def test_a_class_that_train_has_not_is_an_error_that_names_it(split, tmp_path):
     write(tmp_path, f"{split}/cow/a.png")
     with pytest.raises(ValueError, match=f"{split}/cow: train has no class of this name"):
         ready(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_for_predictions_a_class_that_train_has_not_is_unlabelled(split, tmp_path):
+    for i, name in enumerate(("train/cat/a.png", "train/dog/b.png", f"{split}/dog/c.png", f"{split}/zebra/d.png")):
+        write(tmp_path, name, noise(9, 9, i))
+    data = ImageFolder(tmp_path, image_size=8, val_fraction=0)
+    data.setup("predict")
+    assert data.class_names == ("cat", "dog")
+    assert getattr(data.splits, split).label.tolist() == [1, -1]
+    data.match_classes(("cow", "dog"), strict=False)
+    assert getattr(data.splits, split).label.tolist() == [1, -1]
+    for stage in ("fit", "validate", "test", None):
+        with pytest.raises(ValueError, match=f"{split}/zebra: train has no class of this name"):
+            data.setup(stage)
 
 
 def test_class_folders_and_pictures_side_by_side_are_an_error(tmp_path):
@@ -628,6 +658,16 @@ def test_a_cache_of_a_run_that_skipped_does_not_hide_the_error(two_classes):
         ready(two_classes, on_error="raise", cache=True)
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_too_little_memory_is_no_unreadable_picture(on_error, two_classes, monkeypatch):
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", exhausted)
+    with pytest.raises(MemoryError, match="png: there is too little memory to decode it .* image_size of 8"):
+        ready(two_classes, on_error=on_error)
+
+
 @pytest.mark.filterwarnings("ignore:1 of 2 files")
 def test_a_class_of_which_nothing_can_be_read_is_an_error(tmp_path):
     write(tmp_path, "cat/a.png")
@@ -641,6 +681,7 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(tmp_path):
     ("options", "message"),
     [
         ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": 99999}, "image_size is 99999: it must be at least 1 and at most 16384"),
         ({"channels": 4}, "channels is 4"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"value_range": (0, float("inf"))}, r"value_range is \[0, inf\]"),

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import logging
+import pickle
 import re
 from collections import OrderedDict
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DataParallel
 
 from recipes import load
 from recipes.nn import ConvNet, Encoder, TimmEncoder, TorchvisionEncoder, ViT, load_weights
+from recipes.nn.encoders.files import read_weights
 from recipes.nn.encoders.weights import resized_positions
 
 LOGGER = "lightning.pytorch.utilities.rank_zero"
@@ -334,6 +336,34 @@ def test_a_damaged_file_is_an_error_in_one_line(size, tmp_path):
         with pytest.raises(ValueError, match="cannot be read as tensors and plain values|holds no state_dict") as error:
             load_weights(encoder(), path)
         assert "\n" not in str(error.value)
+
+
+def cut(path):
+    torch.save(Small().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+UNREADABLE = {
+    "a Git LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "a web page": (lambda path: path.write_text("\n<!DOCTYPE html><html>404</html>"), "it is a web page"),
+    "an empty file": (lambda path: path.write_bytes(b""), "it is empty"),
+    "a file cut off": (cut, "it is cut off or damaged"),
+    "TorchScript": (lambda path: torch.jit.script(nn.Linear(2, 2)).save(path), "it is a TorchScript program"),
+    "text": (lambda path: path.write_text("hello"), "it is no file of torch.save"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps(print)), ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("read", [read_weights, load], ids=["weights", "checkpoint"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_file_of_another_kind_is_called_by_its_name(kind, read, tmp_path):
+    make, words = UNREADABLE[kind]
+    make(path := tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+        read(path)
+    assert words in str(error.value)
+    assert not re.search("weights_only|Re-running|\n", str(error.value))
 
 
 def test_dictionaries_in_themselves_and_names_without_tensors_end(tmp_path):
