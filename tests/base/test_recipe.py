@@ -13,11 +13,8 @@ from datamodules import Batch, Digits, TaskBatch, Tasks, TaskSequence
 from recipes import Recipe, SimCLR, Supervised
 from recipes.augment import Key, Views, uniform
 from recipes.base.finite import StopOnDivergence
-from recipes.callbacks import Checkpoint, Health
-
-
 from recipes.base.position import steps_per_epoch
-from recipes.callbacks import Checkpoint
+from recipes.callbacks import Checkpoint, Health
 from recipes.cli.catalogue import recipe_names
 from recipes.continual import ContinualRecipe
 from recipes.distillation import Teacher
