@@ -2,7 +2,7 @@
 
 ``python -m tests.project.before FOLDER`` makes them with the code that it runs on. Each recipe has a checkpoint of
 three steps, and the result that this code comes to from it: the predictions for some test images, and the weights and
-the evaluation after three more steps. All runs are in float64 and have very small networks.
+the evaluation after three more steps, or after the last task. All runs are in float64 and have very small networks.
 """
 
 import csv
@@ -21,6 +21,8 @@ from recipes.cli import main
 from tests.helpers.processes import draw_nothing, run
 
 STEPS = 3  # before the checkpoint, and again after it
+TASKS = 5  # of a sequence, each of one step: the run ends with them
+CUMULATIVE = ("joint-split-digits",)  # whose later tasks have more steps
 IMAGES = 16
 COMMON = {
     "trainer.precision": "64-true",
@@ -111,7 +113,8 @@ def outcome(folder: Path, checkpoint: Path, case: str) -> dict[str, Any]:
     predicted = recipes(folder, "predict", ckpt_path=checkpoint, **{"trainer.limit_predict_batches": 1})
     with np.load(predicted / "predictions.npz") as arrays:
         predictions = {name: torch.from_numpy(arrays[name][:IMAGES]) for name in arrays.files}
-    length = {} if case == "svm-digits" else {"trainer.max_steps": 2 * STEPS}
+    last = TASKS if "split" in case and case not in CUMULATIVE else 2 * STEPS
+    length = {} if case == "svm-digits" else {"trainer.max_steps": last}
     resumed = recipes(folder, "fit", ckpt_path=checkpoint, **length)
     newest = resumed / "checkpoints" / "last.ckpt"  # not there if the run was over
     state = torch.load(newest if newest.is_file() else checkpoint, weights_only=True)
