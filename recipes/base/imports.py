@@ -192,7 +192,9 @@ def _module_of(file: Path) -> str:
     importlib.invalidate_caches()  # the file may be a second old
     top = name.partition(".")[0]
     spec = sys.modules[top].__spec__ if top in sys.modules else PathFinder.find_spec(top)
-    origin = Path(spec.origin) if spec and spec.origin else Path("built-in")
+    if spec is None:
+        raise ImportError(f"import is {file}: no module {top!r} is found in {folder}")
+    origin = Path(spec.origin) if spec.origin else Path("built-in")
     own = folder / top / "__init__.py" if "." in name else file
     if not origin.exists() or not own.samefile(origin):
         owner = origin if origin.exists() else "Python itself"

@@ -10,6 +10,8 @@ from recipes.base import imports
 @contextmanager
 def forgotten(monkeypatch) -> Iterator[None]:
     """Forgets the modules that are imported, named or searched for while it lasts."""
+    for name in [name for name in sys.modules if _is_own(name) and "pytest-of-" in str(sys.modules[name].__file__)]:
+        del sys.modules[name]  # of a test that did not forget it
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(imports, "_named", [])
