@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT save within seconds, and the resumed run ends with the bits of one that was left in peace."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,9 @@ from tests.helpers.processes import draw_nothing, run
 from tests.system.exactness import OF_DATA, OPTIONS, Run, _leaves, _relative, packaged
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+SAID = "stderr.txt"  # in the folder of the runs
 
 
 class Send(Callback):
@@ -105,8 +109,11 @@ def _measured(row):
 def ended(args):
     os.environ.pop(RUN_DIRECTORY, None)  # of a run in the process that this one was forked for
     draw_nothing()
+    folder = Path(next(arg for arg in args if arg.startswith("--runs=")).partition("=")[2])
+    folder.mkdir(exist_ok=True)
     try:
-        main(args)
+        with (folder / SAID).open("a") as file, contextlib.redirect_stderr(file):
+            main(args)
     except SystemExit as end:
         return end.code
 
@@ -139,12 +146,12 @@ def test_a_run_that_waits_for_data_stops_at_once(tmp_path):
     assert_goes_on(stopped, resumed, whole)
 
 
-def test_the_final_evaluation_is_left_at_once_and_the_run_is_saved(tmp_path, capfd):
+def test_the_final_evaluation_is_left_at_once_and_the_run_is_saved(tmp_path):
     place = {"hook": "test", "number": int(signal.SIGINT)}
     stopped, codes = fit("byol-digits", tmp_path / "stopped", send=place, trainer__limit_test_batches=1.0)
     assert codes == [130]
     assert stopped.checkpoint["global_step"] == OPTIONS["trainer.max_steps"]
-    said = capfd.readouterr().err
+    said = (tmp_path / "stopped" / SAID).read_text()
     assert f"recipes: SIGINT after step {OPTIONS['trainer.max_steps']}: " in said
     assert f"'recipes fit --ckpt_path {stopped.path}' goes on" in said
     again, codes = fit("byol-digits", tmp_path / "again", after=stopped, trainer__limit_test_batches=1.0)
