@@ -95,7 +95,7 @@ class ImageDataModule(LightningDataModule):
         """Numbers the labels as a trained classifier does, until the next ``setup``: classes are matched by name.
 
         Args:
-            names: of the classifier's classes; the data may have fewer.
+            names: names of the classifier's classes; the data may have fewer.
             strict: whether a class that the classifier was not trained on is an error. Otherwise, its images count as
                 unlabelled.
 
@@ -116,7 +116,7 @@ class ImageDataModule(LightningDataModule):
         """Gives the images other labels, until the next ``setup``.
 
         Args:
-            names: of the new labels.
+            names: names of the new labels.
             new: int64 [labels], the new label for each old one, or for the images without label if there is none.
         """
         splits = self.splits

@@ -26,7 +26,7 @@ class PlainBatches:
 
         Args:
             given: what ``as_batch`` takes.
-            trainer: of the run.
+            trainer: Trainer of the run.
             dataloader_idx: number of the loader.
 
         Returns:

@@ -43,7 +43,7 @@ def split_by_name(names: Iterable[str], label: Tensor, val: float, test: float) 
     One exception: if none of a class were left for training, its image nearest to the middle is.
 
     Args:
-        names: of the N images, such as "cat/1.png".
+        names: names of the N images, such as "cat/1.png".
         label: int64 [N], the class of each image.
         val: expected share of the images for validation, >= 0.
         test: expected share of the images for testing, >= 0; both shares are less than 1 together.

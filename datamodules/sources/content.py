@@ -55,8 +55,8 @@ class DecodedFile:
     A file is unchanged if its size, inode and both of its times are. Otherwise its content is hashed and compared.
 
     Args:
-        path: of the file, which need not exist.
-        settings: of the decoding: other settings need another file.
+        path: path of the file, which need not exist.
+        settings: settings of the decoding; other settings need another file.
         sources: the files whose content is decoded.
         root: folder of the sources; it may be moved.
     """

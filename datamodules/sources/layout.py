@@ -24,11 +24,11 @@ class Pictures:
 
     Attributes:
         root: the folder.
-        folders: of the splits, train first; the root as ``all`` if it has none.
-        class_names: of the labels.
+        folders: folders of the splits, train first; the root as ``all`` if it has none.
+        class_names: names of the labels.
         only_folder: name of the folder that holds all images, if there is one; it is no class.
         files: all of them, split after split and class after class, each sorted by name.
-        paths: of the files.
+        paths: paths of the files.
         label: int64 [N], of each file, -1 where unlabelled.
         unknown: folder of a class that is not in train, if there is one; its files are unlabelled.
         parts: for ``train`` and those of ``val`` and ``test`` that are there, or for ``all`` alone, the positions.

@@ -19,7 +19,7 @@ class ImageFile(NamedTuple):
     """An image file.
 
     Attributes:
-        path: of the file, below the folder that was listed.
+        path: path of the file, below the folder that was listed.
         class_name: name of its class folder; "" without one.
         size: in bytes.
         identity: equal for two paths of the same file.
@@ -95,7 +95,7 @@ def list_images(folders: Mapping[str, Path]) -> Listing:
     belongs. No image of ``train`` is in another split.
 
     Args:
-        folders: of the splits; ``train`` first, if it is there.
+        folders: folders of the splits; ``train`` first, if it is there.
 
     Raises:
         ValueError: if class folders and images are side by side.

@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 class Agreement:
     """Lets all processes of a run stop at the same batch, although only one of them has a reason to.
 
-    A process that stopped alone would leave the others waiting for it. Every process says after every batch what it
-    wishes, and gets the largest wish of all processes at its next call. The exchange runs beside the training: nothing
+    A process that stopped alone would leave the others waiting for it. Every process gives its wish after every
+    batch, and gets the largest wish of all processes at its next call. The exchange runs beside the training: nothing
     waits for a device, and no process waits for another longer than its next batch does. With one process, the answer
     is immediate.
 
@@ -24,10 +24,10 @@ class Agreement:
             self._group = torch.distributed.new_group(backend="gloo")
 
     def settle(self, wish: int, at_once: bool = False) -> int:
-        """Says what this process wishes.
+        """Exchanges the wish of this process for the largest wish.
 
         Args:
-            wish: number >= 0; 0 goes on.
+            wish: number >= 0; 0 stands for no wish.
             at_once: whether to wait for the wishes of all processes of this call, not of the last one.
 
         Returns:
@@ -42,7 +42,7 @@ class Agreement:
         return self._answer() if at_once else answer
 
     def everyones(self, value: Any) -> list[Any]:
-        """What all processes give, in the order of their ranks: every process has to call it."""
+        """Gathers a value of every process, in the order of their ranks; every process has to call it."""
         if self._group is None:
             return [value]
         values: list[Any] = [None] * torch.distributed.get_world_size(self._group)

@@ -85,7 +85,7 @@ def config_of(path: str | Path, sections: Iterable[str] | None = None) -> dict[s
     """What the configuration of the run that wrote a checkpoint decides for another command: see ``taken``.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         sections: keys that are needed: classes of others may be of any module. If null, all.
 
     Raises:

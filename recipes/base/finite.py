@@ -166,7 +166,7 @@ class FiniteCheck:
         """Takes the numbers of a batch, and looks at those that have arrived.
 
         Args:
-            loss: of the batch, if it has one.
+            loss: loss of the batch, if it has one.
             is_due: whether validation or the end of an epoch follows: then nothing remains unknown.
 
         Raises:
@@ -197,7 +197,7 @@ class FiniteCheck:
         if names := not_finite(self._recipe.state_dict()):
             raise Diverged(self._problem or self._words(f"weights became infinite or NaN ({listed(names)})", None))
 
-    # What the numbers say
+    # What follows from the numbers
 
     def _judge(self, step: _Step) -> None:
         if step.copied is not None:

@@ -88,7 +88,7 @@ def check_measures(recipe: LightningModule, stage: str) -> None:
 
     Args:
         recipe: in ``setup``, with the Trainer and its DataModule.
-        stage: of the Trainer.
+        stage: stage of the Trainer.
 
     Raises:
         ValueError: before training, if a callback monitors a measure that this run does not have.
@@ -113,7 +113,7 @@ def check_monitor(recipe: LightningModule, monitor: str | None, name: str) -> No
     Args:
         recipe: with the Trainer and its DataModule.
         monitor: name of the measure, such as ``val/loss``.
-        name: of the class that monitors it.
+        name: name of the class that monitors it.
 
     Raises:
         ValueError: if the run cannot have it: without validation images, without labels, or because nothing measures

@@ -31,7 +31,7 @@ class RunPosition:
         steps. Otherwise a step has another number of images, and the steps done are counted anew.
 
         Args:
-            recipe: of the run.
+            recipe: recipe of the run.
             saved: the position in the checkpoint; empty for a checkpoint of an earlier version.
             had_schedule: whether the run of the checkpoint had a schedule of ``recipes.optim``.
         """

@@ -122,7 +122,7 @@ class Recipe(AnyRecipe):
         """Logs as Lightning does; a number is not copied to the device, which the host would wait for, but made there.
 
         Args:
-            name: of the measure.
+            name: name of the measure.
             value: scalar tensor, number or metric.
             *args: of ``LightningModule.log``.
             **options: of ``LightningModule.log``.

@@ -55,7 +55,7 @@ def class_changes(args: Sequence[str], config: Any) -> Iterator[str]:
     """Finds the options that were given for an object before another class was chosen for it.
 
     Args:
-        args: of the command: ``--config`` with files or YAML, and options.
+        args: arguments of the command: ``--config`` with files or YAML, and options.
         config: parsed configuration, as plain values.
 
     Yields:

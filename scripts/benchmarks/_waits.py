@@ -1,5 +1,6 @@
 """Notes where a training step makes the host wait for the device."""
 
+import json
 import traceback
 import warnings
 from collections import Counter
@@ -18,7 +19,7 @@ class Waits(Callback):
     Logged steps wait where they are logged, after what is counted here.
 
     Args:
-        path: of the JSON file: ``steps`` that were looked at, and how many ``waits`` each line caused.
+        path: path of the JSON file: ``steps`` that were looked at, and how many ``waits`` each line caused.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,8 +51,6 @@ class Waits(Callback):
             self.caught = None
 
     def on_fit_end(self, *_: Any) -> None:
-        import json
-
         self.path.write_text(json.dumps({"steps": self.steps, "waits": dict(self.found.most_common())}))
 
     def note(self, message: Any, *_: Any, **__: Any) -> None:

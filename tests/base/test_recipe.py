@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,6 +20,7 @@ from recipes.continual import ContinualRecipe
 from recipes.distillation import Teacher
 from recipes.nn import ConvNet, Encoder
 from recipes.optim import WarmupCosine
+from tests.helpers.fake_cuda import fake_cuda
 from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -268,3 +269,15 @@ def test_a_schedule_without_training_batches_is_refused_by_the_name_of_the_optio
     trainer = quiet_trainer(max_epochs=1, limit_train_batches=limit)
     with pytest.raises(ValueError, match=r"trainer\.limit_train_batches is 0.*: training needs at least one batch"):
         steps_per_epoch(trainer)
+
+
+def test_a_number_is_logged_without_waiting_for_a_gpu(monkeypatch):
+    logged = {}
+    monkeypatch.setattr(LightningModule, "log", lambda _, name, value, **options: logged.update({name: value}))
+    monkeypatch.setattr(Supervised, "device", torch.device("cuda"))
+    recipe = Supervised(ConvNet(), num_classes=2)
+    with fake_cuda() as noted, noted() as waits:
+        recipe.log("weight", 0.5)
+        recipe.log("count", 3)
+    assert {name: value.device.type for name, value in logged.items()} == {"weight": "cuda", "count": "cuda"}
+    assert not waits

@@ -92,8 +92,26 @@ OF_DATA = {
     },
 }
 
+OF_STEPS = ("trainer.max_steps", "model.scheduler")
+
 # Paths, times, and the losses of the first device, which a picture shows
 OF_ONE_RUN = {"config", "dirpath", "best_model_path", "seconds", "train/data_wait", "losses"}
+
+
+def arguments(config: str, folder: Path, common: dict[str, Any], changed: dict[str, Any]) -> list[str]:
+    """The words of ``recipes fit`` on small images.
+
+    Args:
+        config: name of the config.
+        folder: where the run goes.
+        common: options of all configs, which those of a config and of its data beat.
+        changed: options that beat these.
+    """
+    images = OF_DATA[packaged(config)["data"]["class_path"].rpartition(".")[2]]
+    options = {"config": config, **common, **images, **OF_CONFIG.get(config, {}), "runs": folder, **changed}
+    if config.startswith("svm"):  # it takes no steps
+        options = {name: value for name, value in options.items() if name not in OF_STEPS}
+    return ["fit", *(f"--{name}={value}" for name, value in options.items())]
 
 
 class Death:
@@ -202,25 +220,15 @@ class Runs:
         key = (config, processes, str(killed), after, *sorted(changed.items()))
         if key not in self.done:
             runs = Path(tempfile.mkdtemp(dir=self.folder))
-            images = OF_DATA[packaged(config)["data"]["class_path"].rpartition(".")[2]]
-            options = {
-                "config": config,
-                "trainer.callbacks": f"{__name__}.Interference",
-                **OPTIONS,
-                **images,
-                **OF_CONFIG.get(config, {}),
-                "runs": runs,
-                "trainer.devices": processes,
-            }
+            common = {"trainer.callbacks": f"{__name__}.Interference", **OPTIONS}
+            options: dict[str, Any] = {"trainer.devices": processes}
             options |= {name.replace("__", "."): value for name, value in changed.items()}
             if "teacher" in packaged(config)["model"]["init_args"]:
                 options["model.teacher"] = self(TEACHER).path
             options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
             options |= {"ckpt_path": after.path} if after else {}
             options |= {f"trainer.callbacks.{name}": value for name, value in (killed or {}).items()}
-            ended = run(
-                _undrawn, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes
-            )
+            ended = run(_undrawn, arguments(config, runs, common, options), processes=processes)
             assert ended == [signal.SIGKILL if killed else None] * processes
             (metrics,) = runs.glob("*/*/metrics.csv")
             self.done[key] = Run(metrics.parent)

@@ -10,30 +10,27 @@ import torch
 from recipes.cli import main
 from recipes.nn.finite import not_finite
 from tests.helpers.processes import draw_nothing, run
-from tests.system.exactness import CASES, OF_CONFIG, OF_DATA, TEACHER, packaged
+from tests.system.exactness import CASES, TEACHER, arguments, packaged
 
 BEFORE = sorted((Path(__file__).parents[1] / "project" / "before").glob("*/*.ckpt"))
+
+COMMON = {
+    "trainer.accelerator": "cpu",
+    "trainer.enable_progress_bar": "false",
+    "trainer.enable_model_summary": "false",
+}
+DIVERGING = {
+    "model.optimizer": "torch.optim.SGD",
+    "model.optimizer.lr": 1e38,
+    "model.scheduler": "torch.optim.lr_scheduler.ConstantLR",
+    "model.scheduler.factor": 1.0,
+}
 
 
 def diverging(case, runs, folder):
     """The arguments of a run with a learning rate that no network bears."""
-    images = OF_DATA[packaged(case)["data"]["class_path"].rpartition(".")[2]]
-    options = {
-        "config": case,
-        "runs": folder,
-        "trainer.accelerator": "cpu",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        **images,
-        **OF_CONFIG.get(case, {}),
-        "model.optimizer": "torch.optim.SGD",
-        "model.optimizer.lr": 1e38,
-        "model.scheduler": "torch.optim.lr_scheduler.ConstantLR",
-        "model.scheduler.factor": 1.0,
-    }
-    if "teacher" in packaged(case)["model"]["init_args"]:
-        options["model.teacher"] = runs(TEACHER).path
-    return ["fit", *(f"--{name}={value}" for name, value in options.items())]
+    teacher = {"model.teacher": runs(TEACHER).path} if "teacher" in packaged(case)["model"]["init_args"] else {}
+    return arguments(case, folder, COMMON, DIVERGING | teacher)
 
 
 def ended(args):

@@ -8,7 +8,7 @@ import pytest
 
 from recipes.cli import main
 from tests.helpers.processes import draw_nothing, run
-from tests.system.exactness import OF_CONFIG, OF_DATA, RECIPES, TEACHER, packaged
+from tests.system.exactness import RECIPES, TEACHER, arguments, packaged
 
 OPTIONS = {
     "trainer.precision": "64-true",
@@ -27,16 +27,6 @@ OPTIONS = {
 OF_ONE_RUN = {"seconds", "minutes", "training_minutes", "devices", "machine", "train/data_wait"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-def arguments(config, folder, **changed):
-    data = packaged(config)["data"]["class_path"].rpartition(".")[2]
-    options = {**OPTIONS, **OF_DATA[data], **OF_CONFIG.get(config, {}), **changed, "runs": folder}
-    if config.startswith("svm"):  # it takes no steps
-        options = {
-            name: value for name, value in options.items() if name not in ("trainer.max_steps", "model.scheduler")
-        }
-    return ["fit", f"--config={config}", *(f"--{name}={value}" for name, value in options.items())]
 
 
 def fit(args):
@@ -67,7 +57,7 @@ def leaves(tree, *place):
 def teacher(tmp_path_factory):
     """The run of a teacher for the digits."""
     folder = tmp_path_factory.mktemp("teacher")
-    run(fit, arguments(TEACHER, folder, **{"trainer.limit_test_batches": 0}))
+    run(fit, arguments(TEACHER, folder, OPTIONS, {"trainer.limit_test_batches": 0}))
     return folder / TEACHER
 
 
@@ -79,7 +69,8 @@ def test_two_devices_measure_what_one_measures(config, count, teacher, tmp_path)
     found = []
     for processes in (1, 2):
         devices = {"trainer.devices": processes} | ({"trainer.strategy": "ddp"} if processes > 1 else {})
-        run(fit, arguments(config, tmp_path / str(processes), **changed, **devices), processes=processes, timeout=100)
+        args = arguments(config, tmp_path / str(processes), OPTIONS, changed | devices)
+        run(fit, args, processes=processes, timeout=100)
         found.append(numbers(tmp_path / str(processes)))
     one, two = found
     assert any(str(place[-1]).startswith("val/") for place in one)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from recipes.cli import main
-from tests.system.exactness import OF_CONFIG, OF_DATA, RECIPES, TEACHER, packaged
+from tests.system.exactness import RECIPES, TEACHER, arguments, packaged
 
 SHORT = {
     "trainer.accelerator": "cpu",
@@ -24,13 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 
 
 def fit(config, folder, **changed):
-    data = packaged(config)["data"]["class_path"].rpartition(".")[2]
-    options = {**SHORT, **OF_DATA[data], **OF_CONFIG.get(config, {}), **changed, "runs": folder}
-    if config.startswith("svm"):  # it takes no steps
-        options = {
-            name: value for name, value in options.items() if name not in ("trainer.max_steps", "model.scheduler")
-        }
-    main(["fit", f"--config={config}", *(f"--{name}={value}" for name, value in options.items())])
+    main(arguments(config, folder, SHORT, changed))
 
 
 @pytest.fixture(scope="module")

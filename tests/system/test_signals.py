@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from recipes.cli import main
 from recipes.cli.run_directory import RUN_DIRECTORY
 from tests.helpers.processes import draw_nothing, run
-from tests.system.exactness import OF_DATA, OPTIONS, Run, _leaves, _relative, packaged
+from tests.system.exactness import OPTIONS, Run, _leaves, _relative, arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -28,7 +28,7 @@ class Send(Callback):
         hook: in which hook; ``read`` is in a worker, while the process waits for the batch.
         epoch: in which epoch, from 0.
         batch: at which batch of it; 0 for hooks without batches.
-        number: of the signal.
+        number: number of the signal.
         rank: in which process.
         times: how often, at intervals of a second.
     """
@@ -80,14 +80,13 @@ class Stuck:
 
 def fit(case, folder, after=None, processes=1, send=None, **changed):
     """Runs ``recipes fit``: the run, and how its processes ended. One that does not end in 200 seconds fails."""
-    images = OF_DATA[packaged(case)["data"]["class_path"].rpartition(".")[2]]
-    options = {"config": case, **OPTIONS, **images, "runs": folder, "trainer.devices": processes}
-    options |= {"checkpoint.every_n_train_steps": "null"} | {name.replace("__", "."): v for name, v in changed.items()}
+    options = {"trainer.devices": processes, "checkpoint.every_n_train_steps": "null"}
+    options |= {name.replace("__", "."): v for name, v in changed.items()}
     options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
     options |= {"ckpt_path": after.path} if after else {}
     options |= {"trainer.callbacks": f"{__name__}.Send"}
     options |= {f"trainer.callbacks.{name}": value for name, value in (send or {}).items()}
-    codes = run(ended, ["fit", *(f"--{name}={value}" for name, value in options.items())], processes=processes)
+    codes = run(ended, arguments(case, folder, OPTIONS, options), processes=processes)
     (metrics,) = Path(folder).glob("*/*/metrics.csv")
     return Run(metrics.parent), codes
 

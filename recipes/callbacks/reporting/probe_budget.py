@@ -117,7 +117,7 @@ def every_that_fits(loader: Any, width: int) -> int:
     """The smallest step between the images of a bank with which their features fit in memory.
 
     Args:
-        loader: of the whole bank.
+        loader: loader of the whole bank.
         width: number of features of an image, of all rows of the table together.
     """
     images = getattr(loader.sampler, "count", len(loader.dataset))

@@ -6,6 +6,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
+_PATIENCE = 3.0  # seconds
+
 
 class SaidOnce:
     """Prints a line, once for each thing that it is about."""
@@ -21,6 +23,6 @@ class SaidOnce:
 
 
 def shown(trainer: Trainer, parts: Any, what: str) -> Any:
-    """The same parts, with a progress bar if the Trainer has one."""
+    """The same parts, with a progress bar if the Trainer has one and they take longer than a few seconds."""
     visible = trainer.progress_bar_callback is not None and trainer.is_global_zero
-    return tqdm(parts, desc=what, leave=False, disable=not visible, dynamic_ncols=True)
+    return tqdm(parts, desc=what, leave=False, delay=_PATIENCE, disable=not visible, dynamic_ncols=True)

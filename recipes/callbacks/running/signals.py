@@ -39,7 +39,7 @@ class Signals:
     busy in one operation for more than 5 seconds is ended by the thread, and so is a process among others after 25.
 
     Attributes:
-        number: of the first signal; 0 before.
+        number: number of the first signal; 0 before.
         may_leave: whether the main thread can be left at any moment.
         saves: whether there is something to save first.
         outcome: what is saved and which command goes on, if anything is.
@@ -74,7 +74,7 @@ class Signals:
         self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self.listen()
         _current = self
-        threading.Thread(target=self._watch, daemon=True, name="signals").start()
+        threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True, name="signals").start()
         return self
 
     def __exit__(
@@ -112,12 +112,11 @@ class Signals:
         if not self._raised and self.may_leave():
             self.leave()
 
-    def _watch(self) -> None:
-        assert self._pipe is not None
+    def _watch(self, arrived: int) -> None:
         while not self._done.is_set():
-            select.select([self._pipe[0]], [], [], _POLL)
+            select.select([arrived], [], [], _POLL)
             try:
-                got = os.read(self._pipe[0], 64)
+                got = os.read(arrived, 64)
             except BlockingIOError:
                 got = b""
             for number in got:
@@ -196,5 +195,5 @@ def _of_others(mine: int) -> int:
         return 0
     try:
         return int(store.get(_KEY)) if store.check([_KEY]) else 0
-    except Exception:  # the process that keeps the store has ended
+    except RuntimeError:  # the process that keeps the store has ended
         return 0

@@ -45,7 +45,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     classes are not imported and their code is not run. Of a module that was saved whole, the tensors are read.
 
     Args:
-        path: of the file, the directory of a run or of runs, or the folder of a timm model from Hugging Face.
+        path: path of the file, the directory of a run or of runs, or the folder of a timm model from Hugging Face.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -66,7 +66,7 @@ def load_weights(
 
     Args:
         module: gets the weights.
-        path: of the file or folder, with ``#NAME`` if the file holds several networks and another one is wanted.
+        path: path of the file or folder, with ``#NAME`` if the file holds several networks and another one is wanted.
         optional: names of tensors of the encoder that keep their values if those in the file have another shape.
         normalization: mean and standard deviation of the images in training, if known. If None, uses those that the
             file states.
@@ -94,7 +94,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
     Args:
         tensors: those that are used, by name.
-        path: of the file that they come from.
+        path: path of the file that they come from.
 
     Raises:
         ValueError: if an element is NaN or infinite.

@@ -19,7 +19,7 @@ def png(path, depth, colour, pixel, transparent=None):
     """Writes a PNG of one colour by the letter of the standard, without Pillow.
 
     Args:
-        path: of the file.
+        path: path of the file.
         depth: bits per channel.
         colour: colour type of the header: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
         pixel: values of the channels.
