@@ -1,5 +1,6 @@
 import inspect
 import json
+import logging
 import os
 import re
 from collections import defaultdict
@@ -55,6 +56,16 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section(f"took more than {SLOW} s and are not marked slow")
         for name in sorted(long, key=long.get, reverse=True):
             terminalreporter.line(f"{long[name]:6.1f} s  {name}")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay_as_they_are():
+    """Undoes what a test does to the levels by which the library decides which lines to print."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
