@@ -23,8 +23,8 @@ class StartingPoint(TensorList):
 
     def squared_distance(self, parameters: Iterable[Tensor]) -> Tensor:
         """||w - w⁰||², a scalar, for the parameters in the same order."""
-        pairs = zip(parameters, self, strict=True)
-        return torch.stack([F.mse_loss(at_least_float32(parameter), start, reduction="sum") for parameter, start in pairs]).sum()
+        pairs = zip(map(at_least_float32, parameters), self, strict=True)
+        return torch.stack([F.mse_loss(parameter, start, reduction="sum") for parameter, start in pairs]).sum()
 
 
 def check_l2_sp(strength: float) -> float:

@@ -96,4 +96,3 @@ def test_a_recipe_trains_in_bf16_true_with_its_loss_and_its_copies_in_float32(co
         assert apart < 1e-6
         assert moved > 1e-4
     assert Watch.copies or not config.startswith(("byol", "mean-teacher", "moco"))
-
