@@ -49,7 +49,7 @@ def check_indices(recipe: "Recipe", given: Any) -> None:
 def check_loaders(recipe: "Recipe", stage: str) -> None:
     """Refuses several loaders for one evaluation: measures would be of which one?"""
     trainer, stage = recipe.trainer, str(getattr(stage, "value", stage))  # Lightning gives an enumeration
-    loops = {
+    loops: dict[str, Any] = {
         "fit": trainer.fit_loop.epoch_loop.val_loop,
         "validate": trainer.validate_loop,
         "test": trainer.test_loop,
