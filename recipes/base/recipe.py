@@ -110,7 +110,8 @@ class Recipe(AnyRecipe):
 
     def check_range(self, image: Tensor) -> None:
         """Refuses float images outside [0, 1]; in a run, the first batch of each loader was checked before."""
-        running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
+        state = getattr(self._trainer, "state", None)
+        running = state is not None and state.status == TrainerStatus.RUNNING
         if not running and not torch.compiler.is_compiling():
             check_range(image)
 
