@@ -1,10 +1,10 @@
 """The base class of all DataModules: the properties that recipes read, and the loaders."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,7 +17,8 @@ from datamodules.loading.cpus import usable_cpus
 from datamodules.loading.dataset import ImageDataset
 from datamodules.loading.loader import ResumableLoader
 from datamodules.loading.sampler import GlobalBatchSampler
-from datamodules.reading import Reading
+from datamodules.loading.split_counts import counted
+from datamodules.reading import Reading, ReadsLikeNetwork
 
 _MOST_WORKERS = 256  # that a user may ask for: each is a process
 _MAX_WORKERS = 16  # more rarely load faster, and each holds memory
@@ -42,7 +43,7 @@ class Splits:
     test: ImageDataset | None = None
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
     """Images of one size for any recipe.
 
     Subclasses write ``load`` and, where there is something to download, ``prepare_data``.
@@ -50,6 +51,9 @@ class ImageDataModule(LightningDataModule):
     The properties are available after ``setup``, which a Trainer calls on the DataModule before it calls it on the
     recipe; ``num_classes`` is at once where a subclass knows it. Under a Trainer each loader hands out its device's
     share of the global batches.
+
+    Arguments of subclasses that say how images are read, and are null, are those of the Trainer's network if it was
+    trained before (``ReadsLikeNetwork``).
 
     Args:
         batch_size: images per step over all devices together, >= 1; a multiple of the number of devices.
@@ -59,9 +63,6 @@ class ImageDataModule(LightningDataModule):
     Raises:
         ValueError: if ``batch_size`` is not positive or ``num_workers`` is out of its range.
     """
-
-    reading_options: ClassVar[tuple[str, ...]] = ()  # fields of a ``Reading`` that arguments of a subclass choose
-    usual_reading: ClassVar[Reading] = Reading()  # where neither an argument nor a network chooses
 
     def __init__(self, batch_size: int = 256, num_workers: int | None = None) -> None:
         super().__init__()
@@ -73,8 +74,6 @@ class ImageDataModule(LightningDataModule):
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.sources: tuple[ImageDataModule, ...] = ()  # DataModules that this one wraps
-        self._stated = self._of_network = Reading()
         self._splits: Splits | None = None
         self._matched: Splits | None = None
         self._instead: Splits | None = None
@@ -84,6 +83,12 @@ class ImageDataModule(LightningDataModule):
     def load(self) -> Splits:
         """Reads the images."""
         raise NotImplementedError(f"{type(self).__name__} must write load()")
+
+    def forget_images(self) -> None:
+        """Drops the images, so that the next ``setup`` reads them again."""
+        self._splits = None
+        for name in ("image_shape", "_statistics"):
+            vars(self).pop(name, None)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images, once, whatever the stage; again if the network was trained on images read otherwise."""
@@ -96,26 +101,7 @@ class ImageDataModule(LightningDataModule):
     @rank_zero_only
     def _tell(self) -> None:
         """Prints what was found."""
-        rank_zero_info(f"{self._source}: {self._counts()}")
-
-    @property
-    def _source(self) -> str:
-        """What the images are from, for messages."""
-        return type(self).__name__
-
-    def _counts(self) -> str:
-        """The numbers of classes and of images of each split, and how many have no label or are left out."""
-        splits = self.splits
-        parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
-        images = {name: 0 if part is None else len(part) for name, part in parts.items()}
-        bare = {name: int((part.label < 0).sum()) for name, part in parts.items() if part is not None}
-        classes = len(splits.class_names)
-        line = f"{classes or 'no'} class{'es' * (classes != 1)}; images: {_listed(images)}"
-        if splits.class_names and any(bare.values()):
-            line += f"; without a label: {_listed({name: count for name, count in bare.items() if count})}"
-        sources = [part for data in self.sources for part in (data.splits.train, data.splits.val, data.splits.test)]
-        left_out = sum(len(part) for part in sources if part is not None) - sum(images.values())
-        return line + f"; left out: {left_out:,}" * (left_out > 0)
+        rank_zero_info(f"{type(self).__name__}: {counted(self.splits, [data.splits for data in self.sources])}")
 
     @property
     def splits(self) -> Splits:
@@ -128,44 +114,10 @@ class ImageDataModule(LightningDataModule):
     def reading(self) -> Reading:
         """How the images are read; after ``setup``."""
         if self.sources:
-            return self.sources[0].reading
+            wrapped: ImageDataModule = self.sources[0]
+            return wrapped.reading
         channels, height, width = self.image_shape
         return Reading(height if height == width else None, channels)
-
-    def read_as(self, reading: Reading) -> None:
-        """Reads the images like others, such as those of a trained network, except where an argument says otherwise.
-
-        Args:
-            reading: how the others are read.
-        """
-        self._read_like(reading, Reading())
-
-    @property
-    def _chosen(self) -> Reading:
-        """The values of the arguments that say how images are read: those given, of the network, or the defaults."""
-        chosen = self._stated.filled(self._of_network).filled(self.usual_reading)
-        return Reading(*(value if name in self.reading_options else None for name, value in chosen._asdict().items()))
-
-    def _ask_network(self) -> None:
-        """Takes what the arguments leave open from the network of the Trainer."""
-        reading = getattr(getattr(self.trainer, "lightning_module", None), "reading", None)
-        if isinstance(reading, Reading):
-            self._read_like(Reading(), reading)
-
-    def _read_like(self, lasting: Reading, network: Reading) -> bool:
-        """Takes what the arguments leave open, for good or until the next network; drops images read otherwise.
-
-        Returns:
-            Whether that is a change.
-        """
-        changes = [data._read_like(lasting, network) for data in self.sources]
-        before = self._chosen
-        self._stated, self._of_network = self._stated.filled(lasting), network
-        if changed := any(changes) or self._chosen != before:
-            self._splits = None
-            for name in ("image_shape", "_statistics"):
-                vars(self).pop(name, None)
-        return changed
 
     def match_classes(self, names: Sequence[str], strict: bool = True) -> None:
         """Numbers the labels as a trained classifier does, until the next ``setup``: classes are matched by name.
@@ -307,8 +259,14 @@ class ImageDataModule(LightningDataModule):
         splits = self.splits
         if splits.test is not None:
             others = len(splits.train) + (0 if splits.val is None else len(splits.val))
-            rank_zero_info(f"the {len(splits.test):,} test images are predicted, and not the {others:,} others")
+            rank_zero_info(
+                f"the {len(splits.test):,} test images are predicted, and not the {others:,} others{self._remedy()}"
+            )
         return self.in_order(splits.test or splits.train)
+
+    def _remedy(self) -> str:
+        """What to do to predict all images, where there is an option for it."""
+        return ""
 
     def bank_dataloader(self, every: int = 1) -> DataLoader[Batch]:
         """The labelled training images in order, none left out: for nearest neighbours and probes.
@@ -375,10 +333,6 @@ class ImageDataModule(LightningDataModule):
 def is_labelled(images: ImageDataset | None) -> TypeGuard[ImageDataset]:
     """Whether there are images, and at least one has a label."""
     return images is not None and bool((images.label >= 0).any())
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def listed_classes(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """How images are read: the properties that a network's images share, whatever DataModule they come from."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 LARGEST_SIZE = 2**14  # of an image: more than a gigabyte in floating point numbers, each
 
@@ -66,3 +66,66 @@ def _range(value: Any) -> ValueRange | None:
 
 
 _CHECKS = {"image_size": _size, "channels": _channels, "value_range": _range}
+
+
+class ReadsLikeNetwork:
+    """Base of DataModules that read images as a trained network takes them, where their arguments leave that open.
+
+    A value that is given as an argument comes first, then that of ``read_as``, then that of the Trainer's network (its
+    attribute ``reading``), then the usual one.
+
+    Attributes:
+        sources: DataModules that this one wraps.
+        reading_options: the argument for each field of a ``Reading`` that a subclass can choose.
+        usual_reading: where neither an argument nor a network chooses.
+    """
+
+    sources: tuple[Any, ...] = ()
+    reading_options: ClassVar[dict[str, str]] = {}
+    usual_reading: ClassVar[Reading] = Reading()
+    trainer: Any
+    _stated = _of_network = Reading()
+
+    def forget_images(self) -> None:
+        """Drops the images, so that the next ``setup`` reads them again."""
+        raise NotImplementedError
+
+    def read_as(self, reading: Reading) -> None:
+        """Reads the images like others, except where an argument says otherwise.
+
+        Args:
+            reading: how the others are read, such as those of a trained network.
+        """
+        self._read_like(reading, Reading())
+
+    @property
+    def reading_arguments(self) -> dict[str, Any]:
+        """The arguments that say how images are read, as they were given or taken by ``read_as``."""
+        given = {name: getattr(self._stated, field) for field, name in self.reading_options.items()}
+        plain = {name: [*value] if isinstance(value, tuple) else value for name, value in given.items()}
+        return {name: value for name, value in plain.items() if value is not None}
+
+    @property
+    def _chosen(self) -> Reading:
+        """The values that hold now."""
+        chosen = self._stated.filled(self._of_network).filled(self.usual_reading)
+        return Reading(**{field: getattr(chosen, field) for field in self.reading_options})
+
+    def _ask_network(self) -> None:
+        """Takes what the arguments leave open from the network of the Trainer."""
+        reading = getattr(getattr(self.trainer, "lightning_module", None), "reading", None)
+        if isinstance(reading, Reading):
+            self._read_like(Reading(), reading)
+
+    def _read_like(self, lasting: Reading, network: Reading) -> bool:
+        """Takes what the arguments leave open, for good or until the next network; drops images read otherwise.
+
+        Returns:
+            Whether that is a change.
+        """
+        changes = [data._read_like(lasting, network) for data in self.sources]
+        before = self._chosen
+        self._stated, self._of_network = self._stated.filled(lasting), network
+        if changed := any(changes) or self._chosen != before:
+            self.forget_images()
+        return changed

@@ -1,6 +1,6 @@
 """Handwritten digits that come with scikit-learn."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn import functional
@@ -31,7 +31,7 @@ class Digits(ImageDataModule):
         ValueError: if ``size`` is below 8.
     """
 
-    reading_options = ("image_size",)
+    reading_options: ClassVar = {"image_size": "size"}
     usual_reading = Reading(16)
 
     def __init__(

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.loading.split import check_fraction
+from datamodules.loading.split_counts import counted
 from datamodules.paths import OutputPath
 from datamodules.reading import LARGEST_SIZE, Reading
 from datamodules.sources.content import DecodedFile
@@ -85,7 +86,7 @@ class ImageFolder(ImageDataModule):
             read, or if an argument is out of its range.
     """
 
-    reading_options = Reading._fields
+    reading_options: ClassVar = {name: name for name in Reading._fields}
     usual_reading = Reading(224, 3)
 
     def __init__(
@@ -295,9 +296,9 @@ class ImageFolder(ImageDataModule):
         val, test = (self.val_fraction, self.test_fraction) if draw else (0.0, 0.0)
         return pictures.split(val, test, self.split_by, bad)
 
-    @property
-    def _source(self) -> str:
-        return str(self.root)
+    def _remedy(self) -> str:
+        drawn = self._found is not None and not self._found.pictures.has_splits
+        return ": set val_fraction and test_fraction to 0 to predict all" * drawn
 
     @rank_zero_only
     def _tell(self) -> None:
@@ -307,7 +308,7 @@ class ImageFolder(ImageDataModule):
         pictures, bad = self._found.pictures, self._found.bad
         parts = self._split(pictures, bad, draw=bool(pictures.class_names))
         rule = f" (split by {self.split_by})" if not pictures.has_splits and pictures.class_names else ""
-        rank_zero_info(f"{self._source}: {self._counts()}{rule}")
+        rank_zero_info(f"{self.root}: {counted(self.splits)}{rule}")
         for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
             if rule and fraction > 0 and name not in parts:
                 rank_zero_info(

@@ -134,15 +134,16 @@ class Command(LightningCLI):
 
         They are those of the data or, if it has no labels, those of the teacher; a trained recipe has its own.
         """
-        trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
-        of_checkpoint = num_classes_of(trained) if trained and Path(trained).is_file() else None
-        if of_checkpoint is not None:
-            return of_checkpoint
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        trained = num_classes_of(checkpoint) if checkpoint and Path(checkpoint).is_file() else None
         arguments = self.config[self.subcommand].model.get("init_args", {})
         count = getattr(data, "num_classes", None)
+        if trained is not None and (self.subcommand != "fit" or not count):
+            return trained
         if "num_classes" in arguments and not count:
-            if teacher := arguments.get("teacher"):
-                return teacher_from(teacher).num_classes
+            teacher = arguments.get("teacher")
+            if teacher and (taught := teacher_from(teacher).num_classes):
+                return taught
             getattr(data, "check_labelled", lambda: None)()
         return count
 

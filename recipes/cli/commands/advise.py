@@ -65,6 +65,7 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
     data: ImageDataModule = parser.instantiate(options).data
     data.read_as(reading_of_runs([*names, *weights]))
     data_config = _config(options.data)
+    data_config["init_args"] |= data.reading_arguments
     data.prepare_data()
     data.setup()
     if options.verify:
@@ -108,7 +109,7 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
         soft_wrap=True,
     )
     for line in taken_of_runs([*names, *weights]):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     console.print(f"All numbers are in {output.with_suffix('.json')}.", soft_wrap=True)
 
 

@@ -111,7 +111,7 @@ def _probe(parser: ArgumentParser, options: Namespace) -> None:
     console = terminal()
     console.print(_table(found, options, type(data).__name__))
     for line in (*notes, *taken_of_runs([options.encoder, options.weights])):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     console.print(f"All numbers are in {directory / 'probe.json'}.", soft_wrap=True)
 
 

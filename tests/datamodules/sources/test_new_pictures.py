@@ -126,4 +126,7 @@ def test_predictions_of_the_test_images_alone_are_said(caplog, photos):
     with caplog.at_level("INFO", "lightning.pytorch"):
         data.predict_dataloader()
     count = len(data.splits.test)
-    assert f"the {count} test images are predicted, and not the {12 - count} others" in caplog.text
+    line = (
+        f"the {count} test images are predicted, and not the {12 - count} others: set val_fraction and test_fraction to"
+    )
+    assert line in caplog.text
