@@ -26,7 +26,9 @@ class Reading(NamedTuple):
         """How the images of the run that wrote a checkpoint were read; runs of version 0.1 state their shape alone."""
         saved = checkpoint.get("reading")
         if isinstance(saved, Mapping):
-            return cls(*(_CHECKS[name](saved.get(name)) for name in cls._fields))
+            return cls(
+                _size(saved.get("image_size")), _channels(saved.get("channels")), _range(saved.get("value_range"))
+            )
         shape = checkpoint.get("image_shape")
         if isinstance(shape, list | tuple) and len(shape) == 3 and shape[1] == shape[2]:
             return cls(_size(shape[1]), _channels(shape[0]))
@@ -34,7 +36,8 @@ class Reading(NamedTuple):
 
     def filled(self, other: "Reading") -> "Reading":
         """This reading, with the values of another one where there are none."""
-        return Reading(*(theirs if ours is None else ours for ours, theirs in zip(self, other)))
+        known = {name: value for name, value in self._asdict().items() if value is not None}
+        return other._replace(**known)
 
     def differences(self, other: "Reading") -> str:
         """Says in what two readings differ, ours first: of the properties that both know."""
@@ -63,9 +66,6 @@ def _range(value: Any) -> ValueRange | None:
         return None
     black, white = value
     return (black, white) if -float("inf") < black < white < float("inf") else None
-
-
-_CHECKS = {"image_size": _size, "channels": _channels, "value_range": _range}
 
 
 class ReadsLikeNetwork:

@@ -346,8 +346,8 @@ class ImageFolder(ImageDataModule):
         if cache and (found := cache.read()):
             image, bad = found["image"], found["bad"]
         else:
-            size, channels, *others = self._decoding
-            image, bad = decode_all(paths, size, channels, skip, keep, *others)
+            size, channels, value_range, most = self._decoding
+            image, bad = decode_all(paths, size, channels, skip, keep, value_range, most)
             if cache:
                 cache.write({"image": image, "bad": bad})
         if bad:

@@ -101,12 +101,12 @@ def find(root: Path) -> Pictures:
         FileNotFoundError: if there is no root, or a folder has no images.
         ValueError: if the folders are arranged otherwise than ``ImageFolder`` states.
     """
-    if (paths := _paths(root)) is None:
+    if (named := _paths(root)) is None:
         folders = _split_folders(root)
         listing = list_images(folders)
     else:
         folders = {"all": folder_of(root)}
-        listing = list_paths(paths, "all")
+        listing = list_paths(named, "all")
     first = next(iter(folders))  # all or train
     class_names = listing.classes[first]
     files: list[ImageFile] = []
@@ -115,7 +115,7 @@ def find(root: Path) -> Pictures:
     for name, members in listing.files.items():
         unknown += [folders[name] / each for each in sorted(set(listing.classes[name]) - {*class_names, ""})]
         if not members:
-            raise _no_images(root if paths is not None else folders[name], name, listing)
+            raise _no_images(root if named is not None else folders[name], name, listing)
         parts[name] = list(range(len(files), len(files) + len(members)))
         files += members
     filled = {file.class_name for file in listing.files[first]}

@@ -84,7 +84,8 @@ class Teacher(nn.Module):
         Args:
             image_size: height and width of the images of the data, from which views may be cropped.
         """
-        own = [member.reading.image_size for member in self.members]  # type: ignore[union-attr]
+        members: Any = self.members
+        own: list[int | None] = [member.reading.image_size for member in members]
         self.scales = [size / image_size if size and image_size else 1.0 for size in own]
         for source, size, scale in zip(self.sources, own, self.scales, strict=True):
             if scale != 1:

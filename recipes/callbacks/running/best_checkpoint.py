@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules import TaskSequence
+from datamodules.paths import OutputPath
 from recipes.base.measures import is_of_validation
 from recipes.nn.encoders.files import BEST, RECORD
 
@@ -28,7 +29,7 @@ class BestCheckpoint(Callback):
         dirpath: folder for the two files.
     """
 
-    def __init__(self, dirpath: str | Path) -> None:
+    def __init__(self, dirpath: OutputPath) -> None:
         self.path = Path(dirpath) / BEST
         self._monitor: str | None = None
         self._mode = "min"
