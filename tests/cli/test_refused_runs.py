@@ -47,6 +47,7 @@ def test_what_a_run_cannot_do_is_one_line_and_leaves_nothing(options, words, cap
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_plateau_is_looked_for_at_the_epochs_that_are_validated(tmp_path):
     stalled = {"patience": 0, "threshold": "1e9", "threshold_mode": "abs", "factor": 0.5}
     options = [f"--model.scheduler.{name}={value}" for name, value in stalled.items()]
