@@ -111,6 +111,15 @@ def steps_per_epoch(trainer: Trainer) -> int:
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
+def share_of_step(trainer: Trainer) -> float:
+    """Share of the accumulated batches that this optimiser step has; below 1 only in the last step of an epoch.
+
+    Lightning divides the loss of every batch by ``accumulate_grad_batches``, although the last step may have fewer.
+    """
+    before = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
+    return (before % trainer.accumulate_grad_batches + 1) / trainer.accumulate_grad_batches
+
+
 def global_batch_size(trainer: Trainer) -> int:
     """How many images make one optimiser step: the global batch size of the data × accumulated batches.
 
