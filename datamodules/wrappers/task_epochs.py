@@ -32,6 +32,12 @@ class TaskEpochs:
         task = self.task_of(epoch)
         return epoch - self._ends[task] + self.per_task[task]
 
+    def of_each_task(self, first: int, stop: int) -> list[int]:
+        """How many epochs of the run, from ``first`` on and before ``stop``, belong to each task."""
+        starts = [0, *self._ends[:-1]]
+        ends = [*self._ends[:-1], max(stop, self.total)]  # after the end, an epoch belongs to the last task
+        return [max(min(stop, end) - max(first, start), 0) for start, end in zip(starts, ends)]
+
     def is_last_of_task(self, epoch: int) -> bool:
         """Whether an epoch of the run is the last of its task."""
         return epoch + 1 in self._ends

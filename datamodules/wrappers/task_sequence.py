@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -317,10 +318,18 @@ class TaskSequence(ImageDataModule):
         """How many batches an epoch of each task has, the same on every device."""
         return [images // self.batch_size for images in self._images_per_epoch]
 
+    def epoch_lengths(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """The lengths of epochs of a run, from ``first`` on and before ``stop``: they differ from task to task.
+
+        Returns:
+            For each task, how many of the epochs belong to it, and how many batches each of them has.
+        """
+        return list(zip(self.epochs.of_each_task(first, stop), self.batches_per_epoch))
+
     @property
     def _images_per_epoch(self) -> list[int]:
-        images = torch.bincount(self.splits.train.task, minlength=self.num_tasks)
-        return (images.cumsum(0) if self.cumulative else images).tolist()
+        images = [len(part) for part in self.splits.train.parts]
+        return list(accumulate(images)) if self.cumulative else images
 
     def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:
         train, dealt = self.splits.train, self._dealt

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
 from losses.precision import at_least_float32
 from recipes.augment import Views
+from recipes.base import position
 from recipes.base.classifier import Classifier
 from recipes.base.measures import accuracy
 from recipes.continual import progress
@@ -266,17 +267,29 @@ class ContinualRecipe(Classifier):
     @property
     def total_steps(self) -> int:
         """How many optimiser steps the task has that is learned now."""
-        self.trainer.fit_loop.setup_data()  # of this epoch, if that is not there yet
-        return self.steps_per_epoch * self.data.epochs_per_task[self.task]
+        return position.steps_between(self.trainer, *self._epochs_of_task)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimiser steps in an epoch of the task that is learned now."""
+        first, _ = self._epochs_of_task
+        return position.steps_between(self.trainer, first, first + 1)
 
     @property
     def steps_left(self) -> float:
         """Number of optimiser steps from now to the end of the task."""
-        return self.steps_until(sum(self.data.epochs_per_task[: self.task + 1]))
+        _, stop = self._epochs_of_task
+        return self.steps_until(stop)
+
+    @property
+    def _epochs_of_task(self) -> tuple[int, int]:
+        """The first epoch of the run that belongs to the task that is learned now, and the one after its last."""
+        before = sum(self.data.epochs_per_task[: self.task])
+        return before, before + self.data.epochs_per_task[self.task]
 
     def epochs_of_schedule(self, epochs: int) -> int:
         """How many epochs of the task are over, given those of the run."""
-        return epochs - sum(self.data.epochs_per_task[: self.task])
+        return epochs - self._epochs_of_task[0]
 
     def _placed(self, ratio: float) -> tuple[int, int]:
         """Returns the steps done and the steps in all of the task: its schedule ends with it."""
