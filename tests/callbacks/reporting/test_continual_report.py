@@ -249,7 +249,8 @@ def test_the_table_has_both_views_and_what_is_to_be_expected(
             for line in lines
         )
     for name in MEASURES:
-        values = [f"{100 * report['measures'][view][name]:.1f}" for view in ("aware", "agnostic")]
+        of_views = [report["measures"][view][name] for view in ("aware", "agnostic")]
+        values = ["–" if value is None else f"{100 * value:.1f}" for value in of_views]
         assert any(line.startswith(f" {name.replace('_', ' ')} ") and line.split()[-2:] == values for line in lines)
     assert " ".join(report["expectation"].split()[:6]) in " ".join(" ".join(lines).split())
 
