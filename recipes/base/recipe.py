@@ -271,8 +271,8 @@ class Recipe(AnyRecipe):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of optimiser steps in an epoch."""
-        return position.steps_per_epoch(self.trainer)
+        """Number of optimiser steps in an epoch: in the first, if the epochs of the run differ."""
+        return position.steps_between(self.trainer, 0, 1)
 
     @property
     def steps_left(self) -> float:
