@@ -74,9 +74,15 @@ def steps_of_run(trainer: Trainer) -> int:
     """Number of optimiser steps of the whole run.
 
     Raises:
-        ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run.
+        ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run, or only ``max_epochs`` does for data
+            without length.
     """
-    total = _estimated_steps(trainer)
+    total = _estimated_steps(trainer)  # -1: epochs without length
+    if total == -1:
+        raise ValueError(
+            "the training data has no length, and the schedule needs that of the run: set trainer.max_steps, or "
+            "trainer.limit_train_batches to the number of batches in an epoch"
+        )
     if not math.isfinite(total):
         raise ValueError("the schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
     return int(total)
@@ -103,7 +109,7 @@ def steps_until(trainer: Trainer, epoch: int) -> int:
 def steps_left(trainer: Trainer) -> float:
     """Number of optimiser steps from now to the end of the run; infinite for a run without end."""
     by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps - trainer.global_step
-    if trainer.max_epochs in (None, -1):
+    if trainer.max_epochs in (None, -1) or math.isinf(trainer.num_training_batches):
         return by_steps
     return min(by_steps, steps_until(trainer, trainer.max_epochs))
 
@@ -112,13 +118,17 @@ def steps_between(trainer: Trainer, first: int, stop: int) -> int:
     """Number of optimiser steps in the epochs of a run, from ``first`` on and before ``stop``.
 
     All epochs are as long as the present one, unless the DataModule has ``epoch_lengths``, as a ``TaskSequence`` has.
+    A run on data without length counts as one epoch.
 
     Raises:
-        ValueError: if ``limit_train_batches`` is 0: Lightning then never counts them.
+        ValueError: if ``limit_train_batches`` is 0: Lightning then never counts them. As ``steps_of_run``, for data
+            without length.
     """
     limit, lengths = trainer.limit_train_batches, _epoch_lengths(trainer)
     if not limit:
         raise ValueError(f"trainer.limit_train_batches is {limit}: training needs at least one batch")
+    if lengths is None and math.isinf(trainer.num_training_batches):
+        return steps_of_run(trainer)
     counted: list[tuple[int, float]] = [(max(stop - first, 0), trainer.num_training_batches)]
     if lengths is not None:
         counted = [
