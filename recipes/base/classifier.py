@@ -33,6 +33,7 @@ class Classifier(Recipe):
     """
 
     has_probabilities = True
+    _marks = (*Recipe._marks, "class_names")
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules import Batch, TaskBatch
 from datamodules.loading.plain import PlainBatches
@@ -17,8 +17,10 @@ from recipes.augment import Key, Normalize, Views
 from recipes.base import position
 from recipes.base.checks import check_batch_size, check_checkpoint, check_encoder, check_indices
 from recipes.base.finite import StopOnDivergence
+from recipes.base.lent import CleanRuns
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
+from recipes.base.pickling import named_defaults, with_defaults
 from recipes.base.position import RunPosition
 from recipes.base.resume import Resume
 from recipes.nn import Encoder, Replicated, has_local_batch_norm
@@ -62,6 +64,7 @@ class Recipe(AnyRecipe):
 
     smallest_batch: ClassVar[int] = 1
     remembers_images: ClassVar[bool] = False
+    _marks: ClassVar[tuple[str, ...]] = ("trained",)  # attributes that go with the weights, in any state_dict
 
     def __init__(
         self,
@@ -192,6 +195,9 @@ class Recipe(AnyRecipe):
         """
         self._has_stepped = False
         self._position = RunPosition()
+        if stage == "fit":
+            for parameter in self.frozen_parameters():
+                parameter.requires_grad_(False)
         data = self.datamodule
         if data is None:
             self._plain_batches = PlainBatches()
@@ -222,13 +228,21 @@ class Recipe(AnyRecipe):
         return made
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the callbacks by which a resumed run obeys its options and a run that diverges ends."""
+        """Adds the callbacks by which runs begin clean, resumed runs obey their options and runs that diverge end."""
         given = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [kind() for kind in (Resume, StopOnDivergence) if not any(isinstance(each, kind) for each in given)]
+        return [
+            kind()
+            for kind in (CleanRuns, Resume, StopOnDivergence)
+            if not any(isinstance(each, kind) for each in given)
+        ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
         return optimizer_and_schedule(self)
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the encoder that the method does not train: they require no gradient while it trains."""
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser is made from: all trainable parameters, with and without weight decay.
@@ -319,3 +333,26 @@ class Recipe(AnyRecipe):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # in the metadata, where modules have their versions: names of entries stay those of tensors
+        destination._metadata[prefix[:-1]]["marks"] = {name: getattr(self, name) for name in self._marks}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        marks = local_metadata.get("marks", {})
+        for name in self._marks:
+            setattr(self, name, marks.get(name) or getattr(self, name))
+        if self.trained:
+            self.encoder.pretrained = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy holds: default optimisers and schedules by the names of their arguments."""
+        state = super().__getstate__()
+        state["_metric_attributes"] = None  # Lightning's names of metrics, by their address
+        return named_defaults(type(self), state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores the recipe of a pickle."""
+        super().__setstate__(with_defaults(state))
