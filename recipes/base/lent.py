@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -12,52 +13,71 @@ from recipes.nn.finite import listed
 if TYPE_CHECKING:
     from recipes.base.recipe import Recipe
 
+_SINGLE = ("32-true", "16-mixed", "bf16-mixed")  # precisions in which the Trainer converts no weights
+
 
 class AsLent:
-    """How the networks of a recipe were before a run: which parameters learn, the modes of modules, and their classes.
-
-    Weights and buffers are not part of it: training them is what networks are lent for.
+    """A network as it was before a run: which parameters learn, modes and classes of modules, types of weights.
 
     Args:
-        network: whose modules and parameters are noted.
+        network: whose modules, parameters and buffers are noted.
+        trains: whether the run trains the network. Otherwise its weights are noted too, without a copy.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, trains: bool) -> None:
         self._modules = [(part, type(part), part.training) for part in network.modules()]
-        self._parameters = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+        self._learns = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+        # by name: a conversion replaces buffers
+        held: list[tuple[Any, str]] = [
+            (tensors, name)
+            for part in network.modules()
+            for tensors in (part._parameters, part._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+        self._types = [(tensors, name, tensors[name].dtype) for tensors, name in held]
+        self._weights = [] if trains else [(tensors, name, tensors[name].data) for tensors, name in held]
 
     def restore(self) -> None:
-        """Undoes what a run has changed, and drops the gradients of its last step."""
+        """Undoes what a run has changed, and drops the gradients of its last step.
+
+        Weights of half precision get their former type back, and those that were only used their former values.
+        """
         for part, kind, training in self._modules:
             part.__class__ = kind  # batch norm in parts or across devices is a change of the class
             part.training = training
-        for parameter, learns in self._parameters:
+        for parameter, learns in self._learns:
             parameter.requires_grad_(learns)
             parameter.grad = None
+        for tensors, name, before in self._weights:
+            now = tensors[name]
+            now.data = now.data.to(before.device) if now.dtype == before.dtype else before
+        for tensors, name, dtype in self._types:
+            now = tensors[name]
+            now.data = now.data.to(torch.promote_types(now.dtype, dtype))
 
 
 class CleanRuns(Callback):
     """Lets a recipe begin each run of a Trainer without remains of the run before, and give back what it was lent.
 
-    A recipe changes its encoder for a run: it freezes parameters, puts layers into eval mode, or splits batch norm.
-    This callback undoes such changes when the run ends, also if an exception or a keyboard interrupt ends it. Training
-    begins in train mode, without gradients and with empty metrics. Parameters that are frozen before the run, and not
-    by the recipe, are named.
+    A recipe changes its encoder for a run: it freezes parameters, puts layers into eval mode, or splits batch norm. The
+    Trainer converts weights to its precision. This callback undoes such changes when the run ends, also if an exception
+    or a keyboard interrupt ends it. A run begins in the precision of the Trainer, with empty metrics; training begins
+    in train mode and without gradients. Parameters that are frozen before the run, and not by the recipe, are named.
 
     Every recipe adds this callback to its Trainer.
     """
 
-    def __init__(self) -> None:
-        self._lent: AsLent | None = None
-
     def setup(self, trainer: Trainer, pl_module: "Recipe", stage: str) -> None:  # type: ignore[override]
         """Notes how the networks are, before the recipe changes them."""
-        self._restore()
-        self._lent = AsLent(pl_module)
+        pl_module.give_back()
+        pl_module.lend(pl_module, trains=stage == "fit")
         pl_module.step_columns.clear()
         for part in pl_module.modules():
             if isinstance(part, Metric) and not part.state_dict():  # others are results, which checkpoints keep
                 part.reset()
+        if trainer.precision in _SINGLE:
+            pl_module.to(torch.get_default_dtype())  # after a run in another precision
         if stage == "fit":
             pl_module.train()
             pl_module.zero_grad()
@@ -74,13 +94,8 @@ class CleanRuns(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: "Recipe", stage: str) -> None:  # type: ignore[override]
         """Restores the networks after the run."""
-        self._restore()
+        pl_module.give_back()
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: "Recipe", exception: BaseException) -> None:  # type: ignore[override]
         """Restores the networks after a run that failed or was interrupted."""
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._lent is not None:
-            self._lent.restore()
-            self._lent = None
+        pl_module.give_back()

@@ -17,7 +17,7 @@ from recipes.augment import Key, Normalize, Views
 from recipes.base import position
 from recipes.base.checks import check_batch_size, check_checkpoint, check_encoder, check_indices, check_precision
 from recipes.base.finite import StopOnDivergence
-from recipes.base.lent import CleanRuns
+from recipes.base.lent import AsLent, CleanRuns
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
 from recipes.base.pickling import named_defaults, with_defaults
@@ -93,6 +93,7 @@ class Recipe(AnyRecipe):
         self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
         self._position = RunPosition()
+        self._lent: list[AsLent] = []
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
@@ -241,6 +242,16 @@ class Recipe(AnyRecipe):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
         return optimizer_and_schedule(self)
+
+    def lend(self, network: nn.Module, trains: bool) -> None:
+        """Notes how a network is before this run changes it; see ``AsLent``."""
+        self._lent.append(AsLent(network, trains))
+
+    def give_back(self) -> None:
+        """Restores the networks that were lent for this run. It is called when a run ends, however it ends."""
+        while self._lent:
+            self._lent.pop().restore()
+        self._dtype = next((each.dtype for each in self.parameters()), self._dtype)
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The parameters of the encoder that the method does not train: they require no gradient while it trains."""

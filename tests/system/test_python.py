@@ -158,7 +158,12 @@ def trained_on_a_plain_loader(recipe, data, name):
         trainer(loader).fit(recipe, loader, loader)
 
 
-HISTORY = [measured_on_other_data, interrupted, trained_on_a_plain_loader]
+def in_half_precision(recipe, data, name):
+    quiet_trainer(precision="bf16-true").test(recipe, data, verbose=False)
+    trainer(data, precision="bf16-true").fit(recipe, data)
+
+
+HISTORY = [in_half_precision, measured_on_other_data, interrupted, trained_on_a_plain_loader]
 
 
 @dataclass
