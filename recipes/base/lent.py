@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from recipes.nn.finite import listed
@@ -21,27 +21,24 @@ class AsLent:
 
     Args:
         network: whose modules, parameters and buffers are noted.
-        trains: whether the run trains the network. Otherwise its weights are noted too, without a copy.
     """
 
-    def __init__(self, network: nn.Module, trains: bool) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self._modules = [(part, type(part), part.training) for part in network.modules()]
         self._learns = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-        # by name: a conversion replaces buffers
-        held: list[tuple[Any, str]] = [
-            (tensors, name)
+        self._tensors: list[tuple[Any, str, Tensor]] = [  # by name: a conversion replaces buffers
+            (tensors, name, tensor.data)
             for part in network.modules()
             for tensors in (part._parameters, part._buffers)
             for name, tensor in tensors.items()
             if tensor is not None
         ]
-        self._types = [(tensors, name, tensors[name].dtype) for tensors, name in held]
-        self._weights = [] if trains else [(tensors, name, tensors[name].data) for tensors, name in held]
 
     def restore(self) -> None:
         """Undoes what a run has changed, and drops the gradients of its last step.
 
-        Weights of half precision get their former type back, and those that were only used their former values.
+        Weights keep what they have learned. If the Trainer converted them to half precision, they get their former type
+        back, and unless they have changed since, their former value.
         """
         for part, kind, training in self._modules:
             part.__class__ = kind  # batch norm in parts or across devices is a change of the class
@@ -49,12 +46,17 @@ class AsLent:
         for parameter, learns in self._learns:
             parameter.requires_grad_(learns)
             parameter.grad = None
-        for tensors, name, before in self._weights:
+        for tensors, name, before in self._tensors:
             now = tensors[name]
-            now.data = now.data.to(before.device) if now.dtype == before.dtype else before
-        for tensors, name, dtype in self._types:
-            now = tensors[name]
-            now.data = now.data.to(torch.promote_types(now.dtype, dtype))
+            if now.dtype != before.dtype:
+                now.data = _unrounded(now.data.to(before.device), before)
+
+
+def _unrounded(now: Tensor, before: Tensor) -> Tensor:
+    """A tensor in its former type if that is wider, with its former value if a conversion alone has changed it."""
+    if torch.equal(now, before.to(now.dtype)):
+        return before
+    return now.to(torch.promote_types(now.dtype, before.dtype))
 
 
 class CleanRuns(Callback):
@@ -71,7 +73,7 @@ class CleanRuns(Callback):
     def setup(self, trainer: Trainer, pl_module: "Recipe", stage: str) -> None:  # type: ignore[override]
         """Notes how the networks are, before the recipe changes them."""
         pl_module.give_back()
-        pl_module.lend(pl_module, trains=stage == "fit")
+        pl_module.lend(pl_module)
         pl_module.step_columns.clear()
         for part in pl_module.modules():
             if isinstance(part, Metric) and not part.state_dict():  # others are results, which checkpoints keep

@@ -243,9 +243,9 @@ class Recipe(AnyRecipe):
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
         return optimizer_and_schedule(self)
 
-    def lend(self, network: nn.Module, trains: bool) -> None:
+    def lend(self, network: nn.Module) -> None:
         """Notes how a network is before this run changes it; see ``AsLent``."""
-        self._lent.append(AsLent(network, trains))
+        self._lent.append(AsLent(network))
 
     def give_back(self) -> None:
         """Restores the networks that were lent for this run. It is called when a run ends, however it ends."""

@@ -155,7 +155,7 @@ class Student(Classifier):
 
     def _move_teacher(self) -> None:
         if self._teacher:
-            self.lend(self.teacher, trains=False)
+            self.lend(self.teacher)
             self.teacher.to(self.head.weight)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
