@@ -89,7 +89,8 @@ def check_encoder(recipe: "Recipe", shape: Sequence[int]) -> None:
         )
     try:
         with torch.no_grad(), evaluating(encoder):
-            feature = encoder(torch.zeros(1, *shape).to(recipe.normalize.mean))  # its type
+            like = next(encoder.parameters(), recipe.normalize.mean)
+            feature = encoder(torch.zeros(1, *shape).to(like))
     except RuntimeError as error:
         raise ValueError(
             f"{name} cannot take images of {height}×{width} pixels; choose larger images or an encoder for small "

@@ -35,6 +35,7 @@ class Classifier(Recipe):
     """
 
     has_probabilities = True
+    _marks = (*Recipe._marks, "class_names")
 
     @property
     def learns_without_labels(self) -> bool:

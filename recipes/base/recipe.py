@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from datamodules import Batch, ImageDataModule, TaskBatch
@@ -31,8 +31,10 @@ from recipes.base.checks import (
     tell_reading,
 )
 from recipes.base.finite import StopOnDivergence
+from recipes.base.lent import AsLent, CleanRuns
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
+from recipes.base.pickling import named_defaults, with_defaults
 from recipes.base.position import RunPosition
 from recipes.base.resume import Resume
 from recipes.nn import Encoder, Replicated, has_local_batch_norm
@@ -78,6 +80,7 @@ class Recipe(AnyRecipe):
 
     smallest_batch: ClassVar[int] = 1
     remembers_images: ClassVar[bool] = False
+    _marks: ClassVar[tuple[str, ...]] = ("trained",)  # attributes that go with the weights, in any state_dict
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class Recipe(AnyRecipe):
         self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
         self._position = RunPosition()
+        self._lent: list[AsLent] = []
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
@@ -226,6 +230,9 @@ class Recipe(AnyRecipe):
         """
         self._has_stepped = False
         self._position = RunPosition()
+        if stage == "fit":
+            for parameter in self.frozen_parameters():
+                parameter.requires_grad_(False)
         data = self.datamodule
         check_loaders(self, stage)
         if not isinstance(data, ImageDataModule):
@@ -260,13 +267,31 @@ class Recipe(AnyRecipe):
         return made
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the callbacks by which a resumed run obeys its options and a run that diverges ends."""
+        """Adds the callbacks by which runs begin clean, resumed runs obey their options and runs that diverge end."""
         given = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [kind() for kind in (Resume, StopOnDivergence) if not any(isinstance(each, kind) for each in given)]
+        return [
+            kind()
+            for kind in (CleanRuns, Resume, StopOnDivergence)
+            if not any(isinstance(each, kind) for each in given)
+        ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
         return optimizer_and_schedule(self)
+
+    def lend(self, network: nn.Module) -> None:
+        """Notes how a network is before this run changes it; see ``AsLent``."""
+        self._lent.append(AsLent(network))
+
+    def give_back(self) -> None:
+        """Restores the networks that were lent for this run. It is called when a run ends, however it ends."""
+        while self._lent:
+            self._lent.pop().restore()
+        self._dtype = next((each.dtype for each in self.parameters()), self._dtype)
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the encoder that the method does not train: they require no gradient while it trains."""
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser is made from: all trainable parameters, with and without weight decay.
@@ -364,3 +389,26 @@ class Recipe(AnyRecipe):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # in the metadata, where modules have their versions: names of entries stay those of tensors
+        destination._metadata[prefix[:-1]]["marks"] = {name: getattr(self, name) for name in self._marks}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        marks = local_metadata.get("marks", {})
+        for name in self._marks:
+            setattr(self, name, marks.get(name) or getattr(self, name))
+        if self.trained:
+            self.encoder.pretrained = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy holds: default optimisers and schedules by the names of their arguments."""
+        state = super().__getstate__()
+        state["_metric_attributes"] = None  # Lightning's names of metrics, by their address
+        return named_defaults(type(self), state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores the recipe of a pickle."""
+        super().__setstate__(with_defaults(state))

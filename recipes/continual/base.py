@@ -72,6 +72,7 @@ class ContinualRecipe(Classifier):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
+    _marks = (*Classifier._marks, "begun", "ended")
     stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
 
     def __init__(

@@ -144,12 +144,15 @@ class Student(Classifier):
         """Takes the teacher to the student's device and number type."""
         if self._lacks_teacher:
             self.load_teacher()
-        if self._teacher:
-            self.teacher.to(self.head.weight)
+        self._move_teacher()
 
     def on_test_start(self) -> None:
         """Does the same where a test is not preceded by training."""
+        self._move_teacher()
+
+    def _move_teacher(self) -> None:
         if self._teacher:
+            self.lend(self.teacher)
             self.teacher.to(self.head.weight)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
