@@ -116,6 +116,7 @@ class TaskSequence(ImageDataModule):
             raise ValueError(f"angle is {angle}: it must be a number of degrees")
         self.base = base
         self.then = tuple(then)
+        self.sources = (base, *self.then)
         self.by = by
         self.scenario: Scenario = scenario
         self.class_groups = None if class_groups is None else tuple(tuple(group) for group in class_groups)
@@ -188,6 +189,7 @@ class TaskSequence(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads or prepares what the DataModules need."""
+        self._ask_network()
         for data in (self.base, *self.then):
             data.prepare_data()
 
