@@ -80,6 +80,7 @@ def test_predicts_the_test_images_of_folders_with_the_classes_of_the_checkpoint(
     assert set(predicted(tmp_path)) == {str(path.relative_to(root)) for path in data.paths["test"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "folders",
     [

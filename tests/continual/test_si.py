@@ -164,6 +164,7 @@ def test_the_path_of_the_first_task_starts_where_training_does():
     assert all((start != 0.125).any() for start in recipe.starts[1][:2])
 
 
+@pytest.mark.slow
 def test_importance_is_never_negative():
     recipe = fit(lambda encoder, tasks: SI(encoder, tasks, 1.0, 0.5, optimizer=sgd(0.1)))
     before = [Ω.clone() for Ω in recipe.penalty.weight]

@@ -547,6 +547,7 @@ def test_run_goes_on_with_its_own_teacher_alone(tmp_path, runs_of_digits, capsys
     assert "has other weights: give the first as --model.teacher" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_kept_teacher_lets_a_run_go_on_where_its_file_is_gone(tmp_path, runs_of_digits, capsys):
     teachers = tmp_path / "teachers"
     shutil.copytree(max(runs_of_digits.iterdir()), teachers)

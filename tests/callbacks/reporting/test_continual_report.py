@@ -135,6 +135,7 @@ def test_operations_per_image_are_those_counted_by_hand(kind: Any, tmp_path: Pat
     assert report_of(tmp_path)["cost"]["flops_per_image"] == [plain, plain + old, plain + old]
 
 
+@pytest.mark.slow
 def test_counting_changes_no_weight(tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [ContinualReport()]):
@@ -145,6 +146,7 @@ def test_counting_changes_no_weight(tmp_path: Path) -> None:
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
 
 
+@pytest.mark.slow
 def test_of_a_compiled_encoder_the_operations_are_not_known(tmp_path: Path) -> None:
     trainer(tmp_path, CompileEncoder("eager"), ContinualReport()).fit(recipe(), datamodule=sequence())
     assert report_of(tmp_path)["cost"]["flops_per_image"] == [None, None, None]
@@ -215,6 +217,7 @@ class StopAfter(Callback):
             raise RuntimeError("killed")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_in_the_middle_of_a_task_reports_the_whole_cost(tmp_path: Path, clock: None) -> None:
     trainer(tmp_path / "whole", ContinualReport()).fit(recipe(Timed), datamodule=sequence())
     saved = tmp_path / "saved.ckpt"

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,22 @@ def found(output: Path) -> dict[str, dict[str, Any]]:
     return {run["name"]: run for run in json.loads((output / "comparison.json").read_text())["runs"]}
 
 
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the pictures, none of which is written: that takes long."""
+@pytest.fixture(scope="module", autouse=True)
+def all_drawn() -> Iterator[list[str]]:
+    """The names of the pictures of all tests, none of which is written: that takes long."""
     names: list[str] = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **options: names.append(path.name))
-    return names
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "matplotlib.figure.Figure.savefig", lambda self, path, **options: names.append(Path(str(path)).name)
+        )
+        yield names
+
+
+@pytest.fixture
+def drawn(all_drawn: list[str]) -> list[str]:
+    """The names of the pictures that a test draws."""
+    all_drawn.clear()
+    return all_drawn
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_real_runs_of_several_recipes_are_compared_in_one_table(
-    trained: Path, tmp_path: Path, drawn: list[str], capsys: pytest.CaptureFixture[str]
+    trained: Path, drawn: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     main([str(trained), "--out", str(tmp_path)])

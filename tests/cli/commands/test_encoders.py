@@ -72,6 +72,7 @@ def test_a_file_of_weights_is_loaded_and_named_in_the_config(tmp_path):
     assert same(made(found.config), source)
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_encoder_its_recipe_and_what_its_images_were_normalised_by(run):
     for path in (run, run / "checkpoints" / "last.ckpt"):
         found = named_encoder(str(path), None, 1)

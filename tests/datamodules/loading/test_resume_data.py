@@ -93,6 +93,7 @@ def test_a_run_that_was_killed_and_resumed_sees_what_an_undisturbed_one_sees(hoo
     assert fetched == [indices for *_, indices in after]  # nothing that was skipped was loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 5])
 def test_workers_that_load_ahead_do_not_move_the_position(step, tmp_path):
     whole, _ = fit(**EPOCHS)

@@ -445,6 +445,7 @@ KILLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asks_early", [True, False])
 @pytest.mark.parametrize(("hook", "step"), KILLED)
 def test_a_run_that_was_killed_goes_on_with_exactly_what_is_left(hook, step, asks_early, tmp_path):
