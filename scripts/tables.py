@@ -163,9 +163,9 @@ def exactness() -> str:
         "one process\n\n"
         + markdown(["", *columns.values()], rows)
         + f"\n{protocol['steps']} steps of {protocol['batches_of_a_step']} batches, of the whole command in "
-        f"{protocol['precision']}; killed by SIGKILL, or resumed, within an epoch. Each number is the largest "
-        "difference over all weights, buffers, optimiser states and logged metrics, relative to the largest magnitude of "
-        "the tensor.\n"
+        f"{protocol['precision']}; killed by SIGKILL, or resumed, within an epoch. Each number is the "
+        "largest difference over all weights, buffers, optimiser states and logged metrics, relative to the largest "
+        "magnitude of the tensor.\n"
     )
 
 
