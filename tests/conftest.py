@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.evaluation.tables import versions
-from tests.system.exactness import BATCHES, CASES, STEPS, Runs
+from tests.system.exactness import ACCUMULATED, BATCHES, CASES, STEPS, Runs
 
 SLOW = 4  # seconds
 WHOLE_RUNS = Path(__file__).parent / "system"
@@ -80,6 +80,11 @@ def measured(request):
     table = defaultdict(dict)
     yield table
     if path := request.config.getoption("--exactness"):
-        protocol = {"steps": STEPS, "batches_per_epoch": BATCHES, "precision": "64-true"}
+        protocol = {
+            "steps": STEPS,
+            "batches_of_a_step": ACCUMULATED,
+            "batches_per_epoch": BATCHES,
+            "precision": "64-true",
+        }
         report = {"protocol": protocol, "largest_relative_difference": table, "versions": versions()}
         Path(path).write_text(json.dumps(report, indent=1) + "\n")

@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -66,15 +67,13 @@ class TaskSequence(ImageDataModule):
     Attributes:
         epochs_per_task: one number for each task.
         epochs: to which task each epoch of the run belongs.
-        cumulative: whether an epoch deals the images of all tasks up to its own. A recipe sets it, in ``setup``.
+        cumulative: whether an epoch deals the images of all tasks up to its own: see ``deal_earlier_tasks``.
 
     Raises:
         ValueError: if an argument is out of its range or not for the chosen way, if the classes do not divide over the
             tasks, if a class is named twice or is not there, if the images of the datasets have unlike shapes, or
             if a task has fewer training images than ``batch_size``.
     """
-
-    cumulative = False
 
     def __init__(
         self,
@@ -116,6 +115,7 @@ class TaskSequence(ImageDataModule):
             raise ValueError(f"angle is {angle}: it must be a number of degrees")
         self.base = base
         self.then = tuple(then)
+        self.sources = (base, *self.then)
         self.by = by
         self.scenario: Scenario = scenario
         self.class_groups = None if class_groups is None else tuple(tuple(group) for group in class_groups)
@@ -136,6 +136,8 @@ class TaskSequence(ImageDataModule):
         if twice := [name for name, count in Counter(named).items() if count > 1]:
             raise ValueError(f"class_groups names {twice[0]!r} twice: a class is in one task")
         self.epochs = TaskEpochs(self.epochs_per_task)
+        self._cumulative = False
+        self._give_trainer_back: Callable[[], None] | None = None
         self._dealt = range(0)  # the tasks that the training loader deals
         self._val_loader: DataLoader[Batch] | None = None
 
@@ -188,6 +190,7 @@ class TaskSequence(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads or prepares what the DataModules need."""
+        self._ask_network()
         for data in (self.base, *self.then):
             data.prepare_data()
 
@@ -279,7 +282,23 @@ class TaskSequence(ImageDataModule):
         self._dealt, self._val_loader = range(0), None
         if stage != "fit" or self.trainer is None:
             return
-        follow_tasks(self.trainer, self.epochs.total)
+        self._give_trainer_back = follow_tasks(self.trainer, self.epochs.total)
+
+    def _give_back(self) -> None:
+        super()._give_back()
+        self._cumulative = False
+        if self._give_trainer_back is not None:
+            self._give_trainer_back()
+            self._give_trainer_back = None
+
+    @property
+    def cumulative(self) -> bool:
+        """Whether an epoch deals the images of all tasks up to its own."""
+        return self._cumulative
+
+    def deal_earlier_tasks(self) -> None:
+        """Has every epoch deal the images of all tasks up to its own, until the run ends: for ``setup`` of a recipe."""
+        self._cumulative = True
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training images of the task of this epoch, in batches, in a new order every epoch.
@@ -309,7 +328,7 @@ class TaskSequence(ImageDataModule):
         if val is None:
             return []
         if self._val_loader is None or self._val_loader.dataset is not val:  # the same in all epochs, as its workers
-            self._val_loader = self.in_order(val)
+            self._val_loader = self.in_order(val, self._measured("val"))
         return self._val_loader
 
     @property
@@ -317,10 +336,18 @@ class TaskSequence(ImageDataModule):
         """How many batches an epoch of each task has, the same on every device."""
         return [images // self.batch_size for images in self._images_per_epoch]
 
+    def epoch_lengths(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """The lengths of epochs of a run, from ``first`` on and before ``stop``: they differ from task to task.
+
+        Returns:
+            For each task, how many of the epochs belong to it, and how many batches each of them has.
+        """
+        return list(zip(self.epochs.of_each_task(first, stop), self.batches_per_epoch))
+
     @property
     def _images_per_epoch(self) -> list[int]:
-        images = torch.bincount(self.splits.train.task, minlength=self.num_tasks)
-        return (images.cumsum(0) if self.cumulative else images).tolist()
+        images = [len(part) for part in self.splits.train.parts]
+        return list(accumulate(images)) if self.cumulative else images
 
     def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:
         train, dealt = self.splits.train, self._dealt

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +75,13 @@ class Normalize(nn.Module):
         mean, std = (part[: image.shape[1], None, None].to(image.dtype) for part in (self.mean, self.std))
         std = torch.where(std > 0, std, 1)
         return (image - mean).div_(std).to(torch.get_default_dtype())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":
+        def not_rounded(tensor: Tensor) -> Tensor:  # half precision would round mean and std for good
+            given = fn(tensor)
+            return given if given.dtype == torch.promote_types(given.dtype, torch.float32) else tensor.to(given.device)
+
+        return super()._apply(not_rounded, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -27,6 +27,7 @@ class Classifier(Recipe):
     Attributes:
         class_names: of the labels 0, 1, ..., once the data is known; they are kept in checkpoints.
         has_probabilities: whether the softmax of the logits is one over the classes.
+        learns_without_labels: whether images without labels alone are enough to train on.
 
     Raises:
         ValueError: if ``num_classes`` is out of range; at the start of training, if there are fewer labelled images
@@ -34,6 +35,12 @@ class Classifier(Recipe):
     """
 
     has_probabilities = True
+    _marks = (*Recipe._marks, "class_names")
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether images without labels alone are enough to train on."""
+        return False
 
     def __init__(
         self,
@@ -77,7 +84,7 @@ class Classifier(Recipe):
                     check_labels(self, images.label)
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
-            if labelled < classes:
+            if labelled < classes and not (self.learns_without_labels and not labelled):
                 raise ValueError(
                     f"{type(data).__name__} has {labelled} labelled training images for {classes} classes: training "
                     "needs at least one image of each class"

@@ -11,11 +11,12 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from datamodules import Batch, ImageDataModule, TaskBatch
 from datamodules.loading.plain import PlainBatches, check_range
+from datamodules.reading import Reading
 from losses.precision import at_least_float32
 from recipes.augment import Key, Normalize, Views
 from recipes.base import position
@@ -27,10 +28,13 @@ from recipes.base.checks import (
     check_labels,
     check_loaders,
     check_precision,
+    tell_reading,
 )
 from recipes.base.finite import StopOnDivergence
+from recipes.base.lent import AsLent, CleanRuns
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
+from recipes.base.pickling import named_defaults, with_defaults
 from recipes.base.position import RunPosition
 from recipes.base.resume import Resume
 from recipes.nn import Encoder, Replicated, has_local_batch_norm
@@ -60,6 +64,8 @@ class Recipe(AnyRecipe):
     Attributes:
         views: draws one random view of every image, see ``view``. Null, unless the method sets it.
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
+        reading: how the images were read that the network was trained on, if it is known; it is kept in checkpoints.
+            DataModules read images in the same way, unless their arguments say otherwise.
         trained: whether the weights were trained or are those of a checkpoint. Other data then changes neither the
             normalisation nor the names of the classes.
         made_from: content of the checkpoint without weights, for a recipe that was loaded.
@@ -74,6 +80,7 @@ class Recipe(AnyRecipe):
 
     smallest_batch: ClassVar[int] = 1
     remembers_images: ClassVar[bool] = False
+    _marks: ClassVar[tuple[str, ...]] = ("trained",)  # attributes that go with the weights, in any state_dict
 
     def __init__(
         self,
@@ -97,11 +104,13 @@ class Recipe(AnyRecipe):
         self.scheduler = scheduler
         self.lr_batch_size = lr_batch_size
         self.image_shape: tuple[int, ...] | None = None
+        self.reading: Reading = getattr(encoder, "reading", Reading())
         self.made_from: dict[str, Any] = {}
         self.trained = False
         self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
         self._position = RunPosition()
+        self._lent: list[AsLent] = []
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
@@ -222,6 +231,9 @@ class Recipe(AnyRecipe):
         """
         self._has_stepped = False
         self._position = RunPosition()
+        if stage == "fit":
+            for parameter in self.frozen_parameters():
+                parameter.requires_grad_(False)
         data = self.datamodule
         check_loaders(self, stage)
         if not isinstance(data, ImageDataModule):
@@ -237,6 +249,7 @@ class Recipe(AnyRecipe):
             return
         check_measures(self, stage)
         self.image_shape = data.image_shape
+        tell_reading(self, stage)
         known = self.normalize.known
         mean, std = known or (data.mean, data.std)
         self.normalize.set(mean, std, provisional=known is None)
@@ -255,13 +268,31 @@ class Recipe(AnyRecipe):
         return made
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the callbacks by which a resumed run obeys its options and a run that diverges ends."""
+        """Adds the callbacks by which runs begin clean, resumed runs obey their options and runs that diverge end."""
         given = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [kind() for kind in (Resume, StopOnDivergence) if not any(isinstance(each, kind) for each in given)]
+        return [
+            kind()
+            for kind in (CleanRuns, Resume, StopOnDivergence)
+            if not any(isinstance(each, kind) for each in given)
+        ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser on all trainable parameters, and its schedule over the whole run."""
         return optimizer_and_schedule(self)
+
+    def lend(self, network: nn.Module) -> None:
+        """Notes how a network is before this run changes it; see ``AsLent``."""
+        self._lent.append(AsLent(network))
+
+    def give_back(self) -> None:
+        """Restores the networks that were lent for this run. It is called when a run ends, however it ends."""
+        while self._lent:
+            self._lent.pop().restore()
+        self._dtype = next((each.dtype for each in self.parameters()), self._dtype)
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the encoder that the method does not train: they require no gradient while it trains."""
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser is made from: all trainable parameters, with and without weight decay.
@@ -290,8 +321,8 @@ class Recipe(AnyRecipe):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of optimiser steps in an epoch."""
-        return position.steps_per_epoch(self.trainer)
+        """Number of optimiser steps in an epoch: in the first, if the epochs of the run differ."""
+        return position.steps_between(self.trainer, 0, 1)
 
     @property
     def steps_left(self) -> float:
@@ -336,19 +367,49 @@ class Recipe(AnyRecipe):
         if not self._has_stepped:
             self._has_stepped = self.trained = True
             self.normalize.keep()
+            self.reading = getattr(self.datamodule, "reading", self.reading)
             if any(parameter.requires_grad for parameter in self.encoder.parameters()):
                 self.encoder.pretrained = True
+                self.encoder.reading = self.reading
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes whose checkpoint it is, and the shape of the images."""
+        """Notes whose checkpoint it is, the shape of the images, and how they were read."""
         checkpoint["recipe"] = type(self).__name__
         checkpoint["image_shape"] = self.image_shape and list(self.image_shape)
+        reading = self.reading if self.trained else getattr(self.datamodule, "reading", self.reading)
+        checkpoint["reading"] = reading._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another recipe or of another network, before anything is loaded."""
         check_checkpoint(self, checkpoint)
         self.trained = True
+        self.reading = Reading.of_checkpoint(checkpoint)
+        if self._trainer is not None:
+            tell_reading(self, str(self._trainer.state.fn.value) if self._trainer.state.fn else None)
         if self.image_shape is None and checkpoint.get("image_shape"):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning does so after loading, which would round the weights to float32
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # in the metadata, where modules have their versions: names of entries stay those of tensors
+        destination._metadata[prefix[:-1]]["marks"] = {name: getattr(self, name) for name in self._marks}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        marks = local_metadata.get("marks", {})
+        for name in self._marks:
+            setattr(self, name, marks.get(name) or getattr(self, name))
+        if self.trained:
+            self.encoder.pretrained = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy holds: default optimisers and schedules by the names of their arguments."""
+        state = super().__getstate__()
+        state["_metric_attributes"] = None  # Lightning's names of metrics, by their address
+        return named_defaults(type(self), state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores the recipe of a pickle."""
+        super().__setstate__(with_defaults(state))

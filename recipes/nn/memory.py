@@ -1,5 +1,7 @@
 """Features of past images: the same on every device, saved and resumed."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -96,6 +98,11 @@ class MemoryBank(Memory):
         super().__init__(size, dim)
         check_momentum(momentum)
         self.momentum = momentum
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        if not len(self) and f"{prefix}features" in state_dict:
+            self.allocate(len(state_dict[f"{prefix}features"]))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor) -> None:

@@ -125,18 +125,16 @@ class FineTune(Classifier):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.register_buffer("class_weight", torch.ones(num_classes))
-        for number, mode in enumerate(chosen):  # also of an encoder that was frozen where it comes from
-            for parameter in self.frozen.parameters([number]):
-                parameter.requires_grad_(mode != "frozen")
         self.l2_sp = l2_sp
         self.start = StartingPoint(self._fine_tuned()) if l2_sp else None
-        self.train()
 
     def setup(self, stage: str) -> None:
         """Takes the weights of the classes from the training images too, and checks that there are enough of these."""
         super().setup(stage)
         if stage != "fit":
             return
+        for parameter in self.frozen.parameters([*self._numbers("finetune"), *self._numbers("retrain")]):
+            parameter.requires_grad_()  # also of an encoder that was frozen where it comes from
         if set(self.modes) != {"retrain"}:
             warn_of_random_weights(self.encoder)
         data = self.datamodule
@@ -191,6 +189,10 @@ class FineTune(Classifier):
         return loss
 
     # Which layers learn
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the stages that are frozen for the whole run."""
+        return self.frozen.parameters(self._numbers("frozen"))
 
     def train(self, mode: bool = True) -> "FineTune":
         """Puts into training mode what is trained at this epoch, and all else into eval mode."""

@@ -95,13 +95,16 @@ class FrozenClassifier(Classifier):
         if stage is not None:
             self.head = nn.Linear(stage_dim(encoder, stage), num_classes)
         self.frozen = FrozenStages(self.encoder)
-        self.encoder.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features [B, F] that the head reads."""
         self.check_range(image)
         image = self.normalize(image)
         return self.encoder(image) if self.stage is None else stage_features(self.encoder, image)[self.stage]
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """All parameters of the encoder."""
+        return [*self.encoder.parameters()]
 
     def train(self, mode: bool = True) -> "FrozenClassifier":
         """Puts everything but the encoder into training mode."""

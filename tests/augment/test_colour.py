@@ -102,6 +102,7 @@ def apply_in_order(image, factors, order):
     return image
 
 
+@pytest.mark.slow
 def test_the_order_is_one_of_the_24_and_hue_is_equally_likely_at_each_place():
     n = 2000
     image = muted(1).expand(n, -1, -1, -1)

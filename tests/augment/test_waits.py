@@ -30,6 +30,7 @@ def _no_fake_numbers_are_kept():
     constants.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in WITHOUT_ARGUMENTS if kind not in WAITS])
 def test_views_do_not_wait(kind):
     views = kind()

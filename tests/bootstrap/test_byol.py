@@ -67,6 +67,7 @@ LENGTHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 def test_target_follows_once_per_step_with_tau_over_the_whole_run(length, tmp_path):
     options, total = LENGTHS[length]
@@ -78,6 +79,7 @@ def test_target_follows_once_per_step_with_tau_over_the_whole_run(length, tmp_pa
     assert not torch.equal(weights.target[-1], weights.target[-2])
 
 
+@pytest.mark.slow
 def test_tau_goes_on_after_a_resume(tmp_path):
     weights, resumed = Weights(), Weights()
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)

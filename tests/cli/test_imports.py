@@ -117,6 +117,7 @@ def test_several_modules_are_imported_from_the_command_line_and_the_config(capsy
     assert {"one", "two", "three", "mine"} <= set(sys.modules)
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_keeps_its_import_and_runs_again():
     write("sub/mine.py")
     config("sub/mine.yaml", given="mine.py")

@@ -70,6 +70,7 @@ class Watched(DERpp):
         return terms[0] + self.logit_weight * terms[1] + self.replay_weight * terms[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [None, handwriting()])
 def test_the_logits_that_are_kept_are_what_the_network_said_of_that_very_view(views):
     recipe = fitted(Watched, views=views, buffer_size=40)
@@ -79,6 +80,7 @@ def test_the_logits_that_are_kept_are_what_the_network_said_of_that_very_view(vi
         assert torch.allclose(logits, recipe.said[index], rtol=1e-10, atol=1e-12)  # of old tasks: as they were then
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_learn_differs_from_no_logits_that_were_kept():
     recipe = fitted(Watched, views=handwriting(), lr=0.0, buffer_size=40)
     assert len(recipe.logged["train/logit_loss"]) == 2 * STEPS

@@ -76,6 +76,7 @@ def test_all_classes_so_far_share_the_room_and_old_ones_give_up_exemplars():
         assert all(after[c] <= before[c] for c in range(6) if before[c])
 
 
+@pytest.mark.slow
 def test_each_exemplar_comes_about_once_in_an_epoch():
     recipe = fitted(Watched, buffer_size=62)
     images = sequence()

@@ -140,6 +140,7 @@ def test_without_a_weight_it_is_fine_tuning():
     assert all(torch.equal(value, theirs[name]) for name, value in named.items())
 
 
+@pytest.mark.slow
 def test_it_forgets_less_than_fine_tuning():
     ours = fitted(LwF, "task", epochs=4, warmup_epochs=1).accuracy_matrix.compute()["aware"]
     theirs = fitted(FineTuning, "task", epochs=4).accuracy_matrix.compute()["aware"]

@@ -46,11 +46,13 @@ def test_a_shorter_run_names_what_it_does_not_train_before_and_after(caplog, opt
     assert lines(caplog, **options) == ([told], [f"{ended} of 3 tasks trained: {after}"], ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"max_epochs": 6}, {"max_steps": 6 * STEPS}, {"max_steps": 100}])
 def test_a_run_of_all_tasks_tells_nothing(caplog, options):
     assert lines(caplog, **options) == ([], [], 3)
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_images_that_a_recipe_asks_for(caplog):
     steps = 2 * (1 + 2 + 3) * STEPS
     assert lines(caplog, Joint, max_steps=steps) == ([], [], 3)
@@ -58,6 +60,7 @@ def test_steps_are_those_of_the_images_that_a_recipe_asks_for(caplog):
     assert "task 3 is" in before[0]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_tells_what_is_left(caplog, tmp_path):
     class SaveThird(Callback):
         def on_train_epoch_end(self, trainer, pl_module):

@@ -56,6 +56,7 @@ def test_the_loss_is_the_mean_over_the_batch_and_the_images_of_past_tasks(scenar
     assert third[0][-1] == pytest.approx(recipe.expected, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_a_batch_gets_as_many_past_images_as_it_has_or_as_there_are():
     for buffer_size, replayed in ((100, BATCH), (30, 30)):
         recipe = fitted(Watched, buffer_size=buffer_size)
@@ -123,6 +124,7 @@ def test_herding_takes_the_features_that_the_network_has_at_the_end_of_a_task():
         assert chosen.sort().values.tolist() == buffer.index[buffer.label == c].tolist()
 
 
+@pytest.mark.slow
 def test_rehearsal_forgets_less_than_fine_tuning():
     replaying = fitted(Rehearsal, epochs=3, buffer_size=60).accuracy_matrix.compute()["agnostic"][-1]
     forgetting = fitted(FineTuning, epochs=3).accuracy_matrix.compute()["agnostic"][-1]

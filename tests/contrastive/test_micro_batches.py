@@ -39,6 +39,7 @@ def fit(tmp_path, micro_batch_size, encoder=lambda: ConvNet((4, 8), norm="group"
     return recipe, gradients.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 24, 32])
 def test_gradients_are_those_of_the_batch_at_once(size, tmp_path):
     recipe, expected = fit(tmp_path, None)

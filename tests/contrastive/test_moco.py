@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from datamodules import Digits
 from recipes import MoCo
 from recipes.augment import Key, uniform
-from recipes.nn import ConvNet, CrossDeviceBatchNorm
+from recipes.nn import ConvNet, CrossDeviceBatchNorm, split_batch_norm
 from tests.helpers.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -55,6 +55,7 @@ def view_of(recipe, batch, view):
 
 def test_a_key_is_compared_with_the_queue_before_the_step_and_enters_it_afterwards(tmp_path):
     recipe = fit(watched(temperature=0.3), tmp_path)
+    split_batch_norm(recipe, 4)  # as in training
     rows, position = torch.empty(0), 0
     for batch, (queue, position), networks, keys, loss in recipe.steps:
         if len(rows):

@@ -10,7 +10,7 @@ from recipes.base import imports
 @contextmanager
 def forgotten(monkeypatch) -> Iterator[None]:
     """Forgets the modules that are imported, named or searched for while it lasts."""
-    for name in [name for name in sys.modules if _is_own(name) and "pytest-of-" in str(sys.modules[name].__file__)]:
+    for name in [name for name in sys.modules if _is_own(name) and "pytest-of-" in _place(name)]:
         del sys.modules[name]  # of a test that did not forget it
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -23,8 +23,15 @@ def forgotten(monkeypatch) -> Iterator[None]:
 
 
 def _is_own(name: str) -> bool:
-    file = getattr(sys.modules[name], "__file__", None) or ""
-    return not any(file.startswith(str(folder)) for folder in (sys.prefix, sys.base_prefix, *_PROJECT)) and bool(file)
+    place = _place(name)
+    return not any(place.startswith(str(folder)) for folder in (sys.prefix, sys.base_prefix, *_PROJECT)) and bool(place)
+
+
+def _place(name: str) -> str:
+    """The file of a module, or the folder of one that is only a folder."""
+    module = sys.modules[name]
+    folders = [*getattr(module, "__path__", [])]
+    return str(getattr(module, "__file__", None) or (folders[0] if folders else ""))
 
 
 _PROJECT = [__file__.rpartition("/tests/")[0]]

@@ -54,16 +54,21 @@ def draw_nothing() -> None:
 
 def _collect(pipes: list[Any], children: list[Any], timeout: float) -> list[Any]:
     results: dict[int, Any] = {}
-    while waiting := [pipe for rank, pipe in enumerate(pipes) if rank not in results]:
-        ready = wait(waiting, timeout)
-        assert ready, f"processes {[pipes.index(pipe) for pipe in waiting]} did not end in {timeout} s"
-        for pipe in ready:
-            rank = pipes.index(pipe)
+    while waiting := [rank for rank in range(len(pipes)) if rank not in results]:
+        # a pipe stays open as long as a worker lives that inherited it
+        ready = wait([end for rank in waiting for end in (pipes[rank], children[rank].sentinel)], timeout)
+        assert ready, f"processes {waiting} did not end in {timeout} s"
+        for rank in waiting:
+            pipe, child = pipes[rank], children[rank]
+            if pipe not in ready and child.sentinel not in ready:
+                continue
             try:
+                if not pipe.poll():
+                    raise EOFError
                 failure, results[rank] = pipe.recv()
             except EOFError:
-                children[rank].join()
-                code = children[rank].exitcode
+                child.join()
+                code = child.exitcode
                 assert code == -signal.SIGKILL or code > 128, f"process {rank} ended: {code}"
                 failure, results[rank] = None, signal.SIGKILL if code < 0 else code
             assert failure is None, f"process {rank}:\n{failure}"

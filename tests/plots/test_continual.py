@@ -59,6 +59,7 @@ def test_bars_of_forgetting_are_from_the_best_accuracy() -> None:
     assert heights == pytest.approx(by_hand)
 
 
+@pytest.mark.slow
 def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
     names = task_names([["$\\frac", "a$"], ["$y", "b"]])
     for figure in (heat_map(random_matrices(2), names), over_tasks(random_matrices(2), names)):

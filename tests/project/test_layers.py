@@ -70,6 +70,7 @@ def test_losses_and_datamodules_know_no_recipe_and_losses_only_torch():
     assert not [path for path in modules("losses") if "torch.distributed" in imports(path)]
 
 
+@pytest.mark.slow
 def test_only_the_command_imports_all_recipes():
     inside = [path for path in modules("recipes") if in_room(path) not in ("recipes.cli", None)]
     top = {"recipes"} | {f"recipes.{name}" for name in recipes.__all__}

@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as monkeypatch, forgotten(monkeypatch):
         monkeypatch.chdir(folder)
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)  # which takes long
         for name, text in FILES.items():
             Path(name).write_text(text)
         first = "<time>"

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -44,14 +45,18 @@ CASES = [name for recipe, name in _OF_RECIPES.items() if recipe.rpartition(".")[
 
 IN_TASKS = {case for case in CASES if packaged(case)["data"]["class_path"] == "datamodules.TaskSequence"}
 
-STEPS, SAVE_EVERY = 30, 4
-BATCHES = 13  # of an epoch
+STEPS, SAVE_EVERY = 16, 4
+ACCUMULATED = 2  # batches of a step
+BATCHES = 13  # of an epoch, whose last step has one
+STEPS_OF_EPOCH = math.ceil(BATCHES / ACCUMULATED)
+MIDDLE = "middle.ckpt"
 ZERO = 1e-14  # largest magnitude of a tensor in float64 that counts as 0 but for rounding
-KILLED = {"epoch": 1, "batch": 6}  # after 19 steps: those since the 16th are lost
+KILLED = {"epoch": 1, "batch": 7}  # within the 11th step: those since the 8th are lost
 OPTIONS = {
     "trainer.precision": "64-true",
     "trainer.accelerator": "cpu",
     "trainer.max_steps": STEPS,
+    "trainer.accumulate_grad_batches": ACCUMULATED,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.limit_test_batches": 0,
@@ -124,6 +129,8 @@ class Death:
 class Interference(Callback):
     """Kills the process before it trains on a batch or while it saves, and leaves out pictures, which take too long.
 
+    A run that is not killed keeps what it would have left where it is (``Run.middle``).
+
     Args:
         epoch: of the batch.
         batch: number of the batch in the epoch.
@@ -152,6 +159,10 @@ class Interference(Callback):
                 callback.on_fit_end = lambda *_: None
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == tuple(KILLED.values()) and trainer.is_global_zero:
+            last = Path(trainer.checkpoint_callback.dirpath, "last.ckpt")
+            if last.exists():
+                shutil.copy(last, last.with_name(MIDDLE))
         if (trainer.current_epoch, batch_idx) == self.last_batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -173,6 +184,11 @@ class Run:
     @property
     def path(self) -> Path:
         return self.directory / "checkpoints" / "last.ckpt"
+
+    @property
+    def middle(self) -> Path:
+        """The checkpoint that it would have left, had it been killed."""
+        return self.path.with_name(MIDDLE)
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
@@ -205,7 +221,7 @@ class Runs:
         config: str,
         processes: int = 1,
         killed: dict[str, int] | None = None,
-        after: Run | None = None,
+        after: Path | None = None,
         **changed: Any,
     ) -> Run:
         """Gives what ``recipes fit --config <config>`` left.
@@ -214,7 +230,7 @@ class Runs:
             config: name of the config.
             processes: each is a device.
             killed: where all of them are: the arguments of ``Interference``.
-            after: the run to go on with.
+            after: checkpoint of the run to go on with.
             changed: options that differ from ``OPTIONS``, with ``__`` for the dot.
         """
         key = (config, processes, str(killed), after, *sorted(changed.items()))
@@ -226,7 +242,7 @@ class Runs:
             if "teacher" in packaged(config)["model"]["init_args"]:
                 options["model.teacher"] = self(TEACHER).path
             options |= {"trainer.strategy": "ddp"} if processes > 1 else {}
-            options |= {"ckpt_path": after.path} if after else {}
+            options |= {"ckpt_path": after} if after else {}
             options |= {f"trainer.callbacks.{name}": value for name, value in (killed or {}).items()}
             ended = run(_undrawn, arguments(config, runs, common, options), processes=processes)
             assert ended == [signal.SIGKILL if killed else None] * processes

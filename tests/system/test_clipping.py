@@ -17,6 +17,7 @@ FLOAT16 = {
     "trainer__plugins__scaler__device": "cpu",
     "trainer__plugins__scaler__init_scale": SCALE,
     "trainer__max_steps": 1,
+    "trainer__accumulate_grad_batches": 1,
     "model__scheduler__warmup_epochs": 0,
     "model__optimizer": "torch.optim.SGD",
     "model__optimizer__lr": 1e-3,
@@ -40,7 +41,7 @@ def test_large_gradients_are_clipped_to_the_norm_asked_for(case, runs):
     assert given == pytest.approx(0.1, rel=1e-3)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES[::4])  # a recipe may clip at another time, but not more
 def test_small_gradients_are_left_alone_although_their_scaled_ones_are_large(case, runs):
     given, logged = given_and_logged(runs(case, trainer__gradient_clip_val=1000, **FLOAT16))
     assert logged < 500

@@ -1,4 +1,4 @@
-"""The number of devices and of workers changes nothing: whole runs of every recipe, in float64."""
+"""The number of devices changes nothing: whole runs of every recipe, in float64."""
 
 import math
 import shutil
@@ -22,12 +22,6 @@ def test_every_recipe_is_covered_or_says_why_not():
 def test_two_processes_with_half_the_batch_each_end_as_one(case, runs, measured):
     measured[case]["two_processes"] = difference(runs(case, processes=2), runs(case))
     assert measured[case]["two_processes"] < 1e-10
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_loading_in_workers_changes_no_bit(case, runs, measured):
-    measured[case]["workers"] = difference(runs(case, data__num_workers=2), runs(case))
-    assert measured[case]["workers"] == 0
 
 
 def test_a_difference_of_one_weight_or_of_one_row_is_noticed(runs, tmp_path):

@@ -1,4 +1,7 @@
-"""Two devices measure what one measures on any number of images, down to a single one for both of them."""
+"""Two devices measure what one measures on any number of images, down to a single one for both of them.
+
+Every network encodes each test image once, whoever reports on it.
+"""
 
 import csv
 import json
@@ -64,10 +67,13 @@ def teacher(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "count"), [*((config, 1) for config in RECIPES), (TEACHER, 3)])
 def test_two_devices_measure_what_one_measures(config, count, teacher, tmp_path):
-    changed = {"model.teacher": teacher} if "teacher" in packaged(config)["model"]["init_args"] else {}
-    changed |= {"trainer.callbacks": "tests.system.few_images.FewImages", "trainer.callbacks.count": count}
+    has_teacher = "teacher" in packaged(config)["model"]["init_args"]
+    changed = {"model.teacher": teacher} if has_teacher else {}
+    few = {"class_path": "tests.system.few_images.FewImages", "init_args": {"count": count}}
+    passes = {"class_path": "tests.system.passes.Passes", "init_args": {"path": str(tmp_path / "passes.json")}}
     found = []
-    for processes in (1, 2):
+    for processes, callbacks in ((1, [few, passes]), (2, [few])):
+        changed["trainer.callbacks"] = json.dumps(callbacks)
         devices = {"trainer.devices": processes} | ({"trainer.strategy": "ddp"} if processes > 1 else {})
         args = arguments(config, tmp_path / str(processes), OPTIONS, changed | devices)
         run(fit, args, processes=processes, timeout=100)
@@ -78,3 +84,7 @@ def test_two_devices_measure_what_one_measures(config, count, teacher, tmp_path)
     assert one.keys() == two.keys()
     close = {place: pytest.approx(x, rel=1e-8, abs=1e-10) if isinstance(x, float) else x for place, x in one.items()}
     assert {place: (one[place], x) for place, x in two.items() if x != close[place]} == {}
+    passed = json.loads((tmp_path / "passes.json").read_text())
+    assert passed["encoder"] == [1, 1]
+    assert all(least == most <= 1 for least, most in passed.values())
+    assert ("teacher 0" in passed) == has_teacher

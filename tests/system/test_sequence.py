@@ -22,6 +22,6 @@ def test_killed_in_the_third_task_or_on_two_devices_it_ends_with_the_same_matrix
     killed = runs(case, killed=IN_THE_THIRD_TASK, **WHOLE)
     assert killed.checkpoint["tasks"] == {"begun": 3, "ended": 2, "epochs": [1] * 5}
     assert (counts(killed)[0][3:] == 0).all()
-    assert torch.equal(counts(runs(case, after=killed, **WHOLE)), whole)
+    assert torch.equal(counts(runs(case, after=killed.path, **WHOLE)), whole)
     assert torch.equal(counts(runs(case, processes=2, **WHOLE)), whole)
-    assert torch.equal(counts(runs(case, processes=2, after=killed, **WHOLE)), whole)
+    assert torch.equal(counts(runs(case, processes=2, after=killed.path, **WHOLE)), whole)

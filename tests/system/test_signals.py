@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback
 from recipes.cli import main
 from recipes.cli.run_directory import RUN_DIRECTORY
 from tests.helpers.processes import draw_nothing, run
-from tests.system.exactness import OPTIONS, Run, _leaves, _relative, arguments
+from tests.system.exactness import OPTIONS, STEPS_OF_EPOCH, Run, _leaves, _relative, arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -91,6 +92,12 @@ def fit(case, folder, after=None, processes=1, send=None, **changed):
     return Run(metrics.parent), codes
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Runs that are left in peace, each made once."""
+    return cache(lambda case, processes=1: fit(case, tmp_path_factory.mktemp("whole"), processes=processes)[0])
+
+
 def assert_goes_on(stopped, resumed, whole):
     """The resumed run ends with the checkpoint of the whole one, and both parts have the rows of the whole."""
     assert 0 < stopped.checkpoint["global_step"] <= resumed.checkpoint["global_step"]
@@ -127,22 +134,20 @@ def ended(args):
         ("derpp-split-digits", {"hook": "validation", "batch": 0}),
     ],
 )
-def test_a_run_that_is_stopped_by_sigterm_goes_on_to_the_same_bits(case, place, tmp_path):
+def test_a_run_that_is_stopped_by_sigterm_goes_on_to_the_same_bits(case, place, whole, tmp_path):
     stopped, codes = fit(case, tmp_path / "stopped", send=place)
     assert codes == [143]
     resumed, codes = fit(case, tmp_path / "resumed", after=stopped)
     assert codes == [None]
-    whole, _ = fit(case, tmp_path / "whole")
-    assert_goes_on(stopped, resumed, whole)
+    assert_goes_on(stopped, resumed, whole(case))
 
 
-def test_a_run_that_waits_for_data_stops_at_once(tmp_path):
+def test_a_run_that_waits_for_data_stops_at_once(whole, tmp_path):
     changed = {"data__num_workers": 1}
     stopped, codes = fit("byol-digits", tmp_path / "stopped", send={"hook": "read"}, **changed)
     assert codes == [143]
     resumed, _ = fit("byol-digits", tmp_path / "resumed", after=stopped, **changed)
-    whole, _ = fit("byol-digits", tmp_path / "whole", **changed)
-    assert_goes_on(stopped, resumed, whole)
+    assert_goes_on(stopped, resumed, whole("byol-digits"))
 
 
 def test_the_final_evaluation_is_left_at_once_and_the_run_is_saved(tmp_path):
@@ -162,14 +167,13 @@ def test_a_second_signal_ends_at_once_and_keeps_the_last_checkpoint(tmp_path):
     place = {"hook": "train", "batch": 4, "times": 2, "number": int(signal.SIGINT)}
     stopped, codes = fit("byol-digits", tmp_path, send=place)
     assert codes == [130]
-    assert stopped.checkpoint["global_step"] == 13  # of the end of the first epoch
+    assert stopped.checkpoint["global_step"] == STEPS_OF_EPOCH
 
 
 @pytest.mark.parametrize("hook", ["train", "validation"])
-def test_one_of_two_processes_is_told_and_both_stop_with_a_checkpoint(hook, tmp_path):
+def test_one_of_two_processes_is_told_and_both_stop_with_a_checkpoint(hook, whole, tmp_path):
     place = {"hook": hook, "rank": 1}
     stopped, codes = fit("byol-digits", tmp_path / "stopped", processes=2, send=place)
     assert codes == [143, 143]
     resumed, _ = fit("byol-digits", tmp_path / "resumed", processes=2, after=stopped)
-    whole, _ = fit("byol-digits", tmp_path / "whole", processes=2)
-    assert_goes_on(stopped, resumed, whole)
+    assert_goes_on(stopped, resumed, whole("byol-digits", processes=2))

@@ -176,7 +176,7 @@ def test_the_optimiser_has_exactly_the_trainable_parameters_even_if_values_are_e
     trainer = fit(recipe, max_steps=1)
     held = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
     assert len(held) == len(set(held))
-    assert set(held) == {p for p in recipe.parameters() if p.requires_grad}
+    assert set(held) == {*recipe.parameters()} - {*recipe.frozen_parameters()}
     assert len(held) == 2 + 2 * 4
 
 

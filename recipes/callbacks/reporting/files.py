@@ -47,4 +47,7 @@ def file_names(data: Any, loader: Any) -> list[str] | None:
     """
     paths, dataset = getattr(data, "paths", {}), getattr(loader, "dataset", None)
     split = next((name for name in paths if getattr(data.splits, name) is dataset), None)
-    return None if split is None else [printable(path.relative_to(data.root)) for path in paths[split]]
+    if split is None:
+        return None
+    folder = getattr(data, "folder", data.root)
+    return [printable(path.relative_to(folder)) for path in paths[split]]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -7,6 +9,7 @@ class CompileEncoder(Callback):
 
     The first step waits for the compilation. Names in checkpoints do not change. Only training
     steps are compiled: an evaluation has few batches of other sizes, so compiling would cost more time than it saves.
+    After the run, also after one that failed, the encoder is as it was before.
 
     Args:
         backend: backend of ``torch.compile``, such as ``inductor``.
@@ -20,21 +23,30 @@ class CompileEncoder(Callback):
             usual = ", ".join(torch.compiler.list_backends())
             raise ValueError(f"no backend {backend!r} of torch.compile; there are {usual}")
         self.backend = backend
+        self._before: Any = None  # how the encoder is called outside training steps
+        self._compiled: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Asks for the compilation, which happens at the first training batch."""
-        torch.compiler.set_stance("force_eager")
         if stage == "fit":
-            pl_module.encoder.compile(backend=self.backend)  # type: ignore[union-attr]
+            encoder: Any = pl_module.encoder
+            self._before = encoder._compiled_call_impl
+            encoder.compile(backend=self.backend)
+            self._compiled = encoder._compiled_call_impl
+            self._leave_aside(pl_module)
 
-    def on_train_batch_start(self, *_: object) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Uses what is compiled."""
-        torch.compiler.set_stance("default")
+        pl_module.encoder._compiled_call_impl = self._compiled  # type: ignore[assignment, union-attr]
 
-    def on_train_batch_end(self, *_: object) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Leaves it aside."""
-        torch.compiler.set_stance("force_eager")
+        self._leave_aside(pl_module)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves other modules of the process as they were."""
-        torch.compiler.set_stance("default")
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves it aside."""
+        if self._compiled is not None:
+            self._leave_aside(pl_module)
+
+    def _leave_aside(self, pl_module: LightningModule) -> None:
+        pl_module.encoder._compiled_call_impl = self._before  # type: ignore[assignment, union-attr]

@@ -62,6 +62,7 @@ def texts(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
+@pytest.mark.slow
 def test_the_report_counts_every_labelled_test_image_once(tmp_path: Path) -> None:
     evaluate(tmp_path)
     result = report(tmp_path)
@@ -138,6 +139,7 @@ def test_two_processes_report_what_one_reports(tmp_path: Path) -> None:
     assert pictures(tmp_path / "1") == pictures(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_the_report_names_the_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("cat", "dog", "owl"):
         for split in ("train", "test"):
@@ -149,6 +151,7 @@ def test_the_report_names_the_files_of_a_folder(tmp_path: Path) -> None:
     assert {mistake["file"] for mistake in report(tmp_path)["mistakes"]} == {"test/cat/a.png", "test/dog/a.png"}
 
 
+@pytest.mark.slow
 def test_features_in_half_precision_are_classified_in_the_precision_of_the_run(tmp_path: Path) -> None:
     recipe = classifier(nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False)))
     nn.init.eye_(recipe.encoder.network[1].weight)

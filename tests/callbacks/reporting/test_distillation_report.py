@@ -144,6 +144,7 @@ def test_the_report_has_the_numbers_of_their_definitions(tmp_path: Path) -> None
     assert pictures(tmp_path) == {"agreement.png", "calibration.png", "temperature.png"}
 
 
+@pytest.mark.slow
 def test_without_validation_images_there_is_nothing_after(tmp_path: Path, drawn: dict[str, Any]) -> None:
     evaluate(tmp_path, data=Known(val=False))
     found = report(tmp_path)
@@ -219,6 +220,7 @@ def test_a_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_bars_are_the_probabilities_and_green_is_the_right_class(tmp_path: Path, drawn: dict[str, Any]) -> None:
     evaluate(tmp_path)
     axes = drawn["temperature.png"].axes

@@ -46,6 +46,7 @@ def test_the_loss_of_accumulated_batches_is_not_divided(tmp_path: Path) -> None:
     assert losses[1][0] == pytest.approx(losses[0][0])
 
 
+@pytest.mark.slow
 def test_views_are_those_of_the_recipe_beside_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(pictures, "save", lambda figure, path, trainer: drawn.append((path.name, figure)))

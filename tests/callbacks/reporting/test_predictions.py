@@ -118,6 +118,7 @@ def test_a_recipe_without_classes_has_no_table(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.npz"]
 
 
+@pytest.mark.slow
 def test_the_table_has_the_name_of_the_numpy_file(tmp_path: Path) -> None:
     predict(tmp_path, supervised(1, 10), Digits(size=8), PredictionFile("mine.npz"))
     assert {file.name for file in tmp_path.iterdir()} == {"mine.npz", "mine.csv"}

@@ -303,6 +303,7 @@ def test_columns_for_which_a_class_has_too_few_labels_are_left_out_with_a_warnin
     assert set(columns) == {"knn", "linear", "knn_1_per_class", "linear_1_per_class"}
 
 
+@pytest.mark.slow
 def test_of_a_small_bank_all_images_vote_and_a_line_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     accuracies, lines = [], []
     for k in (2000, 1257, 5):

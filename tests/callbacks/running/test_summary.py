@@ -37,6 +37,7 @@ def test_the_numbers_are_those_of_the_parameters(capsys, tmp_path):
     assert row == ["encoder", "ConvNet", f"{encoder:,}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "summaries"),
     [

@@ -5,8 +5,9 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from datamodules.reading import Reading
 from recipes.cli import main
-from recipes.cli.commands.encoders import named_encoder
+from recipes.cli.commands.encoders import named_encoder, reading_of_runs, taken_of_runs
 from recipes.nn import ConvNet, Encoder, ResNet, TimmEncoder, TorchvisionEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -71,6 +72,7 @@ def test_a_file_of_weights_is_loaded_and_named_in_the_config(tmp_path):
     assert same(made(found.config), source)
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_encoder_its_recipe_and_what_its_images_were_normalised_by(run):
     for path in (run, run / "checkpoints" / "last.ckpt"):
         found = named_encoder(str(path), None, 1)
@@ -127,3 +129,11 @@ def test_a_file_of_weights_alone_is_no_encoder(tmp_path):
     torch.save(ConvNet().state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="name their network"):
         named_encoder(str(tmp_path / "weights.pt"), None, 1)
+
+
+def test_the_first_run_among_encoders_and_weights_says_how_images_are_read(run):
+    assert reading_of_runs(["resnet18", None]) == Reading()
+    assert reading_of_runs(["ConvNet", None, str(run)]) == Reading(16, 1)
+    assert taken_of_runs([str(run), "ConvNet"]) == [
+        f"{run}/checkpoints/last.ckpt is taken: it is the last state of the run"
+    ]

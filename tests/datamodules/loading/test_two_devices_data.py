@@ -31,6 +31,7 @@ def runs(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train", "val", "predict", "bank"])
 def test_the_batches_of_two_devices_together_are_those_of_one(runs, stage):
     one = joined(runs["one"], stage)

@@ -164,6 +164,7 @@ def test_a_fraction_out_of_range_is_an_error():
         MNIST(val_fraction=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_fashion_mnist_from_debians_package(tmp_path):
     folder = tmp_path / "FashionMNIST" / "raw"
