@@ -30,8 +30,8 @@ def _is_own(name: str) -> bool:
 def _place(name: str) -> str:
     """The file of a module, or the folder of one that is only a folder."""
     module = sys.modules[name]
-    folders = [*getattr(module, "__path__", [])]
-    return str(getattr(module, "__file__", None) or (folders[0] if folders else ""))
+    folders = getattr(getattr(module, "__spec__", None), "submodule_search_locations", None) or [""]
+    return str(getattr(module, "__file__", None) or next(iter(folders)))
 
 
 _PROJECT = [__file__.rpartition("/tests/")[0]]
