@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,6 +17,7 @@ from datamodules.loading.cpus import usable_cpus
 from datamodules.loading.dataset import ImageDataset
 from datamodules.loading.loader import ResumableLoader
 from datamodules.loading.sampler import GlobalBatchSampler
+from datamodules.loading.split import representative
 from datamodules.loading.split_counts import counted
 from datamodules.reading import Reading, ReadsLikeNetwork
 
@@ -50,7 +51,8 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
 
     The properties are available after ``setup``, which a Trainer calls on the DataModule before it calls it on the
     recipe; ``num_classes`` is at once where a subclass knows it. Under a Trainer each loader hands out its device's
-    share of the global batches.
+    share of the global batches. With the Trainer's ``overfit_batches``, every epoch trains on the same sample of all
+    classes, and is validated on a sample of the validation images.
 
     Arguments of subclasses that say how images are read, and are null, are those of the Trainer's network if it was
     trained before (``ReadsLikeNetwork``).
@@ -91,17 +93,37 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
             vars(self).pop(name, None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the images, once, whatever the stage; again if the network was trained on images read otherwise."""
+        """Reads the images, once, whatever the stage; again if the network was trained on images read otherwise.
+
+        Whatever an earlier run has set is forgotten.
+        """
         self._ask_network()
-        self._instead = self._matched = None
+        self._give_back()
+        self._position = {}
         if self._splits is None:
             self._splits = self.load()
             self._tell()
+        if stage == "fit" and self._overfits:
+            rank_zero_info(
+                f"overfit_batches is {self._overfits}: every epoch trains on the same images, a sample of each of its "
+                "classes, and is validated on a sample of the validation images"
+            )
 
     @rank_zero_only
     def _tell(self) -> None:
         """Prints what was found."""
         rank_zero_info(f"{type(self).__name__}: {counted(self.splits, [data.splits for data in self.sources])}")
+
+    def teardown(self, stage: str) -> None:
+        """Gives the images, labels and classes back as they were before the run."""
+        self._give_back()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Does the same after a run that failed."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._instead = self._matched = None
 
     @property
     def splits(self) -> Splits:
@@ -120,7 +142,7 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         return Reading(height if height == width else None, channels)
 
     def match_classes(self, names: Sequence[str], strict: bool = True) -> None:
-        """Numbers the labels as a trained classifier does, until the next ``setup``: classes are matched by name.
+        """Numbers the labels as a trained classifier does, until the run ends: classes are matched by name.
 
         Args:
             names: names of the classifier's classes; the data may have fewer.
@@ -141,7 +163,7 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
             self.relabel(theirs, torch.tensor([theirs.index(name) if name in theirs else -1 for name in ours]))
 
     def relabel(self, names: Sequence[str], new: Tensor) -> None:
-        """Gives the images other labels, until the next ``setup``.
+        """Gives the images other labels, until the run ends or the next ``setup``.
 
         Args:
             names: names of the new labels.
@@ -160,7 +182,7 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         self._matched = Splits(tuple(names), relabelled(splits.train), val, test)
 
     def hand_out(self, train: ImageDataset, val: ImageDataset | None) -> None:
-        """Replaces the images of the loaders for training and validation, until the next ``setup``.
+        """Replaces the images of the loaders for training and validation, until the run ends.
 
         Args:
             train: as many entries as there are training images, in their order: such as their features.
@@ -221,7 +243,10 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
             ValueError: if there are fewer training images than ``batch_size``, or if it does not divide over the
                 devices.
         """
-        self._train_loader = ResumableLoader(**self._options(self._given.train, self._train_sampler(*self._place)))
+        sampler = self._train_sampler(*self._place)
+        if self._overfits:
+            sampler.repeat(self.splits.train.group)
+        self._train_loader = ResumableLoader(**self._options(self._given.train, sampler))
         self._train_loader.trainer = self.trainer
         self._train_loader.load_state_dict(self._position)
         self._position = {}
@@ -240,19 +265,22 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         self._position = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """The validation images in order; no loader where there are none, and Lightning does not validate."""
+        """The validation images in order; no loader where there are none, and Lightning does not validate.
+
+        If the Trainer limits the batches, the first ones stand for all images.
+        """
         val = self._given.val
-        return [] if val is None else self.in_order(val)
+        return [] if val is None else self.in_order(val, self._measured("val"))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test images in order.
+        """The test images in order. If the Trainer limits the batches, the first ones stand for all images.
 
         Raises:
             ValueError: if there are none.
         """
         if self.splits.test is None:
             raise ValueError(f"{type(self).__name__} has no test images here")
-        return self.in_order(self.splits.test)
+        return self.in_order(self.splits.test, self._measured("test"))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test images in order, or the training images where there is no test split."""
@@ -294,6 +322,18 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         place = self._place if shared else (1, 0)
         sampler = GlobalBatchSampler(positions, self.batch_size, *place, training=False)
         return DataLoader(**self._options(dataset, sampler))
+
+    @property
+    def _overfits(self) -> float:
+        """How many batches, or which share of them, the Trainer repeats in every epoch; 0 for ordinary training."""
+        repeated: float = getattr(self.trainer, "overfit_batches", 0)
+        return repeated
+
+    def _measured(self, split: Literal["val", "test"]) -> Tensor | None:
+        """The order of the images of a split, if the Trainer measures some of its batches only; None for all."""
+        limit = getattr(self.trainer, f"limit_{split}_batches", 1.0)
+        measures_all = isinstance(limit, float) and limit == 1  # the integer 1 is one batch
+        return None if measures_all else representative(getattr(self.splits, split).group)
 
     def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:
         train = self.splits.train

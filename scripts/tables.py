@@ -16,7 +16,8 @@ from recipes.evaluation.text_tables import cell, markdown
 
 FILES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("results", "speed", "exactness")))
 
-# what a study may show: title, factor and decimals; without decimals there is no standard deviation
+# What a study may show: title, factor and decimals; without decimals there is no standard deviation. Forward transfer
+# is left out: files of earlier versions have it for the scenario class too, where it says nothing.
 COLUMNS = {
     "knn": ("kNN (%)", 100, 1),
     "linear": ("linear (%)", 100, 1),

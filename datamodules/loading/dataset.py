@@ -31,6 +31,11 @@ class ImageDataset(Dataset[Batch], ABC):
     def images(self, index: Tensor) -> Tensor:
         """Fetches the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
 
+    @property
+    def group(self) -> Tensor:
+        """The group that each image belongs to, int64 [N]: its class. A small sample has to have images of each."""
+        return self.label
+
     def digest(self) -> str:
         """SHA-256 of all images in their order: what is computed for images in advance is kept under it."""
         whole = hashlib.sha256()

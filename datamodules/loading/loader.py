@@ -20,6 +20,7 @@ class ResumableLoader(DataLoader[Batch]):
         waiting: whether the next batch is being read.
     """
 
+    sampler: GlobalBatchSampler
     trainer: Trainer | None = None
     waiting = False
     _epoch = 0
@@ -28,8 +29,6 @@ class ResumableLoader(DataLoader[Batch]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the epoch."""
-        if not isinstance(self.sampler, GlobalBatchSampler):  # Trainer(overfit_batches=...) puts in another
-            return {}
         if self._resume is not None:
             return self._resume
         batch = self._handed_out
@@ -45,12 +44,10 @@ class ResumableLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator, so that nothing is loaded before the first batch is asked for:
         # Lightning makes the iterator before it knows the epoch.
-        start = 0
-        if isinstance(self.sampler, GlobalBatchSampler):
-            if self.trainer is not None:  # what Lightning tells samplers runs ahead after resuming at an epoch's end
-                self.sampler.set_epoch(self.trainer.current_epoch)
-            self._epoch = self.sampler.epoch
-            start = self.sampler.skip = self._start(self.sampler)
+        if self.trainer is not None:  # what Lightning tells samplers runs ahead after resuming at an epoch's end
+            self.sampler.set_epoch(self.trainer.current_epoch)
+        self._epoch = self.sampler.epoch
+        start = self.sampler.skip = self._start(self.sampler)
         self._handed_out = start
         self.waiting = True
         for batch in super().__iter__():

@@ -25,7 +25,7 @@ class PlainBatches:
         """Makes a Batch; the first of a loader in an epoch is checked for its range.
 
         Args:
-            given: what ``as_batch`` takes.
+            given: a Batch, or what ``as_batch`` takes.
             trainer: Trainer of the run.
             dataloader_idx: number of the loader.
 
@@ -39,7 +39,10 @@ class PlainBatches:
         time = trainer.current_epoch if trainer.training else trainer.global_step
         place = (trainer.state.stage, time, dataloader_idx)
         first = self._counted.get(place, 0)
-        made = as_batch(given, trainer.global_rank + first * trainer.world_size, trainer.world_size)
+        if hasattr(given, "image") and hasattr(given, "index"):
+            made = given
+        else:
+            made = as_batch(given, trainer.global_rank + first * trainer.world_size, trainer.world_size)
         if first == 0:
             check_range(made.image)
         self._counted[place] = first + len(made.image)
@@ -80,13 +83,19 @@ def as_batch(given: Any, first: int, step: int = 1) -> Batch:
 
 
 def check_range(image: Tensor) -> None:
-    """Checks that images are not normalised yet: recipes do that, after their augmentations.
+    """Checks that images are in their range and not normalised yet: recipes do that, after their augmentations.
+
+    Args:
+        image: [B, C, H, W]; cached features [B, F] pass.
 
     Raises:
         ValueError: if an image is float and not in [0, 1].
     """
-    if image.is_floating_point() and len(image) and not (image.min() >= 0 and image.max() <= 1):
-        raise ValueError(
-            f"the loader gives images from {float(image.min()):g} to {float(image.max()):g}: floats must be in [0, 1]. "
-            "Leave out Normalize and its like, because recipes normalise after their augmentations"
-        )
+    if not image.is_floating_point() or image.ndim != 4 or not len(image):
+        return
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):
+        remedy = "Leave out Normalize and its like, because recipes normalise after their augmentations"
+        if low >= 0 and high <= 255:
+            remedy = "Divide by 255, or give uint8"
+        raise ValueError(f"the images are from {low:g} to {high:g}: floats must be in [0, 1]. {remedy}")

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from datamodules.loading.split import representative
 
 
-class GlobalBatchSampler(DistributedSampler[int]):
+class GlobalBatchSampler(DistributedSampler[int], SequentialSampler):
     """Distributes global batches over the devices: the k-th batches of all ranks, in order, are the k-th global batch.
 
     A training epoch is a permutation that depends on the run's seed and the epoch alone, and drops the last,
     incomplete batch. An evaluation goes in order, once over each image: the last batch is dealt as evenly as it can be.
     A device without an image in an evaluation gets the position -1, because Lightning asks every device for a batch.
-    Lightning leaves a ``DistributedSampler`` as it is, and tells it the epoch. A subclass may write another ``order``,
-    with a ``count`` that fits.
+    Lightning leaves a ``DistributedSampler`` as it is, and tells it the epoch. Under ``overfit_batches`` it leaves only
+    a ``SequentialSampler``, and otherwise deals the first images of the dataset; see ``repeat``. A subclass may write
+    another ``order``, with a ``count`` that fits.
 
     Args:
         positions: int64 [N], the images in the dataset to sample from.
@@ -46,6 +49,15 @@ class GlobalBatchSampler(DistributedSampler[int]):
         self.batch_size = batch_size // num_replicas
         self.training = training
         self.skip = 0
+        self._group: Tensor | None = None
+
+    def repeat(self, group: Tensor) -> None:
+        """Has all training epochs deal the images in the same order, the first of which stand for all.
+
+        Args:
+            group: int64, the group of each image of the dataset, such as its class.
+        """
+        self._group = group
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._deal(self.order())[self.skip * self.batch_size :].tolist())
@@ -63,7 +75,12 @@ class GlobalBatchSampler(DistributedSampler[int]):
         return self.shuffled(self.positions) if self.training else self.positions
 
     def shuffled(self, positions: Tensor, *stream: int) -> Tensor:
-        """A permutation of positions [N] that the seed, the epoch and ``stream``, positive numbers, determine."""
+        """A permutation of positions [N] that the seed, the epoch and ``stream``, positive numbers, determine.
+
+        After ``repeat``, it is the same for all of them.
+        """
+        if self._group is not None:
+            return positions[representative(self._group[positions])]
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         permutation = np.random.default_rng((seed, self.epoch, *stream)).permutation(len(positions))
         return positions[torch.from_numpy(permutation)]

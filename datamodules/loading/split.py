@@ -71,6 +71,22 @@ def _hashed(name: str) -> float:
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
+def representative(group: Tensor) -> Tensor:
+    """Orders images so that the first ones stand for all: one of each group, and then the groups in proportion.
+
+    Args:
+        group: int64 [N], the group that each image belongs to, such as its class.
+
+    Returns:
+        The positions of the images, int64 [N].
+    """
+    order = torch.from_numpy(np.random.RandomState(_SEED).permutation(len(group)))
+    _, kind, size = group[order].unique(return_inverse=True, return_counts=True)
+    by_group = kind.argsort(stable=True)
+    number = torch.arange(len(group)) - (size.cumsum(0) - size)[kind[by_group]]  # of each image in its group
+    return order[by_group[(number / size[kind[by_group]]).argsort(stable=True)]]
+
+
 def per_class(label: Tensor, sizes: Tensor) -> Tensor:
     """Draws the given number of images of each class. Larger numbers draw a superset.
 

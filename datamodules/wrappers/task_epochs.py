@@ -1,7 +1,8 @@
 """The epochs of a sequence of tasks, and their effect on the Trainer."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 
 from lightning.pytorch import Trainer
@@ -32,22 +33,37 @@ class TaskEpochs:
         task = self.task_of(epoch)
         return epoch - self._ends[task] + self.per_task[task]
 
+    def of_each_task(self, first: int, stop: int) -> list[int]:
+        """How many epochs of the run, from ``first`` on and before ``stop``, belong to each task."""
+        starts = [0, *self._ends[:-1]]
+        ends = [*self._ends[:-1], max(stop, self.total)]  # after the end, an epoch belongs to the last task
+        return [max(min(stop, end) - max(first, start), 0) for start, end in zip(starts, ends)]
+
     def is_last_of_task(self, epoch: int) -> bool:
         """Whether an epoch of the run is the last of its task."""
         return epoch + 1 in self._ends
 
 
-def follow_tasks(trainer: Trainer, total_epochs: int) -> None:
+def follow_tasks(trainer: Trainer, total_epochs: int) -> Callable[[], None]:
     """Has a Trainer ask for the loader of every epoch, and end with the last task.
 
     Its ``max_epochs`` is set to the epochs of all tasks, unless it is smaller or ``max_steps`` is given.
+
+    Returns:
+        A function that gives the Trainer the settings back that it had.
     """
+    given, reloads = trainer.max_epochs, trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
     # Lightning counts a loader's batches when it is handed over, and tasks differ in length.
     trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-    given = trainer.max_epochs
     # With max_steps, Lightning counts an epoch twice that a run was killed at the end of.
     if trainer.max_steps == -1 and (given is None or not 0 <= given <= total_epochs):
         trainer.fit_loop.max_epochs = total_epochs
+    return partial(_set, trainer, given, reloads)
+
+
+def _set(trainer: Trainer, max_epochs: int | None, reloads: int) -> None:
+    trainer.fit_loop.max_epochs = max_epochs
+    trainer.reload_dataloaders_every_n_epochs = reloads  # type: ignore[attr-defined]
 
 
 def end_epoch_of_killed_run(trainer: Trainer, batches: int) -> None:

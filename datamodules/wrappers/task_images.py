@@ -48,6 +48,11 @@ class TaskImages(ImageDataset):
         parts = [self._of_task(number, index[place]) for number, place in zip(present, places, strict=True)]
         return torch.cat(parts)[torch.cat(places).argsort()]
 
+    @property
+    def group(self) -> Tensor:
+        """The group that each image belongs to, int64 [N]: its task and class."""
+        return self.label + self.task * (int(self.label.max()) + 2)  # labels start at -1
+
     def digest(self) -> str:
         """SHA-256 of those of the tasks, and of what each does to a picture."""
         whole = hashlib.sha256()

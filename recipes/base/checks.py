@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.reading import Reading
@@ -44,6 +44,37 @@ def check_indices(recipe: "Recipe", given: Any) -> None:
         raise ValueError(
             f"{type(recipe).__name__} keeps something for every image: give batches (image, label, index) with the "
             "position of each image in its dataset, or a DataModule"
+        )
+
+
+def check_loaders(recipe: "Recipe", stage: str) -> None:
+    """Refuses several loaders for one evaluation: measures would be of which one?"""
+    trainer, stage = recipe.trainer, str(getattr(stage, "value", stage))  # Lightning gives an enumeration
+    loops = {
+        "fit": trainer.fit_loop.epoch_loop.val_loop,
+        "validate": trainer.validate_loop,
+        "test": trainer.test_loop,
+        "predict": trainer.predict_loop,
+    }
+    given = loops[stage]._data_source.instance
+    if isinstance(given, list | tuple | dict | CombinedLoader) and (count := len(CombinedLoader(given).flattened)) > 1:
+        name = "validation" if stage in ("fit", "validate") else stage
+        remedy = "one loader, such as of a torch.utils.data.ConcatDataset"
+        if stage != "fit":
+            remedy += f", or call Trainer.{stage} once for each"
+        raise ValueError(f"there are {count} {name} loaders: {type(recipe).__name__} measures one. Give {remedy}")
+
+
+def check_labels(recipe: "Recipe", label: Tensor) -> None:
+    """Refuses labels that are no class of a classifier; -1 is unlabelled."""
+    classes = getattr(getattr(recipe, "head", None), "out_features", None)
+    if classes is None or not len(label):
+        return
+    low, high = int(label.min()), int(label.max())
+    if low < -1 or high >= classes:
+        raise ValueError(
+            f"labels are from {low} to {high}: with num_classes {classes}, they must be from 0 to {classes - 1}, or -1 "
+            f"for unlabelled images. Create {type(recipe).__name__} with the number of classes of the data"
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datamodules import Batch, ImageDataModule
 from datamodules.base import listed_classes
 from losses.precision import at_least_float32
+from recipes.base.checks import check_labels
 from recipes.base.measures import CrossEntropy, LabelledMetric, accuracy
 from recipes.base.recipe import Recipe
 from recipes.errors import CheckpointMismatch
@@ -76,6 +77,11 @@ class Classifier(Recipe):
             _check_same("the recipe", self.class_names, names)
         else:
             self._match_data(self.class_names, stage)
+        if stage != "predict" and isinstance(data, ImageDataModule):
+            splits = (data.splits.train, data.splits.val) if stage != "test" else (data.splits.test,)
+            for images in splits:
+                if images is not None:
+                    check_labels(self, images.label)
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
             if labelled < classes and not (self.learns_without_labels and not labelled):

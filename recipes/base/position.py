@@ -1,6 +1,7 @@
 """Where a run is: its steps, and how they are counted after a resume with another batch size."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
@@ -73,12 +74,25 @@ def steps_of_run(trainer: Trainer) -> int:
     """Number of optimiser steps of the whole run.
 
     Raises:
-        ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run.
+        ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run, or only ``max_epochs`` does for data
+            without length.
     """
-    total = trainer.estimated_stepping_batches
+    total = _estimated_steps(trainer)  # -1: epochs without length
+    if total == -1:
+        raise ValueError(
+            "the training data has no length, and the schedule needs that of the run: set trainer.max_steps, or "
+            "trainer.limit_train_batches to the number of batches in an epoch"
+        )
     if not math.isfinite(total):
         raise ValueError("the schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps")
     return int(total)
+
+
+def _estimated_steps(trainer: Trainer) -> float:
+    if _epoch_lengths(trainer) is None or trainer.max_epochs in (None, -1):
+        return trainer.estimated_stepping_batches
+    by_epochs = steps_between(trainer, 0, max(trainer.max_epochs, 1))
+    return by_epochs if trainer.max_steps == -1 else min(by_epochs, trainer.max_steps)
 
 
 def steps_until(trainer: Trainer, epoch: int) -> int:
@@ -87,28 +101,54 @@ def steps_until(trainer: Trainer, epoch: int) -> int:
     done = 0 if batch.is_last_batch else batch.current.completed  # in this epoch
     left = max(trainer.num_training_batches - done, 0)
     this_epoch = math.ceil(left / trainer.accumulate_grad_batches)
-    return max((epoch - trainer.current_epoch - 1) * steps_per_epoch(trainer) + this_epoch, 0)
+    if epoch <= trainer.current_epoch:
+        return 0
+    return this_epoch + steps_between(trainer, trainer.current_epoch + 1, epoch)
 
 
 def steps_left(trainer: Trainer) -> float:
     """Number of optimiser steps from now to the end of the run; infinite for a run without end."""
     by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps - trainer.global_step
-    if trainer.max_epochs in (None, -1):
+    if trainer.max_epochs in (None, -1) or math.isinf(trainer.num_training_batches):
         return by_steps
     return min(by_steps, steps_until(trainer, trainer.max_epochs))
 
 
-def steps_per_epoch(trainer: Trainer) -> int:
-    """Number of optimiser steps in an epoch.
+def steps_between(trainer: Trainer, first: int, stop: int) -> int:
+    """Number of optimiser steps in the epochs of a run, from ``first`` on and before ``stop``.
+
+    All epochs are as long as the present one, unless the DataModule has ``epoch_lengths``, as a ``TaskSequence`` has.
+    A run on data without length counts as one epoch.
 
     Raises:
-        ValueError: if ``limit_train_batches`` is 0: Lightning then never counts them.
+        ValueError: if ``limit_train_batches`` is 0: Lightning then never counts them. As ``steps_of_run``, for data
+            without length.
     """
-    if math.isinf(trainer.num_training_batches) and not trainer.limit_train_batches:
-        raise ValueError(
-            f"trainer.limit_train_batches is {trainer.limit_train_batches}: training needs at least one batch"
-        )
-    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    limit, lengths = trainer.limit_train_batches, _epoch_lengths(trainer)
+    if not limit:
+        raise ValueError(f"trainer.limit_train_batches is {limit}: training needs at least one batch")
+    if lengths is None and math.isinf(trainer.num_training_batches):
+        return steps_of_run(trainer)
+    counted: list[tuple[int, float]] = [(max(stop - first, 0), trainer.num_training_batches)]
+    if lengths is not None:
+        counted = [
+            (epochs, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
+            for epochs, batches in lengths(first, stop)
+        ]
+    return sum(epochs * math.ceil(batches / trainer.accumulate_grad_batches) for epochs, batches in counted)
+
+
+def _epoch_lengths(trainer: Trainer) -> Callable[[int, int], list[tuple[int, int]]] | None:
+    return getattr(getattr(trainer, "datamodule", None), "epoch_lengths", None)
+
+
+def share_of_step(trainer: Trainer) -> float:
+    """Share of the accumulated batches that this optimiser step has; below 1 only in the last step of an epoch.
+
+    Lightning divides the loss of every batch by ``accumulate_grad_batches``, although the last step may have fewer.
+    """
+    before = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
+    return (before % trainer.accumulate_grad_batches + 1) / trainer.accumulate_grad_batches
 
 
 def global_batch_size(trainer: Trainer) -> int:

@@ -1,19 +1,23 @@
 """What all recipes share: an encoder, its optimiser and schedule, random keys, and gathering across devices."""
 
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import Metric
 
-from datamodules import Batch, TaskBatch
-from datamodules.loading.plain import PlainBatches
+from datamodules import Batch, ImageDataModule, TaskBatch
+from datamodules.loading.plain import PlainBatches, check_range
 from datamodules.reading import Reading
+from losses.precision import at_least_float32
 from recipes.augment import Key, Normalize, Views
 from recipes.base import position
 from recipes.base.checks import (
@@ -21,6 +25,8 @@ from recipes.base.checks import (
     check_checkpoint,
     check_encoder,
     check_indices,
+    check_labels,
+    check_loaders,
     check_precision,
     tell_reading,
 )
@@ -108,7 +114,24 @@ class Recipe(AnyRecipe):
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to features [B, F]."""
+        self.check_range(image)
         return self.encoder(self.normalize(image))
+
+    def check_range(self, image: Tensor) -> None:
+        """Refuses float images outside [0, 1]; in a run, the first batch of each loader was checked before."""
+        running = self._trainer is not None and self._trainer.state.status == TrainerStatus.RUNNING
+        if not running and not torch.compiler.is_compiling():
+            check_range(image)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Recipe":
+        """Converts parameters and buffers; sums of metrics stay in float32 or wider, or they would end at 256."""
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            if isinstance(module, Metric):
+                sums = [state for state in module.metric_state.values() if isinstance(state, Tensor)]
+                if any(at_least_float32(state) is not state for state in sums):
+                    module.set_dtype(torch.float32)
+        return self
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the features [B, F], which callbacks collect and measure."""
@@ -211,7 +234,8 @@ class Recipe(AnyRecipe):
             for parameter in self.frozen_parameters():
                 parameter.requires_grad_(False)
         data = self.datamodule
-        if data is None:
+        check_loaders(self, stage)
+        if not isinstance(data, ImageDataModule):
             self._plain_batches = PlainBatches()
             self.on_before_batch_transfer = self._batch_of_plain_loader  # type: ignore[method-assign]
         elif "on_before_batch_transfer" in vars(self):
@@ -231,11 +255,11 @@ class Recipe(AnyRecipe):
         check_encoder(self, data.image_shape)
 
     def _batch_of_plain_loader(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes a Batch of what a DataLoader without a DataModule gives, and checks those for training."""
-        if hasattr(batch, "image") and hasattr(batch, "index"):
-            return batch
+        """Makes a Batch of what a loader gives that is not of an ``ImageDataModule``, and checks it."""
         trainer = self.trainer
         made, is_first = self._plain_batches.make(batch, trainer, dataloader_idx)
+        if not trainer.predicting:
+            check_labels(self, made.label)
         if trainer.training:
             check_indices(self, batch)
             if is_first:
@@ -296,8 +320,8 @@ class Recipe(AnyRecipe):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of optimiser steps in an epoch."""
-        return position.steps_per_epoch(self.trainer)
+        """Number of optimiser steps in an epoch: in the first, if the epochs of the run differ."""
+        return position.steps_between(self.trainer, 0, 1)
 
     @property
     def steps_left(self) -> float:

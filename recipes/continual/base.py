@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
 from losses.precision import at_least_float32
 from recipes.augment import Views
+from recipes.base import position
 from recipes.base.classifier import Classifier
 from recipes.base.measures import accuracy
 from recipes.continual import progress
 from recipes.continual.evaluation import fill_row, masked
 from recipes.continual.task_start import TaskStart
 from recipes.errors import CheckpointMismatch
-from recipes.evaluation.continual import AccuracyMatrix, summary
+from recipes.evaluation.continual import AccuracyMatrix, summary, view_of
 from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
 from recipes.nn.frozen_stages import drop_gradients, zero_of
 
@@ -66,7 +67,7 @@ class ContinualRecipe(Classifier):
 
     Raises:
         ValueError: if the method is not for the scenario; at the start of a run, if its data is no ``TaskSequence``
-            or one of other tasks.
+            or one of other tasks, or if the recipe has trained before and the run does not resume a checkpoint.
     """
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
@@ -108,6 +109,7 @@ class ContinualRecipe(Classifier):
             accuracy(f"test/task_{task}", tasks.num_classes) for task in range(1, len(tasks) + 1)
         )
         self.frozen = FrozenStages(self.encoder)
+        self._resumes = False  # whether this fit has a checkpoint
         self._told: str | None = None  # the tasks that are not trained
 
     # What a subclass may write
@@ -189,6 +191,11 @@ class ContinualRecipe(Classifier):
         images = self.gather(total.new_full((1,), len(label)))
         return total / images.mean()  # DDP takes the mean over the devices
 
+    @property
+    def bytes_in_data(self) -> int:
+        """Bytes of the images of earlier tasks that the method goes on reading from the data; 0 for most methods."""
+        return 0
+
     def share(self, x: Tensor) -> Tensor:
         """This device's part of a tensor [N, ...] that is the same on every device."""
         return x.tensor_split(self.trainer.world_size)[self.trainer.global_rank]
@@ -212,7 +219,29 @@ class ContinualRecipe(Classifier):
                 "tasks=data.tasks"
             )
         if stage == "fit":
+            self._resumes = False
             self.task_start.tell_cuts(data.epochs_per_task[1:])
+
+    def on_fit_start(self) -> None:
+        """Refuses to start a sequence with what is left of another run.
+
+        Raises:
+            ValueError: if the recipe or the Trainer has trained before, and the run does not resume a checkpoint.
+        """
+        remedy = "or resume that run: fit with ckpt_path"
+        if self._resumes:
+            return
+        if self.begun > 0:
+            raise ValueError(
+                f"this {type(self).__name__} has begun {self.begun} of its {len(self.tasks)} tasks in an earlier run, "
+                f"whose weights, accuracies and memory it still has: create a new recipe to learn the sequence again, "
+                f"{remedy}"
+            )
+        if self.trainer.current_epoch > 0:
+            raise ValueError(
+                f"the Trainer has trained for {self.trainer.current_epoch} epochs before, and a sequence starts with "
+                f"epoch 1: create a new Trainer, {remedy}"
+            )
 
     def on_train_start(self) -> None:
         """Measures before training; ends a task whose run was killed between its last step and its end."""
@@ -267,17 +296,29 @@ class ContinualRecipe(Classifier):
     @property
     def total_steps(self) -> int:
         """How many optimiser steps the task has that is learned now."""
-        self.trainer.fit_loop.setup_data()  # of this epoch, if that is not there yet
-        return self.steps_per_epoch * self.data.epochs_per_task[self.task]
+        return position.steps_between(self.trainer, *self._epochs_of_task)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimiser steps in an epoch of the task that is learned now."""
+        first, _ = self._epochs_of_task
+        return position.steps_between(self.trainer, first, first + 1)
 
     @property
     def steps_left(self) -> float:
         """Number of optimiser steps from now to the end of the task."""
-        return self.steps_until(sum(self.data.epochs_per_task[: self.task + 1]))
+        _, stop = self._epochs_of_task
+        return self.steps_until(stop)
+
+    @property
+    def _epochs_of_task(self) -> tuple[int, int]:
+        """The first epoch of the run that belongs to the task that is learned now, and the one after its last."""
+        before = sum(self.data.epochs_per_task[: self.task])
+        return before, before + self.data.epochs_per_task[self.task]
 
     def epochs_of_schedule(self, epochs: int) -> int:
         """How many epochs of the task are over, given those of the run."""
-        return epochs - sum(self.data.epochs_per_task[: self.task])
+        return epochs - self._epochs_of_task[0]
 
     def _placed(self, ratio: float) -> tuple[int, int]:
         """Returns the steps done and the steps in all of the task: its schedule ends with it."""
@@ -357,7 +398,8 @@ class ContinualRecipe(Classifier):
         """The measures of the tasks that are over, in the scenario's view; none without images to measure on."""
         if not self.accuracy_matrix.update_called:
             return {}
-        return summary(self.accuracy_matrix.of_scenario(self.tasks.scenario))
+        scenario = self.tasks.scenario
+        return summary(self.accuracy_matrix.of_scenario(scenario), view_of(scenario), scenario)
 
     # What a checkpoint keeps
 
@@ -376,6 +418,7 @@ class ContinualRecipe(Classifier):
         super().on_load_checkpoint(checkpoint)
         if self.datamodule is not None and self.trainer.state.fn == TrainerFn.FITTING:
             _check_epochs(checkpoint, list(self.data.epochs_per_task))
+            self._resumes = True
         self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]
 
 

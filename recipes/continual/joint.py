@@ -1,3 +1,5 @@
+import math
+
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -55,7 +57,13 @@ class Joint(ContinualRecipe):
         """Has the data give the images of all tasks up to the one that is learned."""
         super().setup(stage)
         if stage == "fit":
-            self.data.cumulative = True
+            self.data.deal_earlier_tasks()
+
+    @property
+    def bytes_in_data(self) -> int:
+        """Bytes of the images of all earlier tasks."""
+        earlier = self.data.splits.train.parts[: self.task]
+        return sum(map(len, earlier)) * math.prod(self.data.image_shape)  # uint8
 
     def begin_task(self) -> None:
         """Draws new weights, where that is wanted: by the seed and the task, the same on every device."""

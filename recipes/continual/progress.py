@@ -1,10 +1,9 @@
 """States which tasks a run that is shorter than its sequence does not train."""
 
-import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
+from recipes.base.position import steps_between
 
 if TYPE_CHECKING:
     from recipes.continual.base import ContinualRecipe
@@ -50,18 +49,12 @@ def untrained(begun: int, ended: int, tasks: int) -> str | None:
 
 def _finished_by_steps(recipe: "ContinualRecipe") -> int:
     """How many tasks are over when ``max_steps`` is reached; all without it."""
-    trainer, epochs = recipe.trainer, recipe.data.epochs_per_task
+    trainer, ends = recipe.trainer, list(accumulate(recipe.data.epochs_per_task))
     if trainer.max_steps == -1:
-        return len(epochs)
-    later = [steps * number for steps, number in zip(_steps_per_epoch(trainer, recipe.data.batches_per_epoch), epochs)]
-    needed = accumulate(later[recipe.task + 1 :], initial=recipe.steps_left)
+        return len(ends)
+    later = [steps_between(trainer, *epochs) for epochs in pairwise(ends[recipe.task :])]
+    needed = accumulate(later, initial=recipe.steps_left)
     return recipe.task + sum(steps <= trainer.max_steps - trainer.global_step for steps in needed)
-
-
-def _steps_per_epoch(trainer: Trainer, batches: list[int]) -> list[int]:
-    limit = trainer.limit_train_batches
-    limited = [min(number, limit) if isinstance(limit, int) else int(number * limit) for number in batches]
-    return [math.ceil(number / trainer.accumulate_grad_batches) for number in limited]
 
 
 def _named(first: int, stop: int) -> str:

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from datamodules import TaskBatch, Tasks
 from recipes.augment import Views
+from recipes.base.position import share_of_step
 from recipes.continual.base import ContinualRecipe
 from recipes.continual.penalty import held_parameters, with_penalty
 from recipes.nn import Encoder, QuadraticPenalty, TensorList
@@ -77,7 +78,8 @@ class SI(ContinualRecipe):
         """Notes the gradients of the cross-entropy: those of the loss less those of the penalty."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.held]
         if self.ended > 0:
-            torch._foreach_sub_(gradients, self.penalty.gradient(self.held), alpha=self.si_weight)
+            weight = self.si_weight * share_of_step(self.trainer)
+            torch._foreach_sub_(gradients, self.penalty.gradient(self.held), alpha=weight)
         self._gradients = gradients
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:

@@ -9,15 +9,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassCalibrationError
 
 from datamodules import Batch
 from recipes.base.classifier import Classifier
 from recipes.base.measures import LabelledMetric, accuracy
 from recipes.distillation.teacher import Teacher, teacher_from, unpacked
+from recipes.evaluation.calibration import CalibrationError
 from recipes.nn import Encoder
-
-_BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
 
 
 class Student(Classifier):
@@ -61,9 +59,7 @@ class Student(Classifier):
         self.val_teacher_accuracy, self.test_teacher_accuracy = (
             accuracy(f"{split}/teacher_accuracy", num_classes) for split in ("val", "test")
         )
-        self.test_calibration_error = LabelledMetric(
-            "test/calibration_error", MulticlassCalibrationError(num_classes, _BINS, ignore_index=-1)
-        )
+        self.test_calibration_error = LabelledMetric("test/calibration_error", CalibrationError())
 
     @property
     def has_teacher(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics import Metric
 
 TEMPERATURES = (1.0, 4.0, 20.0, 40.0)
 BINS = 15  # of the calibration error (Guo et al., 2017, arXiv:1706.04599)
@@ -105,14 +105,44 @@ def best_temperature(logits: Tensor, label: Tensor) -> float:
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x)
 
 
+class CalibrationError(Metric):
+    """Expected calibration error in [0, 1]: the mean over images of |confidence - accuracy| of the bin.
+
+    The confidence is the highest probability. Bins are those of Guo et al. (2017, arXiv:1706.04599): ``BINS`` of equal
+    width, each with its upper bound, so that a confidence of exactly 1 is in the last bin.
+    """
+
+    count: Tensor
+    confidence: Tensor
+    right: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("count", "confidence", "right"):  # sums over the images of each bin
+            self.add_state(name, torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Adds a batch of logits [B, classes] and labels [B], -1 where unlabelled."""
+        confidence, predicted = logits.double().softmax(1).max(1)
+        place = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+        labelled = (label >= 0).to(self.count)
+        self.count.index_add_(0, place, labelled)
+        self.confidence.index_add_(0, place, confidence.to(labelled) * labelled)
+        self.right.index_add_(0, place, (predicted == label) * labelled)
+
+    def compute(self) -> Tensor:
+        """Returns the error; NaN without a labelled image."""
+        return (self.confidence - self.right).abs().sum() / self.count.sum()
+
+
 def calibration_error(logits: Tensor, label: Tensor) -> float:
-    """Computes the expected calibration error in [0, 1]: the mean over images of |confidence - accuracy| of the bin.
+    """Computes the calibration error, see ``CalibrationError``.
 
     Args:
         logits: [N, classes].
         label: int64 [N].
     """
-    return multiclass_calibration_error(logits.softmax(1), label, logits.shape[1], n_bins=BINS, norm="l1").item()
+    return _measured(logits, label).compute().item()
 
 
 def reliability(logits: Tensor, label: Tensor) -> Reliability:
@@ -122,10 +152,13 @@ def reliability(logits: Tensor, label: Tensor) -> Reliability:
         logits: [N, classes].
         label: int64 [N].
     """
-    confidence, predicted = logits.softmax(1).max(1)
-    place = (confidence * BINS).long().clamp(max=BINS - 1)
-    count, sure, right = (
-        torch.bincount(place, weights, BINS).numpy() for weights in (None, confidence, (predicted == label).double())
-    )
+    sums = _measured(logits, label)
+    count, sure, right = (part.cpu().numpy() for part in (sums.count, sums.confidence, sums.right))
     with np.errstate(invalid="ignore"):
-        return Reliability(count, right / count, sure / count)
+        return Reliability(count.astype(np.int64), right / count, sure / count)
+
+
+def _measured(logits: Tensor, label: Tensor) -> CalibrationError:
+    metric = CalibrationError().to(logits.device)
+    metric.update(logits, label)
+    return metric

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recipes.evaluation.continual import mean_over_tasks
+from recipes.evaluation.continual import mean_over_tasks, measures
 from recipes.evaluation.runs import Run, alike
 from recipes.evaluation.tables import mean_and_std, number, versions
 
@@ -67,6 +67,11 @@ class Group(NamedTuple):
             torch.tensor([[torch.nan if x is None else x for x in row] for row in matrix], dtype=torch.float64)
             for matrix in rows
         ]
+
+    def measured(self, name: str) -> Tensor:
+        """One of ``MEASURES`` of each run, float64 [runs]; NaN where it is undefined."""
+        view, scenario = self.continual["view"], self.continual["scenario"]
+        return self.of_each(lambda matrix: measures(matrix, view, scenario)[name])
 
     def of_each(self, measure: Callable[[Tensor], Any]) -> Tensor:
         """Applies a function to the matrix of each run: float64 [runs, ...]."""

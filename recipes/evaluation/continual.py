@@ -73,8 +73,8 @@ class AccuracyMatrix(Metric):
         return {name: getattr(self, name).double() / self.images for name in ("aware", "agnostic")}
 
     def of_scenario(self, scenario: str) -> Tensor:
-        """R in the view that a scenario is about, on the CPU: ``aware`` for ``task``, ``agnostic`` for the others."""
-        return self.compute()["aware" if scenario == "task" else "agnostic"].cpu()
+        """R in the view that a scenario is about, on the CPU."""
+        return self.compute()[view_of(scenario)].cpu()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -115,7 +115,8 @@ def forward_transfer(matrix: Tensor) -> float:
     """By how much the accuracy on a task is better right before it is learned than it was before training.
 
     Equation 4 of Lopez-Paz & Ranzato (2017, arXiv:1706.08840): the mean over i > 1 of R[i-1, i] - b[i], where b is row
-    0, the accuracy of the network before training.
+    0, the accuracy of the network before training. It says nothing where the classes of a later task cannot be
+    predicted: see ``measures``.
     """
     learned = _of_learned(matrix)
     return (learned.diagonal() - learned[0])[1:].mean().item()
@@ -151,10 +152,29 @@ MEASURES: dict[str, Callable[[Tensor], float]] = {
 }
 
 
-def summary(matrix: Tensor) -> dict[str, float]:
-    """All ``MEASURES`` of a matrix that are defined, by name."""
+def says_forward_transfer(view: str, scenario: str) -> bool:
+    """Whether forward transfer depends on what was learned.
+
+    If the task is unknown and each has its own classes, those of a later task are never predicted. Forward transfer is
+    then minus the accuracy of the initial weights, whatever the method.
+    """
+    return view == "aware" or scenario == "domain"
+
+
+def view_of(scenario: str) -> str:
+    """The view that a scenario is about: ``aware`` for ``task``, ``agnostic`` for the others."""
+    return "aware" if scenario == "task" else "agnostic"
+
+
+def measures(matrix: Tensor, view: str, scenario: str) -> dict[str, float]:
+    """All ``MEASURES`` of the matrix of a view, by name; NaN where one is undefined or says nothing."""
     values = {name: measure(matrix) for name, measure in MEASURES.items()}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+    return values if says_forward_transfer(view, scenario) else {**values, "forward_transfer": math.nan}
+
+
+def summary(matrix: Tensor, view: str, scenario: str) -> dict[str, float]:
+    """All ``MEASURES`` of the matrix of a view that are defined, by name."""
+    return {name: value for name, value in measures(matrix, view, scenario).items() if not math.isnan(value)}
 
 
 def tasks_learned(matrix: Tensor) -> int:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from recipes.base.texts import mapping_from_json, mapping_from_yaml, text_of
+from recipes.evaluation.continual import says_forward_transfer
+from recipes.evaluation.cost import megabytes
 from recipes.nn.encoders.files import RECORD
 
 REPORTS = ("evaluation", "classes", "distillation", "continual")
@@ -37,7 +39,7 @@ class Run(NamedTuple):
         settings: the configuration by dotted keys, without the seed, the directories and the reporting of this run.
         measures: the value of each measure for the checkpoint that is evaluated, by the name under which it is logged.
         cost: ``minutes`` of training, ``epochs``, ``steps``, ``images_per_second``, ``parameters`` that learn,
-            ``megabytes`` of parameters and buffers, ``flops`` per image of a step; only those that are known.
+            ``megabytes`` of everything stored, ``flops`` per image of a step; only those that are known.
         rows: of metrics.csv, without empty cells.
         reports: the JSON reports by name.
         best: validation measure whose best checkpoint is evaluated; None if it is the last checkpoint.
@@ -256,7 +258,10 @@ def _measures(last: Mapping[str, float], reports: Mapping[str, Any]) -> dict[str
         found["test/teacher_accuracy"] = distillation["accuracy"]["teacher"]
         found["test/calibration_error"] = distillation["calibration_error"]["student"]["before"]
     if continual := reports.get("continual"):
-        found |= {f"test/{name}": value for name, value in continual.get("measures", {})[continual["view"]].items()}
+        view = continual["view"]
+        undefined = not says_forward_transfer(view, continual.get("scenario", "class"))  # also in earlier reports
+        found |= {f"test/{name}": value for name, value in continual.get("measures", {})[view].items()}
+        found |= {"test/forward_transfer": None} if undefined else {}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -267,7 +272,7 @@ def _cost(last: Mapping[str, float], reports: Mapping[str, Any], protocol: Mappi
         cost, flops = continual["cost"], continual["cost"]["flops_per_image"]
         found["minutes"] = sum(cost["seconds"]) / 60
         found["parameters"] = cost.get("parameters")
-        found["megabytes"] = (cost["bytes"]["parameters"] + cost["bytes"]["buffers"]) / 1e6
+        found["megabytes"] = megabytes(cost["bytes"])
         found["flops"] = None if not flops or None in flops else sum(flops) / len(flops)
         found["epochs"] = sum(protocol["epochs_per_task"]) if "epochs_per_task" in protocol else found["epochs"]
     if (images := protocol.get("training_images_seen")) and found["minutes"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.base.texts import mapping_from_json
+from recipes.evaluation.cost import megabytes
 from recipes.evaluation.runs import last_values, read_metrics, read_reports
 from recipes.launch.grid import Grid, Job
 
@@ -47,7 +48,7 @@ def _reported(directory: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str
     accuracy, protocol, cost = {}, {}, {}
     if continual := reports.get("continual"):
         sizes, flops = continual["cost"]["bytes"], continual["cost"]["flops_per_image"][-1]
-        cost = {"memory_megabytes": (sizes["parameters"] + sizes["buffers"]) / 1e6, "flops_per_image": flops}
+        cost = {"memory_megabytes": megabytes(sizes), "flops_per_image": flops}
         protocol = {**continual["protocol"], "epochs": sum(continual["protocol"]["epochs_per_task"])}
     if evaluation := reports.get("evaluation"):
         accuracy, protocol = evaluation["accuracy"], {**protocol, **evaluation["protocol"]}

@@ -102,7 +102,7 @@ def continual_table(groups: Sequence[Group]) -> Table:
     several = any(len(group.runs) > 1 for group in groups)
     lines = [
         f"Accuracies and transfer in %; {asked}.",
-        "learning: right after a task; MB: parameters and buffers; min: training.",
+        "learning: right after a task; MB: all that is stored; min: training.",
         *(["Mean and, below it, standard deviation over the seeds."] if several else []),
     ]
     result = new_table(
@@ -123,7 +123,7 @@ def continual_table(groups: Sequence[Group]) -> Table:
 
 
 def _two_lines(column: Column, group: Group) -> str:
-    mean, std = column.cell(group.of_each(MEASURES[column.name]))
+    mean, std = column.cell(group.measured(column.name))
     return f"{mean}\n±{std}" if std else mean
 
 

@@ -118,6 +118,7 @@ class MeanTeacher(Classifier):
 
     def classify(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the teacher's logits [B, classes]."""
+        self.check_range(image)
         return at_least_float32(self.teacher(self.normalize(image)))
 
     def batch_logits(self, batch: Batch, feature: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ class FrozenClassifier(Classifier):
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to the features [B, F] that the head reads."""
+        self.check_range(image)
         image = self.normalize(image)
         return self.encoder(image) if self.stage is None else stage_features(self.encoder, image)[self.stage]
 

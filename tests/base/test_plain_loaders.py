@@ -1,10 +1,11 @@
 """Recipes on loaders that are no DataModule, and on batches that are too small."""
 
 import inspect
+from itertools import count
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import recipes
 from datamodules import Batch, Digits
@@ -12,6 +13,7 @@ from datamodules.loading.plain import as_batch
 from recipes import BYOL, InstanceDiscrimination, MoCo, Recipe, SimCLR, Supervised
 from recipes.errors import Diverged
 from recipes.nn import ConvNet
+from recipes.optim import WarmupCosine
 from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,11 +80,90 @@ def test_weights_that_are_not_finite_are_refused_without_a_callback(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ALONE, ids=lambda recipe: recipe.__name__)
+def test_several_loaders_for_one_evaluation_are_refused_in_words_and_one_in_a_list_is_not(recipe, tmp_path):
+    trained, two = build(recipe, **OWN.get(recipe, {})), [pairs(), pairs()]
+    words = f"there are 2 {{}} loaders: {recipe.__name__} measures one. Give one loader"
+    for loaders in (two, {"a": two[0], "b": two[1]}):
+        with pytest.raises(ValueError, match=words.format("validation")):
+            quiet_trainer(max_steps=1, default_root_dir=tmp_path).fit(trained, pairs(), loaders)
+    for stage, name in (("validate", "validation"), ("test", "test"), ("predict", "predict")):
+        trainer = quiet_trainer(default_root_dir=tmp_path)
+        with pytest.raises(ValueError, match=f"{words.format(name)}.* or call Trainer.{stage} once for each"):
+            getattr(trainer, stage)(trained, two)
+    quiet_trainer(default_root_dir=tmp_path).test(trained, two[:1])
+
+
+@pytest.mark.parametrize("recipe", ALONE, ids=lambda recipe: recipe.__name__)
+def test_images_out_of_range_are_refused_in_a_call_and_in_batches(recipe, tmp_path):
+    trained = build(recipe, **OWN.get(recipe, {}))
+    image = torch.randint(0, 256, (8, 1, 16, 16)).float()
+    for call in (trained, *([trained.classify] if hasattr(trained, "classify") else [])):
+        with pytest.raises(ValueError, match=r"images are from 0 to 25\d: .* Divide by 255, or give uint8"):
+            call(image)
+        call(image / 255)
+        call(image.byte())
+    trained.lr_batch_size = None  # of Batches, a loader does not tell the size
+    batches = [Batch(image[:4], torch.zeros(4, dtype=torch.int64), torch.arange(4))]
+    with pytest.raises(ValueError, match="Divide by 255, or give uint8"):
+        fit(trained, DataLoader(batches, batch_size=None), tmp_path, limit_val_batches=0)
+
+
+@pytest.mark.parametrize("wrong", [2, -2])
+def test_a_label_that_is_no_class_is_refused_wherever_it_comes_in_a_loader(wrong, tmp_path):
+    label = torch.tensor([0, 1, 0, 1, 1, 0, -1, wrong])
+    words = rf"labels are from .*{wrong}.*: with num_classes 2, they must be from 0 to 1, or -1"
+    with pytest.raises(ValueError, match=words):
+        fit(build(Supervised), pairs(label=label), tmp_path, limit_val_batches=0)
+    for stage in ("validate", "test"):
+        with pytest.raises(ValueError, match=words):
+            getattr(quiet_trainer(default_root_dir=tmp_path), stage)(build(Supervised), pairs(label=label))
+    quiet_trainer(default_root_dir=tmp_path).predict(build(Supervised), pairs(label=label))
+
+
+def test_a_datamodule_of_more_classes_than_the_recipe_is_refused_before_training(tmp_path):
+    trainer = quiet_trainer(max_steps=1, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="labels are from 0 to 9: with num_classes 2"):
+        trainer.fit(build(Supervised), Digits(size=16, batch_size=64))
+
+
+class Endless(IterableDataset):
+    """Images without end, and without length."""
+
+    def __iter__(self):
+        for index in count():
+            yield torch.full((1, 16, 16), index % 251, dtype=torch.uint8), index % 2, index % 8
+
+
+@pytest.mark.parametrize("recipe", ALONE, ids=lambda recipe: recipe.__name__)
+def test_a_schedule_over_data_without_length_spans_max_steps_or_says_what_to_set(recipe, tmp_path):
+    arguments = {**OWN.get(recipe, {}), "scheduler": lambda o: WarmupCosine(o, warmup_epochs=0.5)}
+    loader, options = DataLoader(Endless(), batch_size=4), {"default_root_dir": tmp_path, "limit_val_batches": 0}
+    trainer = quiet_trainer(max_steps=4, **options)
+    trainer.fit(trained := build(recipe, **arguments), loader)
+    schedule = trainer.lr_scheduler_configs[0].scheduler
+    assert (trainer.global_step, schedule.total_steps, schedule.steps_per_epoch) == (4, 4, 4)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    quiet_trainer(max_steps=6, **options).fit(trained, loader, ckpt_path=tmp_path / "end.ckpt", weights_only=False)
+    with pytest.raises(ValueError, match="no length.*set trainer.max_steps, or trainer.limit_train_batches"):
+        quiet_trainer(max_epochs=2, **options).fit(build(recipe, **arguments), loader)
+
+
+@pytest.mark.parametrize("recipe", ALONE, ids=lambda recipe: recipe.__name__)
 def test_training_in_16_true_is_refused_by_name_and_testing_is_not(recipe, tmp_path):
     trained, loader = build(recipe, **OWN.get(recipe, {})), pairs()
     with pytest.raises(ValueError, match="precision is 16-true: .* Use 16-mixed or bf16-mixed"):
         fit(trained, loader, tmp_path, precision="16-true")
     quiet_trainer(precision="16-true", default_root_dir=tmp_path).test(trained, loader)
+
+
+def test_the_sums_of_metrics_are_exact_in_bf16_true():
+    """1,000 images one by one; in bfloat16, 256 + 1 is 256."""
+    trained = recipes.TeacherStudent(ConvNet(in_channels=1), 2, None).to(torch.bfloat16)
+    for right in [True, False] * 500:
+        trained.test_agreement(torch.tensor([right]), torch.tensor([True]))
+        trained.test_calibration_error(torch.tensor([[9.0, 0.0]]), torch.tensor([1 - int(right)]))
+    assert trained.test_agreement.compute() == 0.5
+    assert trained.test_calibration_error.compute().item() == pytest.approx(torch.tensor(9.0).sigmoid() - 0.5, rel=1e-4)
 
 
 def test_training_in_bf16_true_says_what_is_rounded(tmp_path):

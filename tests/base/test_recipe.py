@@ -13,7 +13,7 @@ from datamodules import Batch, Digits, TaskBatch, Tasks, TaskSequence
 from recipes import Recipe, SimCLR, Supervised
 from recipes.augment import Key, Views, uniform
 from recipes.base.finite import StopOnDivergence
-from recipes.base.position import steps_per_epoch
+from recipes.base.position import steps_between
 from recipes.callbacks import Checkpoint, Health
 from recipes.cli.catalogue import recipe_names
 from recipes.continual import ContinualRecipe
@@ -269,7 +269,7 @@ def test_the_check_for_divergence_is_added_once_and_only_where_the_trainer_has_n
 def test_a_schedule_without_training_batches_is_refused_by_the_name_of_the_option(limit):
     trainer = quiet_trainer(max_epochs=1, limit_train_batches=limit)
     with pytest.raises(ValueError, match=r"trainer\.limit_train_batches is 0.*: training needs at least one batch"):
-        steps_per_epoch(trainer)
+        steps_between(trainer, 0, 1)
 
 
 def test_a_number_is_logged_without_waiting_for_a_gpu(monkeypatch):

@@ -105,6 +105,39 @@ def test_two_tasks_are_those_of_the_method_written_out(options, clip):
     assert not any(ω.any() for ω in recipe.path)
 
 
+class Watched(SI):
+    """Notes the gradients in ω of each step, and those of the cross-entropy of its batches."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.batches, self.noted = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.batches.append(batch)
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+        ours = self._gradients
+        with self.trainer.precision_plugin.forward_context():
+            images = [self.training_logits(batch.image) for batch in self.batches]
+        losses = [self.cross_entropy(x, batch.label, batch.task) for x, batch in zip(images, self.batches, strict=True)]
+        expected = torch.autograd.grad(sum(losses) / 3, self.held, materialize_grads=True)
+        self.noted.append((len(self.batches), ours, expected))
+        self.batches = []
+
+
+def test_no_share_of_the_penalty_is_in_the_path_where_accumulation_does_not_divide_an_epoch():
+    recipe = fit(
+        lambda encoder, tasks: Watched(encoder, tasks, 100.0, 0.01, optimizer=sgd(0.01)),
+        batch_size=TASK // 4,
+        accumulate_grad_batches=3,
+    )
+    assert [count for count, *_ in recipe.noted] == [3, 1] * 2 * EPOCHS
+    for _, ours, expected in recipe.noted:
+        assert_equal(ours, expected)
+
+
 @pytest.mark.parametrize("si_weight", [0.0, 100.0])
 def test_the_path_integral_is_how_much_the_cross_entropy_of_a_task_fell(si_weight):
     recipe = fit(lambda encoder, tasks: Recorded(encoder, tasks, si_weight, 1e-3, optimizer=sgd(1e-3)))

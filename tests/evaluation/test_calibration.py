@@ -3,7 +3,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.evaluation.calibration import BINS, best_temperature, calibration_error, entropy, reliability
+from recipes.evaluation.calibration import (
+    BINS,
+    CalibrationError,
+    best_temperature,
+    calibration_error,
+    entropy,
+    reliability,
+)
 from tests.plots.test_distillation import error_by_hand
 
 
@@ -41,6 +48,18 @@ def test_an_image_that_is_certain_is_in_the_last_bin() -> None:
     bins = reliability(logits, torch.tensor([0]))
     assert bins.count.tolist() == [0] * (BINS - 1) + [1]
     assert (bins.accuracy[-1], bins.confidence[-1]) == (1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_that_are_certain_share_the_last_bin_with_those_that_nearly_are(dtype: torch.dtype) -> None:
+    """With the label wrong for the certain one alone, |(1 + 0.95) - 1| / 2, and not (1 + 0.05) / 2."""
+    logits = torch.tensor([[200.0, 0.0], [np.log(19), 0.0]], dtype=dtype)
+    label = torch.tensor([1, 0])
+    assert calibration_error(logits, label) == pytest.approx(0.95 / 2, rel=1e-6)
+    metric = CalibrationError()  # in batches, as of a test
+    for row in ([0], [1], [1]):
+        metric.update(logits[row], label[row] if row != [1] or not metric.count.sum() > 1 else torch.tensor([-1]))
+    assert metric.compute().item() == pytest.approx(0.95 / 2, rel=1e-6)
 
 
 def test_the_entropy_is_maximal_at_a_high_temperature_and_zero_for_a_certain_class() -> None:

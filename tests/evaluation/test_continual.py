@@ -17,6 +17,7 @@ from recipes.evaluation.continual import (
     forgetting_by_task,
     forward_transfer,
     learning_accuracy,
+    measures,
     summary,
     tasks_learned,
 )
@@ -107,8 +108,8 @@ def test_measures_leave_the_matrix_as_it_is(name: str) -> None:
 
 
 def test_a_summary_has_the_measures_that_are_defined() -> None:
-    assert set(summary(R)) == set(MEASURES)
-    after_one = summary(unfinished(1))
+    assert set(summary(R, "aware", "task")) == set(MEASURES)
+    after_one = summary(unfinished(1), "aware", "task")
     assert after_one == {  # forgetting and both transfers need a second task
         "average_accuracy": pytest.approx(0.90),
         "average_incremental_accuracy": pytest.approx(0.90),
@@ -214,3 +215,23 @@ def test_what_was_computed_is_not_rounded_with_the_module_that_it_is_a_part_of()
     matrix.update(1, torch.tensor([True, False, False]), torch.zeros(3, dtype=torch.bool), torch.zeros(3).long())
     before = matrix.compute()["aware"]
     assert torch.equal(matrix.to(torch.bfloat16).compute()["aware"].nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("view", "scenario", "says"),
+    [
+        ("aware", "task", True),
+        ("aware", "class", True),
+        ("aware", "domain", True),
+        ("agnostic", "domain", True),
+        ("agnostic", "class", False),
+        ("agnostic", "task", False),
+    ],
+)
+def test_forward_transfer_is_no_number_where_no_class_of_a_later_task_is_predicted(
+    view: str, scenario: str, says: bool
+) -> None:
+    found = measures(R, view, scenario)
+    assert math.isnan(found["forward_transfer"]) != says
+    assert ("forward_transfer" in summary(R, view, scenario)) == says
+    assert {name for name, value in found.items() if math.isnan(value)} <= {"forward_transfer"}

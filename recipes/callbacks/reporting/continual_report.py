@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import Batch
 from recipes.callbacks.reporting.files import picture_directory, save
-from recipes.evaluation.continual import MEASURES, AccuracyMatrix, tasks_learned
+from recipes.evaluation.continual import AccuracyMatrix, measures, tasks_learned, view_of
 from recipes.evaluation.cost import memory
 from recipes.evaluation.tables import number, terminal, versions
 from recipes.plots.continual import forgetting_bars, heat_map, over_tasks, table, task_names
@@ -25,13 +25,15 @@ class ContinualReport(Callback):
 
     At the end of training, and of a test, a table has the accuracy on each task after the last one, and the average
     accuracy, average incremental accuracy, learning accuracy, backward transfer, forward transfer and forgetting
-    (``recipes.evaluation.continual``), both task-aware (the task of each image is known) and task-agnostic.
+    (``recipes.evaluation.continual``), both task-aware (the task of each image is known) and task-agnostic. Forward
+    transfer is null if the task is unknown and each task has its own classes, because it then says nothing.
     ``continual.json`` in the run directory has these numbers, both accuracy matrices (null if not measured), the
     protocol, and the cost:
 
     * ``seconds``: training time of each task, including its beginning and end, without evaluation;
-    * ``parameters``, and ``bytes`` of the module's parameters and buffers; ``on_top`` has the bytes of each part other
-      than encoder, normalisation and head, such as a copy of the old network or stored images;
+    * ``parameters``, and ``bytes`` of the module's parameters and buffers, and of the images of earlier tasks that it
+      goes on reading from the data (``data``); ``on_top`` has the bytes of each part other than encoder, normalisation
+      and head, such as a copy of the old network or stored images;
     * ``flops_per_image``: additions and multiplications of matrix products, convolutions and attention, forward and
       backward, in the first batch of the last epoch of each task, divided by the number of images from the data.
       Replayed images and old networks are included. Null if a part of the recipe is compiled, which hides the counts.
@@ -53,6 +55,12 @@ class ContinualReport(Callback):
         self._printed = ""
 
     # What it costs
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets the training of an earlier run."""
+        if stage == "fit":
+            self.seconds, self.flops_per_image, self.images = [], [], 0
+            self._printed = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -175,12 +183,12 @@ class ContinualReport(Callback):
             "encoder": type(recipe.encoder).__name__,
             "data": type(getattr(data, "base", data)).__name__,
             "scenario": tasks.scenario,
-            "view": "aware" if tasks.scenario == "task" else "agnostic",
+            "view": view_of(tasks.scenario),
             "expectation": getattr(recipe, "expectation", None),
             "tasks": [[classes[label] for label in tasks.labels(task)] for task in range(len(tasks))],
             "tasks_learned": tasks_learned(matrices["aware"]),
             "measures": {
-                view: {name: number(measure(matrix)) for name, measure in MEASURES.items()}
+                view: {name: number(value) for name, value in measures(matrix, view, tasks.scenario).items()}
                 for view, matrix in matrices.items()
             },
             "matrix": {

@@ -332,11 +332,16 @@ def test_epochs_belong_to_tasks_one_after_the_other():
 
 
 class Recorder(LightningModule):
-    def __init__(self, asks_early=True):
+    def __init__(self, asks_early=True, cumulative=False):
         super().__init__()
+        self.cumulative = cumulative
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.asks_early = asks_early
         self.seen, self.loaders = [], []
+
+    def setup(self, stage):
+        if self.cumulative:
+            self.trainer.datamodule.deal_earlier_tasks()
 
     def training_step(self, batch, batch_idx):
         assert isinstance(batch, TaskBatch)
@@ -371,9 +376,8 @@ STARTS = (0, 14, 23)  # of the tasks, in images
 
 
 def fit(callbacks=(), checkpoint=None, asks_early=True, cumulative=False, devices=1, num_workers=0, **trainer):
-    recorder = Recorder(asks_early)
+    recorder = Recorder(asks_early, cumulative)
     data = Sequence(Uneven(), num_tasks=3, epochs_per_task=EPOCHS, batch_size=4, num_workers=num_workers)
-    data.cumulative = cumulative
     trainer = quiet_trainer(devices=devices, callbacks=list(callbacks), **trainer)
     fit_until_killed(trainer, recorder, data, ckpt_path=checkpoint)
     return recorder
@@ -482,6 +486,35 @@ def test_a_task_deals_what_is_handed_out_in_place_of_its_images():
     assert data.val_dataloader() == []
 
 
+@pytest.mark.parametrize("end", ["finishes", "fails"])
+def test_a_run_gives_data_and_trainer_back_as_it_was_lent_them(end):
+    class Failing(Recorder):
+        def training_step(self, batch, batch_idx):
+            if end == "fails" and self.current_epoch == 1:
+                raise RuntimeError("killed")
+            return super().training_step(batch, batch_idx)
+
+    data = Sequence(Uneven(), num_tasks=3, epochs_per_task=EPOCHS, batch_size=4)
+    trainer = quiet_trainer(max_epochs=50)
+    fit_until_killed(trainer, Failing(cumulative=True), data)
+    assert data.cumulative is False
+    assert data.batches_per_epoch == [3, 2, 5]
+    assert (trainer.max_epochs, trainer.reload_dataloaders_every_n_epochs) == (50, 0)
+    recorder = Recorder()
+    quiet_trainer().fit(recorder, data)
+    assert recorder.seen == fit().seen
+
+
+def test_a_test_of_a_checkpoint_does_not_move_the_next_run(tmp_path):
+    path = tmp_path / "last.ckpt"
+    fit([SaveAndDie(path, "batch end", 14)])
+    data = Sequence(Uneven(), num_tasks=3, epochs_per_task=EPOCHS, batch_size=4)
+    quiet_trainer().validate(Recorder(), data, ckpt_path=path, verbose=False)
+    recorder = Recorder()
+    quiet_trainer().fit(recorder, data)
+    assert recorder.seen == fit().seen
+
+
 def test_one_datamodule_serves_two_trainers():
     data = Sequence(Uneven(), num_tasks=3, epochs_per_task=EPOCHS, batch_size=4)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -553,7 +586,7 @@ def test_a_task_with_too_few_images_is_named_before_training():
     data.setup()
     with pytest.raises(ValueError, match="batch_size is 10, but task 2 has only 9 training images"):
         data.train_dataloader()
-    data.cumulative = True
+    data.deal_earlier_tasks()
     assert len(data.train_dataloader()) == 1
 
 
