@@ -6,6 +6,7 @@ The expectation is a new recipe with the weights and the memory of the first, on
 import copy
 import inspect
 import pickle
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ SMALL = {  # values of the arguments that make a method large
     "projection_dim": 8, "projection_hidden_dim": 8, "queue_size": 16, "batch_norm_splits": 2, "negatives": 8,
     "buffer_size": 8, "fisher_images": 8, "grid": (1.0,),
 }  # fmt: skip
+LEARNED = "has begun 2 of its 2 tasks in an earlier run"
 NAMES = [name for name in recipe_names() if issubclass(getattr(recipes, name), Recipe)]
 
 
@@ -99,7 +101,12 @@ def trained(recipe, data):
     """What training gives: the state of the recipe and the last measures."""
     seed_everything(1, verbose=False)
     run = trainer(data)
-    run.fit(recipe, data)
+    try:
+        run.fit(recipe, data)
+    except ValueError as refusal:  # a sequence of tasks is learned once
+        if not re.search(LEARNED, str(refusal)):
+            raise
+        return {str(refusal): torch.empty(0)}, {}
     return copy.deepcopy(dict(leaves(recipe.state_dict()))), run.callback_metrics
 
 
@@ -146,7 +153,7 @@ def measured_on_other_data(recipe, data, name):
 
 def interrupted(recipe, data, name):
     for hook in ("on_train_batch_end", "on_validation_batch_end"):
-        with pytest.raises(SystemExit):
+        with pytest.raises(ValueError, match=LEARNED) if isinstance(data, TaskSequence) else pytest.raises(SystemExit):
             trainer(data, callbacks=[Interrupt(hook)]).fit(recipe, data)
 
 
@@ -160,7 +167,8 @@ def trained_on_a_plain_loader(recipe, data, name):
 
 def in_half_precision(recipe, data, name):
     quiet_trainer(precision="bf16-true").test(recipe, data, verbose=False)
-    trainer(data, precision="bf16-true").fit(recipe, data)
+    with pytest.raises(ValueError, match=LEARNED) if isinstance(data, TaskSequence) else nullcontext():
+        trainer(data, precision="bf16-true").fit(recipe, data)
 
 
 HISTORY = [in_half_precision, measured_on_other_data, interrupted, trained_on_a_plain_loader]
