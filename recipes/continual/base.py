@@ -10,21 +10,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
+from datamodules import Scenario, Tasks, TaskSequence
 from losses.precision import at_least_float32
 from recipes.augment import Views
-from recipes.base.classifier import Classifier
-from recipes.base.measures import accuracy
 from recipes.continual import progress
+from recipes.continual.answers import ContinualClassifier
 from recipes.continual.evaluation import fill_row, masked
 from recipes.continual.task_start import TaskStart
 from recipes.errors import CheckpointMismatch
 from recipes.evaluation.continual import AccuracyMatrix, summary
-from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
+from recipes.nn import Encoder, FrozenStages, evaluating
 from recipes.nn.frozen_stages import drop_gradients, zero_of
 
 
-class ContinualRecipe(Classifier):
+class ContinualRecipe(ContinualClassifier):
     """A classifier that learns a sequence of tasks within one ``fit``.
 
     A subclass writes ``training_step`` and the hooks that it needs:
@@ -38,8 +37,8 @@ class ContinualRecipe(Classifier):
     =================  ================================================  =============================================
 
     Logits always cover all classes, [B, classes]. ``training_logits`` computes the logits of images in a training step,
-    and ``unmasked_logits`` those of features. ``logits`` and ``classify`` set classes of later tasks to -inf; the
-    prediction is the class with the largest logit.
+    and ``unmasked_logits`` those of features. ``batch_logits``, ``logits`` and ``classify`` set classes to -inf that an
+    image cannot be of; the prediction is the class with the largest logit (see ``ContinualClassifier``).
 
     In the notation of Li & Hoiem (2016, arXiv:1606.09282), θ_s is the encoder, which all tasks share. The head has a
     linear layer for each task (in the scenario ``domain`` one for all tasks), all created at the start: θ_n for the
@@ -59,8 +58,7 @@ class ContinualRecipe(Classifier):
 
     Attributes:
         scenarios: those that the method is for.
-        begun: how many tasks have begun.
-        ended: how many tasks are over.
+        ended: how many tasks are over; ``begun`` is how many have begun.
         measuring_seconds: how long this process has filled the accuracy matrix.
         accuracy_matrix: on the images of each task, before training and after each task.
 
@@ -90,22 +88,13 @@ class ContinualRecipe(Classifier):
                 f"{name} is for the scenario{'s' * (len(self.scenarios) > 1)} {' and '.join(self.scenarios)}, and the "
                 f"scenario of the data is {tasks.scenario}: choose another scenario or another recipe"
             )
-        super().__init__(encoder, tasks.num_classes, optimizer, scheduler, lr_batch_size)
-        self.tasks = tasks
-        self.head: MultiHead = MultiHead(self.feature_dim, tasks.head_sizes)  # type: ignore[assignment]
+        super().__init__(encoder, tasks, optimizer, scheduler, lr_batch_size)
         self.views = views
         self.task_start = TaskStart()  # a method with other starts sets its own
-        self.begun = self.ended = 0
+        self.ended = 0
         self.measuring_seconds = 0.0
-        own = torch.zeros(len(tasks), tasks.num_classes, dtype=torch.bool)
-        for task in range(len(tasks)):
-            own[task, tasks.labels(task)] = True
-        self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
-        self.test_task_accuracies = nn.ModuleList(
-            accuracy(f"test/task_{task}", tasks.num_classes) for task in range(1, len(tasks) + 1)
-        )
         self.frozen = FrozenStages(self.encoder)
         self._told: str | None = None  # the tasks that are not trained
 
@@ -152,20 +141,6 @@ class ContinualRecipe(Classifier):
     def data(self) -> TaskSequence:
         """The sequence of tasks."""
         return self.datamodule
-
-    @property
-    def seen_labels(self) -> Tensor:
-        """The classes of the tasks that have begun, bool [classes]; all of them before the first has."""
-        return self.own_labels[: self.begun or None].any(0)  # type: ignore[index]
-
-    def allowed(self, task: Tensor) -> Tensor:
-        """The classes that images of tasks [B] may be of, for loss and prediction, bool [B, classes].
-
-        In the scenario ``task`` those of the task, in ``class`` those of all tasks that have begun, in ``domain`` all.
-        """
-        if self.tasks.scenario == "task":
-            return self.own_labels[task]  # type: ignore[index]
-        return self.seen_labels.expand(len(task), -1)
 
     def training_logits(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] to unmasked logits [B, classes], with no gradient in stages that do not learn."""
@@ -312,37 +287,7 @@ class ContinualRecipe(Classifier):
     def _frozen_parameters(self) -> list[nn.Parameter]:
         return self.frozen.parameters(range(self.frozen_stages))
 
-    # Logits, and the accuracies that follow from them
-
-    def unmasked_logits(self, feature: Tensor) -> Tensor:
-        """Maps features [B, F] to logits [B, classes] that rank all classes, whether or not their task has begun."""
-        return super().logits(feature)
-
-    def logits(self, feature: Tensor) -> Tensor:
-        """Maps features [B, F] to logits [B, classes]; -inf for classes whose task has not begun."""
-        return masked(self.unmasked_logits(feature), self.seen_labels)
-
-    def validation_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
-        """Logs ``val/loss`` and ``val/accuracy`` of the tasks that have begun; returns the features [B, F]."""
-        feature = self.feature(batch)  # type: ignore[arg-type]
-        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
-        label = torch.where(batch.task < self.begun, batch.label, -1)
-        self.measure(self.val_loss, logits, label)
-        self.measure(self.val_accuracy, logits, label)
-        return feature
-
-    def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
-        """Logs ``test/accuracy``, in all and by task, over the classes that the scenario allows.
-
-        Returns:
-            The features [B, F].
-        """
-        feature = self.feature(batch)  # type: ignore[arg-type]
-        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
-        self.measure(self.test_accuracy, logits, batch.label)
-        for task, metric in enumerate(self.test_task_accuracies):
-            self.measure(metric, logits, torch.where(batch.task == task, batch.label, -1))  # type: ignore[arg-type]
-        return feature
+    # What is measured
 
     def on_test_epoch_end(self) -> None:
         """Logs the measures of the accuracy matrix, if it has those of the present network."""
