@@ -72,6 +72,7 @@ class Classifier(Recipe):
             self._match_data(self.class_names, stage)
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
+            classes -= data.classes_without_images
             if labelled < classes:
                 raise ValueError(
                     f"{type(data).__name__} has {labelled} labelled training images for {classes} classes: training "

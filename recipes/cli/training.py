@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import recipes
 from datamodules import ImageDataModule
 from recipes.base import resume
-from recipes.base.checkpoint import num_classes_of, saved_run
+from recipes.base.checkpoint import classes_of, saved_run
 from recipes.base.imports import check_classes
 from recipes.base.kinds import check_nulls
 from recipes.base.loaded import RUN_DIRECTORY
@@ -47,6 +47,7 @@ from recipes.cli.classes import class_changes, own_defaults
 from recipes.cli.messages import fail, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
+from recipes.continual.answers import with_task
 from recipes.errors import CheckpointMismatch
 from recipes.nn import CrossDeviceBatchNorm
 
@@ -117,23 +118,34 @@ class Command(LightningCLI):
         if self.asked != "fit":
             about = "whether to accept a network that is not trained, where --ckpt_path is not given"
             run.add_argument("--untrained", type=bool, default=False, help=about)
+        if self.asked == "predict":
+            about = "task of the images, from 1, for a network that was trained in the scenario task and images that "
+            about += "come without a task; if null, predicts the classes of all tasks"
+            run.add_argument("--task", type=int | None, help=about)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
         classes = "data", "model.init_args.num_classes"
         parser.link_arguments(*classes, compute_fn=self._num_classes, apply_on="instantiate")
         tasks = "data", "model.init_args.tasks"
-        parser.link_arguments(*tasks, compute_fn=lambda data: getattr(data, "tasks", None), apply_on="instantiate")
+        parser.link_arguments(*tasks, compute_fn=self._tasks, apply_on="instantiate")
 
     def _num_classes(self, data: Any) -> int | None:
         """How many classes the recipe tells apart: those of the data, but of a trained one those it was trained on."""
-        trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
-        of_checkpoint = num_classes_of(trained) if trained and Path(trained).is_file() else None
+        of_checkpoint, _ = self._of_checkpoint()
         if of_checkpoint is not None:
             return of_checkpoint
         if "num_classes" in self.config[self.subcommand].model.get("init_args", {}):
             getattr(data, "check_labelled", lambda: None)()
         return getattr(data, "num_classes", None)
+
+    def _tasks(self, data: Any) -> Any:
+        """The tasks of the data; for other data, such as new images, those that the network was trained on."""
+        return getattr(data, "tasks", None) or self._of_checkpoint()[1]
+
+    def _of_checkpoint(self) -> tuple[int | None, Any]:
+        trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
+        return classes_of(trained) if trained and Path(trained).is_file() else (None, None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
@@ -215,6 +227,10 @@ class Command(LightningCLI):
             tasks: Any = self.model.tasks
             model["init_args"]["tasks"] = {"sizes": list(tasks.sizes), "scenario": tasks.scenario}
         return yaml.safe_dump(model)
+
+    def before_predict(self) -> None:
+        """States the task of the images."""
+        with_task(self.model, self.config[self.subcommand].task)
 
     def fit(self, model: Recipe, **options: Any) -> None:
         """Trains; a checkpoint that does not fit is refused with the options that have changed."""

@@ -10,8 +10,23 @@ from torch import Tensor, nn
 from datamodules import Batch, TaskBatch, Tasks, TaskSequence
 from recipes.base.classifier import Classifier
 from recipes.base.measures import accuracy
+from recipes.base.recipe import Recipe
 from recipes.continual.evaluation import masked
 from recipes.nn import Encoder, MultiHead
+
+
+def with_task(recipe: Recipe, task: int | None) -> Recipe:
+    """States the task of images that come without one to a recipe; see ``ContinualClassifier.of_task``.
+
+    Raises:
+        ValueError: if the predictions of the recipe do not depend on the task, or if that task was not trained.
+    """
+    if isinstance(recipe, ContinualClassifier):
+        return recipe.of_task(task)
+    if task is not None:
+        name = type(recipe).__name__
+        raise ValueError(f"task is {task}, but {name} has not learned a sequence of tasks: leave task out")
+    return recipe
 
 
 class ContinualClassifier(Classifier):
@@ -148,6 +163,10 @@ class ContinualClassifier(Classifier):
                 f"task is {self.asked_task}, but the data is a TaskSequence, which knows the task of each image: leave "
                 "task out"
             )
+
+    def on_predict_start(self) -> None:
+        """Checks the task that was asked for once the checkpoint is loaded."""
+        self.of_task(self.asked_task)
 
     def predict_step(self, batch: Batch | TaskBatch, batch_idx: int) -> dict[str, Tensor]:
         """Returns features [B, F], class probabilities or scores [B, classes] and indices [B].

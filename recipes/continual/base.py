@@ -14,8 +14,10 @@ from datamodules import Scenario, Tasks, TaskSequence
 from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.continual import progress
+from recipes.continual.added_classes import AddedClasses
 from recipes.continual.answers import ContinualClassifier
 from recipes.continual.evaluation import fill_row, masked
+from recipes.continual.first_task import start_from_classifier
 from recipes.continual.task_start import TaskStart
 from recipes.errors import CheckpointMismatch
 from recipes.evaluation.continual import AccuracyMatrix, summary
@@ -59,6 +61,7 @@ class ContinualRecipe(ContinualClassifier):
     Attributes:
         scenarios: those that the method is for.
         ended: how many tasks are over; ``begun`` is how many have begun.
+        first_without_images: whether the first task is a classifier that was trained elsewhere (``AddedClasses``).
         measuring_seconds: how long this process has filled the accuracy matrix.
         accuracy_matrix: on the images of each task, before training and after each task.
 
@@ -69,6 +72,7 @@ class ContinualRecipe(ContinualClassifier):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
+    adds_classes: ClassVar[str | None] = None  # what it lacks as it adds classes to a classifier; null: it cannot
     stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
 
     def __init__(
@@ -92,6 +96,7 @@ class ContinualRecipe(ContinualClassifier):
         self.views = views
         self.task_start = TaskStart()  # a method with other starts sets its own
         self.ended = 0
+        self.first_without_images = False
         self.measuring_seconds = 0.0
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
@@ -186,12 +191,14 @@ class ContinualRecipe(ContinualClassifier):
                 "tasks=data.tasks"
             )
         if stage == "fit":
+            if isinstance(data, AddedClasses) and self.begun == 0:
+                start_from_classifier(self, data)
             self.task_start.tell_cuts(data.epochs_per_task[1:])
 
     def on_train_start(self) -> None:
         """Measures before training; ends a task whose run was killed between its last step and its end."""
-        if self.begun == 0:
-            self._measure(row=0)
+        if self.begun == 0 or (self.first_without_images and self.begun == self.ended == 1):
+            self._measure(row=self.begun)
         elif self.ended < self.begun and sum(self.data.epochs_per_task[: self.begun]) <= self.current_epoch:
             self._end()
         self.on_train_epoch_start()  # Lightning skips it if a run resumes after the last batch of an epoch
@@ -310,6 +317,7 @@ class ContinualRecipe(ContinualClassifier):
         super().on_save_checkpoint(checkpoint)
         epochs = list(getattr(self.datamodule, "epochs_per_task", ()))
         checkpoint["tasks"] = {"begun": self.begun, "ended": self.ended, "epochs": epochs}
+        checkpoint["tasks"]["first_without_images"] = self.first_without_images
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resumes at the task of the checkpoint.
@@ -321,6 +329,7 @@ class ContinualRecipe(ContinualClassifier):
         if self.datamodule is not None and self.trainer.state.fn == TrainerFn.FITTING:
             _check_epochs(checkpoint, list(self.data.epochs_per_task))
         self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]
+        self.first_without_images = checkpoint["tasks"].get("first_without_images", False)
 
 
 def _check_epochs(checkpoint: dict[str, Any], ours: list[int]) -> None:
