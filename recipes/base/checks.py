@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from recipes.errors import CheckpointMismatch
@@ -11,6 +12,21 @@ from recipes.nn import evaluating, load_mismatch
 
 if TYPE_CHECKING:
     from recipes.base.recipe import Recipe
+
+
+def check_precision(recipe: "Recipe") -> None:
+    """Refuses to train in float16 without a scale, and warns of weights in bfloat16."""
+    precision = recipe.trainer.precision
+    if precision == "16-true":
+        raise ValueError(
+            "precision is 16-true: training in float16 without a scale makes small gradients 0 and large numbers "
+            "infinite. Use 16-mixed or bf16-mixed"
+        )
+    if precision == "bf16-true":
+        rank_zero_warn(
+            "precision bf16-true keeps the weights and the averages of the optimiser in bfloat16, which rounds away "
+            "changes below 1/256 of a number. bf16-mixed keeps them in float32"
+        )
 
 
 def check_batch_size(recipe: "Recipe", images: int) -> None:

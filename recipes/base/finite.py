@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -39,11 +38,6 @@ class StopOnDivergence(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to check."""
-        if trainer.precision == "16-true":
-            rank_zero_warn(
-                "precision 16-true keeps weights and gradients in float16 and scales nothing: small gradients become 0 "
-                "and large numbers infinite. bf16-true, or 16-mixed, trains more reliably"
-            )
         if self.on_nonfinite != "ignore":
             self._check = FiniteCheck(trainer, pl_module, skips=self.on_nonfinite == "skip")
 
@@ -127,12 +121,11 @@ class FiniteCheck:
         self._weights = [p for p in recipe.parameters() if p.requires_grad]
         scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
         self._tolerated = _IN_A_ROW - 1 if skips or scaled else 0
-        self._unscaled_half = trainer.precision == "16-true"
         self._lr = 0.0
         self._gradient: Tensor | None = None  # the largest, of the last step
         self._waiting: deque[_Step] = deque()
         self._seen = trainer.global_step
-        self._bad_losses = self._no_gradients = 0  # in a row
+        self._bad_losses = 0  # in a row
         self._last_finite: float | None = None
         self._problem = ""
         self._statistics: dict[Tensor, Tensor] = {}  # of batch norm, before the batches of a step
@@ -149,12 +142,12 @@ class FiniteCheck:
     def before_step(self, optimizer: Optimizer) -> None:
         """Looks at the gradients, where they matter."""
         self._lr = float(optimizer.param_groups[0]["lr"])
-        if not self.skips and not self._unscaled_half:
+        if not self.skips:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         self._gradient = torch.maximum(largest(gradients), largest([-gradient for gradient in gradients]))
-        if self.skips and not self._gradient.isfinite():
+        if not self._gradient.isfinite():
             for parameter in parameters:
                 parameter.grad = None  # optimisers pass over such parameters: no momentum, no weight decay
             with torch.no_grad():
@@ -207,7 +200,6 @@ class FiniteCheck:
             self._last_finite, self._bad_losses = loss, 0
         else:
             self._bad_losses += 1
-        self._no_gradients = self._no_gradients + 1 if gradient == 0 and step.lr > 0 else 0
         if self._problem:
             return
         if self._bad_losses > self._tolerated:
@@ -215,15 +207,13 @@ class FiniteCheck:
             self._problem = self._words(times if self._tolerated else f"the loss was {loss}", step)
         elif not _is_finite(weight):
             self._problem = self._words("weights became infinite or NaN", step)
-        elif self._unscaled_half and self._no_gradients >= _IN_A_ROW:
-            self._problem = self._words(f"all gradients were 0 in {_IN_A_ROW} steps, too small for float16", step)
 
     def _words(self, what: str, step: _Step | None) -> str:
         number, lr = (step.number, step.lr) if step else (self._trainer.global_step, self._lr)
         last = (
             "no loss before it was finite" if self._last_finite is None else f"last finite loss {self._last_finite:g}"
         )
-        half = "precision bf16-true or 32-true, " if str(self._trainer.precision).startswith("16") else ""
+        half = "precision bf16-mixed or 32-true, " if str(self._trainer.precision).startswith("16") else ""
         clipped = "or --trainer.gradient_clip_val 1"
         if not self.skips:
             clipped = "--trainer.gradient_clip_val 1, or --health.on_nonfinite skip for single bad batches"

@@ -15,7 +15,7 @@ from datamodules import Batch, TaskBatch
 from datamodules.loading.plain import PlainBatches
 from recipes.augment import Key, Normalize, Views
 from recipes.base import position
-from recipes.base.checks import check_batch_size, check_checkpoint, check_encoder, check_indices
+from recipes.base.checks import check_batch_size, check_checkpoint, check_encoder, check_indices, check_precision
 from recipes.base.finite import StopOnDivergence
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
@@ -198,6 +198,8 @@ class Recipe(AnyRecipe):
             self.on_before_batch_transfer = self._batch_of_plain_loader  # type: ignore[method-assign]
         elif "on_before_batch_transfer" in vars(self):
             del self.on_before_batch_transfer
+        if stage == "fit":
+            check_precision(self)
         if stage == "fit" and hasattr(data, "batch_size"):
             check_batch_size(self, data.batch_size)
         if data is None or not hasattr(data, "image_shape"):

@@ -21,12 +21,14 @@ from recipes.nn.norm import (
     split_batch_norm,
 )
 from recipes.nn.passes import evaluating, in_micro_batches, sees_the_batch
+from recipes.nn.precision import AtLeastFloat32
 from recipes.nn.quadratic_penalty import QuadraticPenalty
 from recipes.nn.replay_buffer import Policy, ReplayBuffer
 from recipes.nn.replicated import Replicated, TensorList
 from recipes.nn.spread import feature_std
 
 __all__ = [
+    "AtLeastFloat32",
     "ConvNet",
     "CrossDeviceBatchNorm",
     "DistilledViT",

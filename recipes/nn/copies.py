@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from losses.precision import at_least_float32
+from recipes.nn.precision import AtLeastFloat32
 from recipes.nn.replicated import Replicated
 
 
-class FrozenCopy(nn.Module):
+class FrozenCopy(AtLeastFloat32):
     """A copy of networks, applied one after the other, whose parameters require no gradient.
 
-    So no optimiser and no DDP takes them; the state dict holds all of the copy and nothing of the networks.
+    So no optimiser and no DDP takes them; the state dict holds all of the copy and nothing of the networks. The copy of
+    a network in half precision is in float32. It is applied to inputs in half precision as under autocast.
 
     Args:
         modules: the networks, first to last, such as an encoder and a projection head.
@@ -23,11 +26,15 @@ class FrozenCopy(nn.Module):
         super().__init__()
         self._sources = list(modules)  # a list, so that they are no submodules of their copy
         self.copies = nn.Sequential(*copy.deepcopy(self._sources)).requires_grad_(False)
+        self._apply(at_least_float32)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Applies the copies, without gradient."""
-        return self.copies(x)
+        if at_least_float32(x) is x:
+            return self.copies(x)
+        with torch.autocast(x.device.type, x.dtype):
+            return self.copies(x)
 
 
 class MomentumCopy(FrozenCopy):
@@ -55,8 +62,8 @@ class MomentumCopy(FrozenCopy):
             ValueError: if ``momentum`` is not in [0, 1].
         """
         check_momentum(momentum)
-        theirs = nn.ModuleList(self._sources).parameters()
-        get_ema_multi_avg_fn(momentum)(list(self.copies.parameters()), list(theirs), None)
+        theirs = [at_least_float32(parameter) for parameter in nn.ModuleList(self._sources).parameters()]
+        get_ema_multi_avg_fn(momentum)(list(self.copies.parameters()), theirs, None)
 
 
 class Snapshot(FrozenCopy, Replicated):

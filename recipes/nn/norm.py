@@ -174,6 +174,7 @@ def _batch_norm_in_groups(
         raise ValueError(f"a batch of {len(x)} does not divide into {groups} groups for batch norm")
     statistics = x.new_zeros(2, groups, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     # With momentum 1, the running statistics of a part are its own.
+    weight, bias = (part if part is None else part.to(statistics.dtype) for part in (weight, bias))
     parts = zip(x.chunk(groups), *statistics)
     y = torch.cat([F.batch_norm(part, mean, var, weight, bias, True, 1.0, eps) for part, mean, var in parts])
     if running_mean is not None and running_var is not None:

@@ -1,12 +1,15 @@
 from collections.abc import Iterable, Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from recipes.nn.precision import AtLeastFloat32
 
 
-class Replicated(nn.Module):
+class Replicated(AtLeastFloat32):
     """A module whose buffers are the same on every device: each device computes all of them.
 
     A ``Recipe`` has DDP leave them alone, which would send those of the first device to the others at every step.
+    They stay in float32 or wider at every precision of the Trainer.
     """
 
 

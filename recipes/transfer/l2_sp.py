@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.precision import at_least_float32
 from recipes.nn import TensorList
 
 
@@ -22,7 +23,7 @@ class StartingPoint(TensorList):
 
     def squared_distance(self, parameters: Iterable[Tensor]) -> Tensor:
         """||w - w⁰||², a scalar, for the parameters in the same order."""
-        pairs = zip(parameters, self, strict=True)
+        pairs = zip(map(at_least_float32, parameters), self, strict=True)
         return torch.stack([F.mse_loss(parameter, start, reduction="sum") for parameter, start in pairs]).sum()
 
 

@@ -77,6 +77,19 @@ def test_weights_that_are_not_finite_are_refused_without_a_callback(tmp_path):
             getattr(trainer, command)(recipe, pairs())
 
 
+@pytest.mark.parametrize("recipe", ALONE, ids=lambda recipe: recipe.__name__)
+def test_training_in_16_true_is_refused_by_name_and_testing_is_not(recipe, tmp_path):
+    trained, loader = build(recipe, **OWN.get(recipe, {})), pairs()
+    with pytest.raises(ValueError, match="precision is 16-true: .* Use 16-mixed or bf16-mixed"):
+        fit(trained, loader, tmp_path, precision="16-true")
+    quiet_trainer(precision="16-true", default_root_dir=tmp_path).test(trained, loader)
+
+
+def test_training_in_bf16_true_says_what_is_rounded(tmp_path):
+    with pytest.warns(UserWarning, match="bf16-true keeps the weights and the averages of the optimiser in bfloat16"):
+        fit(build(Supervised), pairs(), tmp_path, precision="bf16-true", limit_val_batches=0)
+
+
 def test_the_recipes_are_found():
     assert {recipe.__name__ for recipe in ALONE} >= {"SimCLR", "BYOL", "Supervised", "MeanTeacher"}
 

@@ -17,6 +17,7 @@ from datamodules.base import ImageDataModule, Splits
 from recipes import FineTune
 from recipes.augment import Key, Mix, Normalize, partners
 from recipes.nn import ConvNet, Encoder, TorchvisionEncoder, ViT, stages
+from recipes.transfer.l2_sp import StartingPoint
 from recipes.transfer.modes import modes
 from tests.helpers.processes import run
 from tests.helpers.training import quiet_trainer
@@ -361,6 +362,15 @@ def test_l2_sp_pulls_towards_the_start_and_not_towards_zero(float64):
     tied, recipe.l2_sp = recipe.training_step(batch, 0), 0.0
     assert tied.item() - recipe.training_step(batch, 0).item() == pytest.approx(0.15 * distance, rel=1e-9)
     assert plain != tied.item()
+
+
+def test_the_distance_to_the_starting_point_is_in_float32_for_weights_in_bfloat16():
+    weight = torch.nn.Parameter(torch.tensor([1.0, 3.0], dtype=torch.bfloat16))
+    start = StartingPoint([torch.zeros(2)]).bfloat16()
+    distance = start.squared_distance([weight])
+    distance.backward()
+    assert (distance.dtype, distance.item()) == (torch.float32, 10)
+    assert weight.grad.tolist() == [2, 6]
 
 
 def test_l2_sp_takes_the_place_of_weight_decay_and_is_in_checkpoints():

@@ -18,8 +18,7 @@ class Health(StopOnDivergence):
     processes end at the same step. Validation, test and prediction refuse weights that are not finite.
 
     Mixed precision in float16 skips steps whose scaled gradients overflow. This is no failure; ten losses in a row that
-    are not finite are one. With ``16-true``, which scales nothing, ten steps in a row without any gradient also end the
-    run: its gradients are too small for float16.
+    are not finite are one.
 
     ``train/grad_norm`` is the global 2-norm of the gradients that the optimiser gets: unscaled, averaged over devices,
     before clipping. It is computed only on the steps that are logged.
