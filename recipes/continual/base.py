@@ -131,8 +131,8 @@ class ContinualRecipe(ContinualClassifier):
 
     @property
     def task(self) -> int:
-        """The number of the task that is learned now, from 0; after training, of the last."""
-        return max(self.begun - 1, 0)
+        """The number of the task that is learned now, from 0; before training of the first, after it of the last."""
+        return max(self.begun - 1, int(self.first_without_images))
 
     @property
     def warming_up(self) -> bool:

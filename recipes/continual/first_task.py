@@ -54,10 +54,9 @@ def _take_run(recipe: "ContinualRecipe", source: nn.Module, data: AddedClasses) 
     where, classes = data.classifier, len(data.learned)
     if not isinstance(source, Classifier) or not source.has_probabilities:
         raise ValueError(f"{where} is a run of {type(source).__name__}: give a run of a classifier with probabilities")
-    if (mismatch := load_mismatch(recipe.encoder, source.encoder.state_dict())) or type(recipe.encoder) is not type(
-        source.encoder
-    ):
-        ours, theirs = type(recipe.encoder).__name__, type(source.encoder).__name__
+    mismatch = load_mismatch(recipe.encoder, source.encoder.state_dict())
+    ours, theirs = type(recipe.encoder).__name__, type(source.encoder).__name__
+    if mismatch or ours != theirs:
         reason = f" ({mismatch})" if mismatch else ""
         raise ValueError(f"the encoder is {ours}, and that of {where} another {theirs}{reason}: give the same encoder")
     head = source.head.joined() if isinstance(source.head, MultiHead) else source.head

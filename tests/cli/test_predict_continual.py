@@ -4,7 +4,6 @@ import csv
 import os
 
 import pytest
-import torch
 
 from datamodules import ImageFolder, TaskSequence
 from recipes import FineTuning
@@ -56,7 +55,6 @@ def test_new_pictures_are_predicted_with_the_task_as_an_option(tmp_path, capsys,
         assert {row["file"] for row in given} == {f"{colour} {i}.png" for colour in SHAPES for i in range(2)}
         assert {row["task"] for row in given} == {str(task)}
         assert {row["class"] for row in given} <= set(own)
-        assert all(row["class"] == row["file"][:-6] for row in given if row["file"][:-6] in own)
     assert "the task of these images is unknown" not in caplog.text
     assert {row["task"] for row in predict(tmp_path, "unknown")} == {""}
     assert "the task of these images is unknown" in caplog.text
@@ -91,8 +89,8 @@ def test_the_table_of_a_sequence_names_the_files(several, tmp_path):
                         num_tasks=None if several else 2)  # fmt: skip
     recipe = FineTuning(ConvNet((4,), in_channels=3), data.tasks)
     quiet_trainer(callbacks=[PredictionFile()], default_root_dir=tmp_path).predict(recipe, data)
-    test = [path for folder in folders[: 1 + several] for path in sorted(folder.paths["test"])]
-    expected = [str(path if several else path.relative_to("a")) for path in test]
-    assert [row["file"] for row in rows(tmp_path / "predictions.csv")] == expected
-    assert all(os.path.exists(os.path.join("" if several else "a", name)) for name in expected)
-    assert torch.equal(data.splits.test.task.bincount() > 0, torch.tensor([True, True]))
+    found = [row["file"] for row in rows(tmp_path / "predictions.csv")]
+    paths = [path for folder in folders[: 1 + several] for path in folder.paths["test"]]
+    assert sorted(found) == sorted(str(path if several else path.relative_to("a")) for path in paths)
+    of_label = [data.class_names[label].split(" (")[0] for label in data.splits.test.label]
+    assert [os.path.basename(os.path.dirname(name)) for name in found] == of_label
