@@ -89,7 +89,7 @@ class AddedClasses(TaskSequence):
         return len(self.learned)
 
     @cached_property
-    def tasks(self) -> Tasks:  # type: ignore[override]
+    def tasks(self) -> Tasks:
         """How many classes each task has, and the scenario."""
         return Tasks((len(self.learned), *self._new.tasks.sizes), self.scenario)
 

@@ -9,7 +9,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from datamodules import TaskSequence
-from datamodules.loading.dataset import ImageSelection
 from datamodules.sources.names import printable
 from datamodules.wrappers.task_images import TaskImages
 
@@ -56,10 +55,12 @@ def file_names(data: Any, loader: Any) -> list[str] | None:
         found = _paths(data, dataset)
         return None if found is None else [printable(path.relative_to(data.root)) for path in found]
     names: list[str] = []
+    part: Any  # of a sequence, a selection of the images of its source
+    source: Any
     for part, (source, _) in zip(dataset.parts, data.sources(), strict=True):
         if not len(part):
             continue
-        found = _paths(source, part.base) if isinstance(part, ImageSelection) else None
+        found = _paths(source, part.base)
         if found is None:
             return None
         of_part = [found[row] for row in part.rows.tolist()]
