@@ -197,7 +197,8 @@ class ContinualRecipe(ContinualClassifier):
 
     def on_train_start(self) -> None:
         """Measures before training; ends a task whose run was killed between its last step and its end."""
-        if self.begun == 0 or (self.first_without_images and self.begun == self.ended == 1):
+        if self.begun == 0:
+            self.begun = self.ended = int(self.first_without_images)
             self._measure(row=self.begun)
         elif self.ended < self.begun and sum(self.data.epochs_per_task[: self.begun]) <= self.current_epoch:
             self._end()

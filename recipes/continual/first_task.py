@@ -20,7 +20,7 @@ _SAME = 1e-4  # largest difference of the logits that is allowed, over the large
 
 
 def start_from_classifier(recipe: "ContinualRecipe", data: AddedClasses) -> None:
-    """Gives a recipe the encoder, the first head and the normalisation of the classifier; its first task is then over.
+    """Gives a recipe the encoder, the first head and the normalisation of the classifier: its first task is over.
 
     Args:
         recipe: whose training begins.
@@ -43,7 +43,6 @@ def start_from_classifier(recipe: "ContinualRecipe", data: AddedClasses) -> None
             load_weights(recipe.encoder, path)
             weight, bias = _linear_layer(read_weights(path).state, len(data.learned), recipe.feature_dim, str(path))
             _take_head(recipe, weight, bias)
-    recipe.begun = recipe.ended = 1
     recipe.first_without_images = True
     rank_zero_info(f"{name} adds classes to the {len(data.learned)} of {data.classifier}")
     if recipe.adds_classes:
