@@ -209,7 +209,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "simclr-fashionmnist": partial(accuracies, "simclr-fashionmnist", "Fashion-MNIST, ResNet-20"),
     "benchmarks": benchmarks,
     "exactness": exactness,
-    "quadrants": partial(of, "quadrants", quadrants.table),
+    "quadrants": partial(of, "quadrants", partial(quadrants.table, quadrants.PAIRS, "The four quadrants")),
+    "quadrants-unseen": partial(
+        of, "quadrants", partial(quadrants.table, quadrants.UNSEEN, "Pairs that the rule was not chosen on")
+    ),
     "mythical": partial(of, "mythical", mythical.table),
     **{name: partial(study, name) for name in STUDIES},
     **{f"{name}-commands": partial(commands, name) for name in STUDIES},

@@ -76,7 +76,8 @@ class ColorJitter(Colour):
     """Changes brightness, contrast, saturation and hue, in a random order.
 
     Factors are drawn as torchvision's ``ColorJitter`` draws them: from [max(0, 1 - x), 1 + x], and hue from
-    [-hue, hue]. Where nothing clips, brightness, contrast and saturation are torchvision's. Two things differ:
+    [-hue, hue]. Where nothing clips, brightness, contrast and saturation are torchvision's, unless ``add_brightness``
+    is set. Two things differ:
 
     - Colours are clipped to [0, 1] once, after all, not after each: a bright image that is darkened later keeps
       its highlights.
@@ -84,17 +85,20 @@ class ColorJitter(Colour):
       The two are equal for turns by a third of the circle, and for greys; between, a turn keeps the mean of the
       three channels, and HSV the largest.
 
-    On photographs, with the settings of SimCLR, both together make about a tenth of the jitter's own change.
+    On photographs, both together are 0.12 to 0.2 of the jitter's own change (root mean squares; settings of SimCLR,
+    MoCo and BYOL), and more for single images.
 
-    Brightness, contrast and saturation commute, so that all orders come down to whether hue comes before contrast,
-    and before saturation. Grey images (C = 1) have neither saturation nor hue.
+    Brightness, contrast and saturation commute, also if brightness is added. All orders therefore come down to whether
+    hue comes before contrast, and before saturation. Grey images (C = 1) have neither saturation nor hue.
 
     Args:
-        brightness: largest change of the factor on all values, at least 0.
+        brightness: largest change of the factor on all values, at least 0; with ``add_brightness``, the largest number
+            that is added to all values or taken from them.
         contrast: largest change of the factor on the distance from the image's mean grey, at least 0.
         saturation: largest change of the factor on the distance from the pixel's grey, at least 0.
         hue: largest turn, as a share of the colour circle, between 0 and 0.5.
         p: the share of images that are changed.
+        add_brightness: whether brightness is added to all values, which are in [0, 1], and does not multiply them.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -107,6 +111,7 @@ class ColorJitter(Colour):
         saturation: float = 0.0,
         hue: float = 0.0,
         p: float = 1.0,
+        add_brightness: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
@@ -120,23 +125,33 @@ class ColorJitter(Colour):
         self.saturation = saturation
         self.hue = hue
         self.p = p
+        self.add_brightness = add_brightness
         self.needs_mean = contrast > 0
 
     def factors(self, key: Key) -> Tensor:
-        """Draws, float [B, 4]: factors of brightness, contrast and saturation, and the turn of hue in circles."""
+        """Draws, float [B, 4]: factors of brightness, contrast and saturation, and the turn of hue in circles.
+
+        The first is a summand if ``add_brightness``.
+        """
         u = to_float(uniform(key, 5))
-        changes = (self.brightness, self.contrast, self.saturation)
-        least = (*(max(0.0, 1 - change) for change in changes), -self.hue)
-        most = (*(1 + change for change in changes), self.hue)
-        low, high, unchanged = (constants(row, u.dtype, u.device) for row in (least, most, (1.0, 1.0, 1.0, 0.0)))
+        ranges = [
+            (max(0.0, 1 - change), 1 + change, 1.0) for change in (self.brightness, self.contrast, self.saturation)
+        ]
+        if self.add_brightness:
+            ranges[0] = (-self.brightness, self.brightness, 0.0)
+        rows = zip(*ranges, (-self.hue, self.hue, 0.0), strict=True)
+        low, high, unchanged = (constants(row, u.dtype, u.device) for row in rows)
         return torch.where(u[:, :1] < self.p, between(u[:, 1:], low, high), unchanged)
 
     def map(self, key: Key, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Draws one jitter per image."""
         brightness, contrast, saturation, hue = self.factors(key).unbind(1)
+        added = torch.zeros_like(brightness)
+        if self.add_brightness:
+            added, brightness = brightness, torch.ones_like(brightness)
         gain, fade = brightness * contrast, (brightness * (1 - contrast))[:, None]
         if mean.shape[1] == 1:
-            return gain[:, None, None], fade * mean
+            return gain[:, None, None], fade * mean + added[:, None]
         place = uniform(key.fold_in(0), 3)  # the order: who has the smaller number comes first
         hue_before_contrast, hue_before_saturation = (place[:, 2:] < place[:, :2]).unbind(1)
 
@@ -150,7 +165,7 @@ class ColorJitter(Colour):
         matrix = away * turn + ((1 - saturation)[:, None] * grey)[:, None]
         # Contrast moves each colour towards the mean grey of the image as it then is; saturation leaves that alone.
         seen = _grey(torch.where(hue_before_contrast[:, None], _apply(matrix, mean), mean))  # [B, 1]
-        return gain[:, None, None] * matrix, (fade * seen).expand(-1, 3)
+        return gain[:, None, None] * matrix, (fade * seen + added[:, None]).expand(-1, 3)
 
 
 def _turn(circles: Tensor) -> Tensor:

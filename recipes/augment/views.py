@@ -114,6 +114,9 @@ class BYOLViews(Views):
     Views with an even number come from T and views with an odd number from T' (Table 6). ``strength=0.0, grey=0.0`` is
     the ablation without colour (Table 17); there, too, T' solarises.
 
+    Brightness is added to all values (Appendix B, "offset", and published code). The published code takes contrast
+    about the mean of each channel and changes saturation in HSV; here both are those of ``ColorJitter``.
+
     Args:
         size: height and width of a view in pixels; None is the size of the image.
         scale: range of the crop's area, as a share of the image's.
@@ -149,7 +152,7 @@ def _byol(
         [
             RandomResizedCrop(size, scale),
             HorizontalFlip(0.5),  # Table 6
-            ColorJitter(0.4 * s, 0.4 * s, 0.2 * s, 0.1 * s, p=0.8),  # Table 6
+            ColorJitter(0.4 * s, 0.4 * s, 0.2 * s, 0.1 * s, p=0.8, add_brightness=True),  # Table 6, Appendix B
             Grayscale(grey),
             GaussianBlur((0.1, 2.0), p=blur),  # Appendix B: kernel 23 of 224 pixels
             Solarize(0.5, p=solarize),  # Appendix B: threshold 0.5

@@ -13,8 +13,8 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     Without weight decay are
 
-    - the parameters of norm layers, by type, and all biases (Goyal et al., 2017, arXiv:1706.02677, Section 5.3, for
-      batch norm; You et al., 2017, and the code of SimCLR, for both);
+    - the parameters of norm layers, by type, and all biases (Goyal et al., 2017, arXiv:1706.02677, Section 5.1, for
+      batch norm; the code of SimCLR for both);
     - what a submodule lists in ``no_weight_decay()``, a set of names of its own parameters, as the networks of timm do:
       class tokens and position embeddings of vision transformers (as in the code of DeiT, Touvron et al., 2021,
       arXiv:2012.12877, and of BEiT and MAE).

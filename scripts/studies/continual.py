@@ -29,6 +29,22 @@ def _sequences(options: str = "") -> dict[str, str]:
     return variants
 
 
+def _weight_decays() -> dict[str, str]:
+    """The two learners whose packaged configs have a weight decay, with that and without."""
+    variants = {}
+    for name, method, packaged, scenarios in (
+        ("LwF", "lwf", "5e-4", _SCENARIOS),
+        ("iCaRL, 500", "icarl", "1e-5", ("task", "class")),
+    ):
+        for weight_decay in (packaged, "0"):
+            for scenario in scenarios:
+                config = f"--config {method}-split-fashionmnist --data.base.root <root> --data.scenario {scenario}"
+                variants[f"{name}, weight decay {weight_decay}: {scenario}"] = (
+                    f"{config} --model.optimizer.weight_decay {weight_decay}"
+                )
+    return variants
+
+
 def _two_tasks(config: str, warmup_epochs: int, images: str) -> dict[str, str]:
     """What Li & Hoiem (2016) compare, where a second task follows a first."""
     config = f"--config {config} {images}"
@@ -59,6 +75,14 @@ STUDIES = {
             "--data.epochs_per_task 2 --trainer.check_val_every_n_epoch 2"
         ),
         columns=("memory_megabytes", "flops_per_image", "training_minutes"),
+        groups=_SCENARIOS,
+        of_groups=("test/average_accuracy", "test/forgetting"),
+        root="data",
+    ),
+    "continual-weight-decay": Study(
+        about="LwF and iCaRL with the weight decay of their configs and without, as in the study continual-mlp",
+        variants=_weight_decays(),
+        columns=("training_minutes",),
         groups=_SCENARIOS,
         of_groups=("test/average_accuracy", "test/forgetting"),
         root="data",

@@ -186,8 +186,9 @@ FLIP = (HorizontalFlip, {"p": 0.5})
 GREY = (Grayscale, {"p": 0.2})
 
 
-def jitter(b, c, s, h, p=0.8):
-    return ColorJitter, {"brightness": b, "contrast": c, "saturation": s, "hue": h, "p": p, "needs_mean": True}
+def jitter(b, c, s, h, p=0.8, add=False):
+    arguments = {"brightness": b, "contrast": c, "saturation": s, "hue": h, "p": p, "add_brightness": add}
+    return ColorJitter, {**arguments, "needs_mean": True}
 
 
 def blur(p):
@@ -199,7 +200,7 @@ def test_the_papers_settings_are_the_defaults():
     crop = (RandomResizedCrop, {**CROP[1], "scale": (0.2, 1.0)})
     assert settings(MoCoV2Views()) == [crop, FLIP, jitter(0.4, 0.4, 0.4, 0.1), GREY, blur(0.5)]
     assert settings(InstanceDiscriminationViews()) == [crop, FLIP, GREY, jitter(0.4, 0.4, 0.4, 0.4, p=1.0)]
-    byol = [CROP, FLIP, jitter(0.4, 0.4, 0.2, 0.1), GREY]
+    byol = [CROP, FLIP, jitter(0.4, 0.4, 0.2, 0.1, add=True), GREY]
     assert settings(BYOLViews().first) == [*byol, blur(1.0), (Solarize, {"threshold": 0.5, "p": 0.0})]
     assert settings(BYOLViews().second) == [*byol, blur(0.1), (Solarize, {"threshold": 0.5, "p": 0.2})]
     assert settings(SupervisedViews()) == [CROP, FLIP]
@@ -237,7 +238,7 @@ def test_without_jitter_and_grey_byol_keeps_the_colours_but_for_solarisation(vie
 
 def test_the_strength_of_byol_scales_all_magnitudes_of_the_jitter():
     for views in (BYOLViews(strength=0.5).first, BYOLViews(strength=0.5).second):
-        assert settings(views)[2] == jitter(0.2, 0.2, 0.1, 0.05)
+        assert settings(views)[2] == jitter(0.2, 0.2, 0.1, 0.05, add=True)
 
 
 def test_byol_draws_even_and_odd_views_from_its_two_distributions():

@@ -20,7 +20,19 @@ from recipes.evaluation import h_score, leave_one_out, leep, log_me, quiet_train
 from recipes.nn import ConvNet, Encoder, stages
 from recipes.nn.encoders.weights import normalization
 from recipes.transfer import advisor
-from recipes.transfer.advisor import STRATEGIES, Advice, Measurement, Scores, choose, measure, measurement, plan, rule
+from recipes.transfer.advisor import (
+    STRATEGIES,
+    Advice,
+    Comparison,
+    Measurement,
+    Scores,
+    choose,
+    measure,
+    measurement,
+    plan,
+    rule,
+    similar_from,
+)
 from recipes.transfer.verification import held, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -63,8 +75,12 @@ def features(encoder, images, mean, std):
     return [*found, x.mean((2, 3))]
 
 
-def made(images_per_class=(100, 100), similarity=0.5, stage_knn=(0.5, 0.9), **others):
-    """A measurement with these numbers: a residual variance of 1 of a random encoder, and 1 - similarity of ours."""
+def made(images_per_class=(100, 100), similarity=0.5, stage_knn=(0.5, 0.9), noise=0.0, **others):
+    """A measurement with these numbers: a residual variance of 1 of random encoders, and 1 - similarity of ours.
+
+    noise: standard deviation of the LogME of two random encoders.
+    """
+    ours = -math.log(1 - similarity) / 2 - 0.3
     return Measurement(
         **{
             "encoder": "resnet18",
@@ -73,8 +89,9 @@ def made(images_per_class=(100, 100), similarity=0.5, stage_knn=(0.5, 0.9), **ot
             "images_per_class": tuple(images_per_class),
             "images_used": sum(images_per_class),
             "k": 5,
-            "scores": Scores(0.7, 1.0, -math.log(1 - similarity) / 2 - 0.3),
+            "scores": Scores(0.7, 1.0, ours),
             "random": Scores(0.5, 1.0, -0.3),
+            "compared": Comparison(90, ours, (-0.3 - noise / math.sqrt(2), -0.3 + noise / math.sqrt(2))),
             "prior": -0.4,
             "leep": None,
             "stages": ("conv1", "layer1"),
@@ -144,9 +161,9 @@ def target_label():
 def test_small_classes_are_measured_whole_and_large_ones_share_the_rest():
     label = torch.cat([torch.full((n,), i) for i, n in enumerate((100, 3, 50))] + [torch.full((9,), -1)])
     label = label[torch.randperm(len(label), generator=torch.Generator().manual_seed(0))]
-    rows = measurement._evenly(label, torch.tensor([100, 3, 50]), 44)
+    rows = measurement.evenly(label, 44)
     assert torch.bincount(label[rows]).tolist() == [20, 3, 20]
-    assert torch.equal(measurement._evenly(label, torch.tensor([100, 3, 50]), 153), (label >= 0).nonzero().flatten())
+    assert torch.equal(measurement.evenly(label, 153), (label >= 0).nonzero().flatten())
 
 
 def test_few_neighbours_vote_where_a_class_has_few_images(source):
@@ -161,7 +178,7 @@ class Own(Encoder):
 def test_a_network_that_cannot_be_reinitialised_is_compared_with_class_frequencies(source):
     encoder = Own(copy.deepcopy(source.encoder.network), 32, in_channels=1)
     found = measure("mine", encoder, target(10))
-    assert found.random is None
+    assert (found.random, found.compared) == (None, None)
     assert found.prior == log_me(torch.ones(50, 1), torch.arange(50) % 5, 5)
     assert found.similarity == 1 - math.exp(-2 * (found.scores.log_me - found.prior))
 
@@ -183,13 +200,53 @@ def test_similarity_is_near_that_of_least_squares_where_images_are_many():
 
     ours, theirs = torch.cat([signal, noise], 1), noise
     one = torch.ones(4000, 1)
-    scores = [Scores(0.5, 1.0, log_me(torch.cat([x, one], 1), label, 2)) for x in (ours, theirs)]
-    found = made(scores=scores[0], random=scores[1])
+    ours_scored, theirs_scored = (log_me(torch.cat([x, one], 1), label, 2) for x in (ours, theirs))
+    found = Comparison(4000, ours_scored, (theirs_scored,) * 2)
     assert found.similarity == pytest.approx(1 - residual(ours) / residual(theirs), abs=0.01)
 
 
 def test_weights_that_are_worse_than_random_ones_are_not_similar():
-    assert made(scores=Scores(0.9, 1.0, -0.5)).similarity == 0
+    assert Comparison(10, -0.5, (-0.3, -0.3)).similarity == 0
+
+
+def test_the_encoder_is_compared_with_eight_random_networks_on_the_same_images(source, monkeypatch):
+    monkeypatch.setattr(measurement, "MOST_COMPARED", 25)
+    data = target(20)
+    found = measure("mine", source.encoder, data).compared
+    rows = measurement.evenly(data.splits.train.label, 25)
+    label = data.splits.train.label[rows]
+    expected = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        random = ConvNet((8, 16, 32)).eval()
+        expected.append(log_me(features(random, data.splits.train, data.mean, data.std)[-1][rows], label, 5))
+    assert found.random == pytest.approx(expected, abs=1e-4)
+    ours = features(source.encoder, data.splits.train, *source.encoder.normalization)[-1][rows]
+    assert found.encoder == pytest.approx(log_me(ours, label, 5), abs=1e-4)
+    assert found.images == 25
+
+
+def test_networks_read_few_images_beside_those_of_the_encoder_and_one_random_network(source, monkeypatch):
+    passed = []
+    forward = ConvNet.forward
+    monkeypatch.setattr(ConvNet, "forward", lambda self, x: passed.append(len(x)) or forward(self, x))
+    monkeypatch.setattr(measurement, "MOST_COMPARED", 25)
+    measure("mine", source.encoder, target(20))
+    assert sum(passed) == 2 * 100 + 8 * 25 + 10  # and one each to see whether it fits
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_another_random_network_is_not_similar_to_the_digits(seed):
+    torch.manual_seed(seed)
+    encoder = ConvNet(in_channels=1)
+    encoder.pretrained = True
+    found = measure("random", encoder, Subset(Digits(16), per_class=30))
+    assert measurement.explained(found.scores.log_me - found.random.log_me) > 0.03  # against one random network
+    assert choose(found).kinship == "different"
+
+
+def test_an_encoder_that_was_trained_on_the_images_is_similar(source):
+    assert choose(measure("mine", source.encoder, target(30, KNOWN))).kinship == "similar"
 
 
 # What is chosen
@@ -210,6 +267,7 @@ def test_the_four_quadrants_are_those_of_the_rule(monkeypatch, images, similarit
     assert (advice.size, advice.kinship) == quadrant
     assert advice.strategy == rule.RULE[quadrant][0]
     text = " ".join(advice.reasons)
+    assert ("a first guess: --verify true" in text) == (advice.size == "small")
     for said in (
         f"{images} images",
         f"{100 * similarity:.0f}%",
@@ -218,6 +276,23 @@ def test_the_four_quadrants_are_those_of_the_rule(monkeypatch, images, similarit
         STRATEGIES[advice.strategy].words,
     ):
         assert said in text
+
+
+@pytest.mark.parametrize(("noise", "kinship"), [(0.0, "similar"), (0.07, "similar"), (0.08, "different")])
+def test_images_are_similar_above_three_standard_deviations_of_random_encoders(noise, kinship):
+    # three standard deviations: similarities of 1 - exp(-2 * 3 * 0.07) = 34 % and 38 %
+    found = made((10, 10), 0.36, noise=noise)
+    advice = choose(found)
+    assert advice.kinship == kinship
+    assert similar_from(found) == pytest.approx(max(0.03, 1 - math.exp(-6 * noise)))
+    text = " ".join(advice.reasons)
+    assert f"similar from {similar_from(found):.0%} on" in text
+    assert f"{1 - math.exp(-6 * noise):.0%}: 3 standard deviations of 2 random encoders on 90 images" in text
+
+
+def test_without_random_encoders_the_report_says_that_the_similarity_is_weak():
+    advice = choose(made((10, 10), random=None, compared=None, prior=-0.3))
+    assert "No random encoder of this kind can be created" in " ".join(advice.reasons)
 
 
 def test_a_few_large_classes_do_not_make_the_data_large():
@@ -259,7 +334,7 @@ def test_every_line_and_strategy_of_the_rule_is_reached_by_some_measurement():
     def choose_and_plan_everything():
         for images, similarity, pretrained, random in itertools.product((10, 1000), (0, 0.9), (True, False), (0, 1)):
             found = made((images,) * 3, similarity, pretrained=pretrained)
-            found = found if random else dataclasses.replace(found, random=None, prior=-0.3)
+            found = found if random else dataclasses.replace(found, random=None, compared=None, prior=-0.3)
             advice = choose(found)
             advised.add((advice.size, advice.kinship, advice.strategy))
             plan(advice, {}, {}, found.images)

@@ -188,6 +188,7 @@ def _report(
             {
                 **dataclasses.asdict(each.measurement),
                 "similarity": each.measurement.similarity,
+                "similar_from": advisor.similar_from(each.measurement),
                 "config": each.named.config,
             }
             for each in candidates
@@ -226,7 +227,7 @@ def _scores_table(measurements: list[Measurement]) -> Table:
     k = measurements[0].k
     caption = (
         f"kNN: leave-one-out accuracy of {k} neighbour{'s' * (k > 1)}; random: that of the same network with random "
-        "weights. Similarity: fraction of the label variance left unexplained by the random network that is explained."
+        "weights. Similarity: fraction of the label variance left unexplained by random networks that is explained."
     )
     if len(measurements) > 1:
         caption += (

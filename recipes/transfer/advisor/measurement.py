@@ -1,9 +1,9 @@
 """What is measured of an encoder and a set of images, without training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, stdev
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,6 +21,8 @@ from recipes.nn import Encoder, stages
 MOST_IMAGES = (
     5000  # that are measured: kNN's time grows with the square, and its accuracy is then known to about 1 point
 )
+RANDOM_ENCODERS = 8  # that the encoder is compared with
+MOST_COMPARED = 1000  # images of this comparison, or 5 for each class: each is read by every random encoder
 MOST_NEIGHBOURS = 5  # few, so that a class of a handful of images can win the vote among its own
 
 
@@ -40,6 +42,39 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """LogME of an encoder and of the same network with random weights, on the same images.
+
+    Attributes:
+        images: number of images.
+        encoder: LogME of the encoder.
+        random: LogME of each random encoder, at least two.
+    """
+
+    images: int
+    encoder: float
+    random: tuple[float, ...]
+
+    @property
+    def similarity(self) -> float:
+        """Fraction of the label variance that the encoder explains and random encoders leave unexplained, in [0, 1]."""
+        return explained(self.encoder - fmean(self.random))
+
+    def noise(self, deviations: float) -> float:
+        """Similarity of a random encoder that is this many standard deviations above the mean of the random ones."""
+        return explained(deviations * stdev(self.random))
+
+
+def explained(gain: float) -> float:
+    """Fraction of the residual label variance, in [0, 1], that a gain in LogME explains; 0 if there is no gain.
+
+    LogME is the mean logarithm of a normal density, to which a residual variance σ² contributes -log σ. A difference of
+    d between two encoders stands for σ² that differ by the factor exp(-2 d).
+    """
+    return 1 - math.exp(-2 * max(0.0, gain))
+
+
+@dataclass(frozen=True)
 class Measurement:
     """An encoder, measured on the labelled training images of a DataModule.
 
@@ -52,6 +87,7 @@ class Measurement:
         k: neighbours that vote in all kNN accuracies.
         scores: of the encoder.
         random: of the same network with random weights; None where it cannot be made.
+        compared: the encoder beside several random encoders; None where they cannot be made.
         prior: LogME of nothing but the shares of the classes.
         leep: of the classifier that the encoder was trained with; None where there is none.
         stages: names of the encoder's stages, from the first to the last.
@@ -66,6 +102,7 @@ class Measurement:
     k: int
     scores: Scores
     random: Scores | None
+    compared: Comparison | None
     prior: float
     leep: float | None
     stages: tuple[str, ...]
@@ -88,15 +125,11 @@ class Measurement:
 
     @property
     def similarity(self) -> float:
-        """How much the encoder knows of what tells these classes apart, in [0, 1].
+        """Fraction of the label variance, in [0, 1], that the encoder explains and random encoders leave unexplained.
 
-        It is the share of what a random encoder's features leave unexplained of the labels that the encoder's features
-        explain. LogME is the mean logarithm of a normal density, to which a residual variance σ² contributes -log σ;
-        a difference of d between two encoders stands for σ² that differ by the factor exp(-2 d). Without a random
-        encoder, the shares of the classes are the reference.
+        Without random encoders, the shares of the classes are the reference.
         """
-        gain = self.scores.log_me - (self.random.log_me if self.random else self.prior)
-        return 1 - math.exp(-2 * max(0.0, gain))
+        return self.compared.similarity if self.compared else explained(self.scores.log_me - self.prior)
 
 
 def measure(
@@ -108,6 +141,9 @@ def measure(
     most_images: int = MOST_IMAGES,
 ) -> Measurement:
     """Measures an encoder on the labelled training images of a DataModule. It trains nothing.
+
+    The encoder and one random encoder read up to ``most_images`` images. Eight random encoders read up to 1,000 of
+    these images, or 5 of each class. With up to 200 classes, all networks together read at most 18,000 images.
 
     Args:
         name: of the encoder, for the report.
@@ -132,10 +168,10 @@ def measure(
     device = next(encoder.parameters()).device
     k = max(1, min(MOST_NEIGHBOURS, int(count[count > 0].min()) - 1))  # a class has one image fewer for its own
     reader = StageReader(encoder, data, trainer)
-    random = _random(encoder)
-    reference = None if random is None else StageReader(random, data, trainer)
+    reference = next((StageReader(random, data, trainer) for random in _random_encoders(encoder)), None)
     readers = {"encoder": reader} | ({"random": reference} if reference else {})
-    loader = data.in_order(data.splits.train, _evenly(label, count, most_images))
+    loader = data.in_order(data.splits.train, evenly(label, most_images))
+    few = evenly(label, min(most_images, max(MOST_COMPARED, MOST_NEIGHBOURS * data.num_classes)))
     found = {key: features.to("cpu") for key, features in extract(readers, loader, trainer).items()}
     encoder.to(device)
     label = found["encoder"].label
@@ -145,9 +181,12 @@ def measure(
     if source_head is not None:
         with torch.no_grad():
             leep_score = leep(source_head(feature[-1]).double().softmax(1), label, data.num_classes)
-    of_random = None
+    of_random, compared = None, None
     if reference is not None:
         of_random = _scores(reference.split(found["random"].feature)[-1], label, data.num_classes, k)
+        among = torch.isin(found["encoder"].index, few)
+        ours = log_me(feature[-1][among], label[among], data.num_classes)
+        compared = Comparison(len(few), ours, random_log_me(encoder, data, few, trainer))
     return Measurement(
         encoder=name,
         pretrained=encoder.pretrained,
@@ -157,6 +196,7 @@ def measure(
         k=k,
         scores=_scores(feature[-1], label, data.num_classes, k),
         random=of_random,
+        compared=compared,
         prior=log_me(torch.ones(len(label), 1), label, data.num_classes),
         leep=leep_score,
         stages=tuple(stage.name for stage in stages(encoder)),
@@ -181,24 +221,47 @@ def training_labels(data: ImageDataModule) -> Tensor:
     return label
 
 
-def _evenly(label: Tensor, count: Tensor, most: int) -> Tensor:
-    """Positions of at most ``most`` labelled images, with the same number of each class that has enough images."""
+def evenly(label: Tensor, most: int) -> Tensor:
+    """Returns positions of at most ``most`` labelled images, the same number of each class that has enough images."""
     labelled = (label >= 0).nonzero().flatten()
     if len(labelled) <= most:
         return labelled
+    count = torch.bincount(label[labelled])
     share = max(n for n in range(1, int(count.max()) + 1) if n == 1 or int(count.clamp(max=n).sum()) <= most)
     return labelled[per_class(label[labelled], count.clamp(max=share))]
+
+
+def random_log_me(encoder: Encoder, data: ImageDataModule, rows: Tensor, trainer: Trainer) -> tuple[float, ...]:
+    """Measures random encoders, one at a time.
+
+    Args:
+        encoder: whose network they have.
+        data: read before.
+        rows: positions of the training images.
+        trainer: whose device and precision are used.
+
+    Returns:
+        LogME of each; none if they cannot be made.
+    """
+    scores = []
+    for random in _random_encoders(encoder):
+        reader = StageReader(random, data, trainer)
+        found = extract({"": reader}, data.in_order(data.splits.train, rows), trainer)[""].to("cpu")
+        scores.append(log_me(reader.split(found.feature)[-1], found.label, data.num_classes))
+    return tuple(scores)
 
 
 def _scores(feature: Tensor, label: Tensor, classes: int, k: int) -> Scores:
     return Scores(leave_one_out(feature, label, classes, k), h_score(feature, label), log_me(feature, label, classes))
 
 
-def _random(encoder: Encoder) -> Encoder | None:
-    """The encoder with random weights, the same ones every time; None where it cannot be made."""
-    with isolate_rng():
-        torch.manual_seed(0)
-        try:
-            return encoder.fresh()
-        except ValueError:
-            return None
+def _random_encoders(encoder: Encoder) -> Iterator[Encoder]:
+    """Makes the encoder with random weights, the same ones every time; none where it cannot be made."""
+    for seed in range(RANDOM_ENCODERS):
+        with isolate_rng():
+            torch.manual_seed(seed)
+            try:
+                random = encoder.fresh()
+            except ValueError:
+                return
+        yield random

@@ -6,8 +6,8 @@ from recipes.transfer.advisor.rule import STRATEGIES, Advice
 
 LARGEST_BATCH = 64
 # The published code of Big Transfer (Kolesnikov et al., 2020, arXiv:1912.11370) takes 500 steps for fewer than 20,000
-# images and 10,000 for more, with batches of 512. Ours are smaller, so that between the two we take 20 epochs; five are
-# the fewest, as FineTune warms up for one.
+# images and 10,000 for up to 500,000, with batches of 512. Ours are smaller, so that between the two we take 20 epochs;
+# five are the fewest, as FineTune warms up for one.
 FEWEST_STEPS, MOST_STEPS, EPOCHS, FEWEST_EPOCHS = 500, 10_000, 20, 5
 
 

@@ -13,13 +13,13 @@ from recipes.transfer.advisor.measurement import Measurement
 
 
 class _Thresholds(NamedTuple):
-    large: int
-    similar: float
+    large: int  # images of the median class
+    similar: float  # similarity, at least
+    deviations: float  # standard deviations of random encoders, at least
 
 
-# Set on results/quadrants.json (docs/results.md, "The four quadrants"): any number from 11 to 99 images would do there,
-# and any similarity from 0.02 to 0.04.
-THRESHOLDS = _Thresholds(large=50, similar=0.03)
+# Set on the first seven pairs of results/quadrants.json (docs/results.md, "The four quadrants").
+THRESHOLDS = _Thresholds(large=50, similar=0.03, deviations=3)
 
 
 @dataclass(frozen=True)
@@ -92,24 +92,40 @@ class Advice:
     reasons: tuple[str, ...]
 
 
+def similar_from(measurement: Measurement) -> float:
+    """Returns the similarity from which images count as similar: above what random encoders reach by chance."""
+    compared = measurement.compared
+    return max(THRESHOLDS.similar, compared.noise(THRESHOLDS.deviations) if compared else 0.0)
+
+
 def choose(measurement: Measurement) -> Advice:
     """Chooses a strategy: places a measurement in one of the four quadrants of the rule."""
     m = measurement
     size: Size = "large" if m.median >= THRESHOLDS.large else "small"
-    kinship: Kinship = "similar" if m.similarity >= THRESHOLDS.similar else "different"
+    limit = similar_from(m)
+    kinship: Kinship = "similar" if m.similarity >= limit else "different"
     reasons = [f"The data are {size}: the median class has {m.median:g} images (large from {THRESHOLDS.large} on)."]
     if not m.pretrained:
         reasons.append("The encoder has random weights: there is nothing to transfer.")
         return Advice(size, "different", "from-scratch", tuple(reasons))
-    reference = "a random encoder" if m.random else "the shares of the classes"
     against = f", of a random encoder's for {m.random.knn:.1%}" if m.random else ""
     preposition = "to" if kinship == "similar" else "from"
+    reference = "random encoders leave" if m.compared else "the shares of the classes leave"
     reasons.append(
         f"The images are {kinship} {preposition} those that the encoder was trained on: its features explain "
-        f"{m.similarity:.0%} of the label variance that {reference} leaves unexplained (LogME; similar from "
-        f"{THRESHOLDS.similar:.0%} on). Nearest neighbours of its features are right for {m.scores.knn:.1%} of the "
-        f"images{against}."
+        f"{m.similarity:.0%} of the label variance that {reference} unexplained (LogME; similar from {limit:.0%} on). "
+        f"Nearest neighbours of its features are right for {m.scores.knn:.1%} of the images{against}."
     )
+    if m.compared:
+        reasons.append(
+            f"By chance, a random encoder reaches up to {m.compared.noise(THRESHOLDS.deviations):.0%}: "
+            f"{THRESHOLDS.deviations:g} standard deviations of {len(m.compared.random)} random encoders on "
+            f"{m.compared.images:,} images."
+        )
+    else:
+        reasons.append("No random encoder of this kind can be created, and most networks explain more than the shares.")
     strategy, why = RULE[size, kinship]
     reasons.append(f"So {STRATEGIES[strategy].words}: {why}.")
+    if size == "small":
+        reasons.append("With few images this advice is a first guess: --verify true measures every strategy.")
     return Advice(size, kinship, strategy, tuple(reasons))

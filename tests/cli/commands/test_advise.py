@@ -64,7 +64,10 @@ def test_the_report_says_data_similarity_quadrant_strategy_and_the_command_to_ru
     (encoder,) = report["encoders"]
     assert f"neighbours of its features are right for {encoder['scores']['knn']:.1%} of the images" in text
     assert f"of a random encoder's for {encoder['random']['knn']:.1%}" in text
-    assert f"explain {encoder['similarity']:.0%} of the label variance that a random encoder leaves unexplained" in text
+    assert f"explain {encoder['similarity']:.0%} of the label variance that random encoders leave unexplained" in text
+    assert f"similar from {encoder['similar_from']:.0%} on" in text
+    assert "3 standard deviations of 8 random encoders on 1,000 images" in text
+    assert len(encoder["compared"]["random"]) == 8
     advice = report["advice"]
     assert f"{advice['size']} data, {advice['kinship']} images. Advice: {advice['strategy']}." in text
     assert "recipes fit --config advice.yaml" in text
