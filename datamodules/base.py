@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,6 +17,8 @@ from datamodules.loading.cpus import usable_cpus
 from datamodules.loading.dataset import ImageDataset
 from datamodules.loading.loader import ResumableLoader
 from datamodules.loading.sampler import GlobalBatchSampler
+from datamodules.loading.split_counts import counted
+from datamodules.reading import Reading, ReadsLikeNetwork
 
 _MOST_WORKERS = 256  # that a user may ask for: each is a process
 _MAX_WORKERS = 16  # more rarely load faster, and each holds memory
@@ -40,7 +43,7 @@ class Splits:
     test: ImageDataset | None = None
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
     """Images of one size for any recipe.
 
     Subclasses write ``load`` and, where there is something to download, ``prepare_data``.
@@ -48,6 +51,9 @@ class ImageDataModule(LightningDataModule):
     The properties are available after ``setup``, which a Trainer calls on the DataModule before it calls it on the
     recipe; ``num_classes`` is at once where a subclass knows it. Under a Trainer each loader hands out its device's
     share of the global batches.
+
+    Arguments of subclasses that say how images are read, and are null, are those of the Trainer's network if it was
+    trained before (``ReadsLikeNetwork``).
 
     Args:
         batch_size: images per step over all devices together, >= 1; a multiple of the number of devices.
@@ -78,11 +84,24 @@ class ImageDataModule(LightningDataModule):
         """Reads the images."""
         raise NotImplementedError(f"{type(self).__name__} must write load()")
 
+    def forget_images(self) -> None:
+        """Drops the images, so that the next ``setup`` reads them again."""
+        self._splits = None
+        for name in ("image_shape", "_statistics"):
+            vars(self).pop(name, None)
+
     def setup(self, stage: str | None = None) -> None:
-        """Reads the images, once, whatever the stage."""
+        """Reads the images, once, whatever the stage; again if the network was trained on images read otherwise."""
+        self._ask_network()
         self._instead = self._matched = None
         if self._splits is None:
             self._splits = self.load()
+            self._tell()
+
+    @rank_zero_only
+    def _tell(self) -> None:
+        """Prints what was found."""
+        rank_zero_info(f"{type(self).__name__}: {counted(self.splits, [data.splits for data in self.sources])}")
 
     @property
     def splits(self) -> Splits:
@@ -90,6 +109,15 @@ class ImageDataModule(LightningDataModule):
         if self._splits is None:
             raise RuntimeError(f"{type(self).__name__} has not read its images yet: call prepare_data() and setup()")
         return self._matched or self._splits
+
+    @property
+    def reading(self) -> Reading:
+        """How the images are read; after ``setup``."""
+        if self.sources:
+            wrapped: ImageDataModule = self.sources[0]
+            return wrapped.reading
+        channels, height, width = self.image_shape
+        return Reading(height if height == width else None, channels)
 
     def match_classes(self, names: Sequence[str], strict: bool = True) -> None:
         """Numbers the labels as a trained classifier does, until the next ``setup``: classes are matched by name.
@@ -233,7 +261,17 @@ class ImageDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test images in order, or the training images where there is no test split."""
-        return self.in_order(self.splits.test or self.splits.train)
+        splits = self.splits
+        if splits.test is not None:
+            others = len(splits.train) + (0 if splits.val is None else len(splits.val))
+            rank_zero_info(
+                f"the {len(splits.test):,} test images are predicted, and not the {others:,} others{self._remedy()}"
+            )
+        return self.in_order(splits.test or splits.train)
+
+    def _remedy(self) -> str:
+        """What to do to predict all images, where there is an option for it."""
+        return ""
 
     def bank_dataloader(self, every: int = 1) -> DataLoader[Batch]:
         """The labelled training images in order, none left out: for nearest neighbours and probes.

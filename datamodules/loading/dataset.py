@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datamodules.batch import Batch
 from datamodules.sources.content import content_hashes
-from datamodules.sources.decode import VERSION, ValueRange, decode_or_name
+from datamodules.sources.decode import MAX_PIXELS, VERSION, ValueRange, decode_or_name
 
 _CHUNK = 4096  # images that are read at a time
 
@@ -80,6 +80,7 @@ class ImageFiles(ImageDataset):
         image_size: height and width of the decoded images.
         channels: 1 (grey) or 3 (RGB).
         value_range: see ``decode``.
+        max_pixels: see ``decode``.
     """
 
     in_memory = False
@@ -91,16 +92,18 @@ class ImageFiles(ImageDataset):
         image_size: int,
         channels: int,
         value_range: ValueRange | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.paths = np.array([str(path) for path in paths])  # one block: a list would be copied into every worker
         self.label = label
         self.image_size = image_size
         self.channels = channels
         self.value_range = value_range
+        self.max_pixels = max_pixels
 
     def images(self, index: Tensor) -> Tensor:
         """Decodes the images at the positions ``index`` [B], as uint8 [B, C, H, W]."""
-        decoding = self.image_size, self.channels, self.value_range
+        decoding = self.image_size, self.channels, self.value_range, self.max_pixels
         return torch.from_numpy(np.stack([decode_or_name(Path(path), *decoding) for path in self.paths[index.numpy()]]))
 
     def digest(self) -> str:

@@ -20,6 +20,7 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.loading.cpus import usable_cpus
+from datamodules.reading import LARGEST_SIZE as LARGEST_SIZE
+from datamodules.reading import Reading, ValueRange
 from datamodules.sources.formats import formats
 from datamodules.sources.names import printable
 
+MAX_PIXELS = 178_956_970  # Pillow's own bound: half a gigabyte of RGB
 VERSION = 2  # of the pixels that ``decode`` returns: part of the key of whatever is computed from them
-LARGEST_SIZE = 2**14  # of an image: more than a gigabyte in floating point numbers, each
-
-ValueRange = tuple[float, float]
-
+_OPENING = Lock()
 _CHUNK = 64  # files per task: a task per file would spend more on scheduling than on a small file
 _SAMPLES = 16  # files with more than 8 bits whose highest value tells whether a folder uses the range of its pixels
 _HEADERS = 1024  # files among which they are sought
@@ -44,11 +45,39 @@ _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF 6.0 tags
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 
 
+class TooLarge(ValueError):
+    """A picture has too many pixels."""
+
+
+def described(reading: Reading) -> dict[str, Any]:
+    """Describes step by step how ``decode`` turns a picture with 8 bits per channel into the input of a network."""
+    size, channels = reading.image_size, reading.channels
+    steps: dict[str, Any] = {
+        "orientation": "upright, by the EXIF tag",
+        "transparency": "laid on white",
+        "channels": "RGB" if channels == 3 else "grey: 0.299 R + 0.587 G + 0.114 B",
+        "jpeg": f"decoded at 1/2, 1/4 or 1/8 of its size, while both sides are at least {2 * (size or 0)} (draft)",
+        "resize": f"shorter side to {size}, bilinear with antialiasing (Pillow: resize with BILINEAR and box)",
+        "crop": f"{size} × {size} at the centre",
+        "scaling": "0..255 becomes 0..1",
+        "order": "channels, rows, columns",
+    }
+    if reading.value_range:
+        steps["value_range"] = [*reading.value_range]
+    return steps
+
+
 class UnknownRange(ValueError):
     """Which pixel values are black and white is not known."""
 
 
-def decode(path: Path, image_size: int, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
+def decode(
+    path: Path,
+    image_size: int,
+    channels: int,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Decodes a picture file to a square image.
 
     The picture is turned upright (EXIF orientation), laid on white where it is transparent, scaled until its shorter
@@ -61,16 +90,24 @@ def decode(path: Path, image_size: int, channels: int, value_range: ValueRange |
         channels: 1 (grey) or 3 (RGB).
         value_range: pixel values that become 0 and 255, for grey pixels of other types than unsigned 8 bits. If None,
             the range of the type, see the table of this module.
+        max_pixels: largest number of pixels of the picture.
 
     Returns:
         uint8 [channels, image_size, image_size].
 
     Raises:
+        TooLarge: if the picture has more pixels than ``max_pixels``.
         UnknownRange: if the type of the pixels has no range of its own and there is no ``value_range``, or if there is
             one for 16-bit colour.
     """
     mode = _mode(channels)
-    with Image.open(path, formats=formats()) as picture:
+    with _opened(path) as picture:
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise TooLarge(
+                f"it has {width:,} × {height:,} pixels, and max_pixels is {max_pixels:,}: set max_pixels to at least "
+                f"{width * height} if there is memory for it, or pass on_error='skip' to leave out such files"
+            )
         picture.draft(mode, (2 * image_size, 2 * image_size))
         flat = grey_or_rgb(picture, channels, value_range)
     width, height = flat.size
@@ -101,7 +138,13 @@ def grey_or_rgb(picture: Image.Image, channels: int, value_range: ValueRange | N
     return flat.convert(_mode(channels))
 
 
-def decode_or_name(path: Path, image_size: int, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
+def decode_or_name(
+    path: Path,
+    image_size: int,
+    channels: int,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Decodes like ``decode``.
 
     Raises:
@@ -109,12 +152,12 @@ def decode_or_name(path: Path, image_size: int, channels: int, value_range: Valu
         MemoryError: that names the file, if there is too little memory for it.
     """
     try:
-        return decode(path, image_size, channels, value_range)
+        return decode(path, image_size, channels, value_range, max_pixels)
     except MemoryError as error:
         raise MemoryError(
             f"{printable(path)}: there is too little memory to decode it and scale it to an image_size of {image_size}"
         ) from error
-    except UnknownRange as error:
+    except (UnknownRange, TooLarge) as error:
         raise ValueError(f"{printable(path)}: {error}") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds
         raise ValueError(
@@ -130,6 +173,7 @@ def decode_all(
     skip: bool,
     keep: bool = True,
     value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Tensor | None, list[int]]:
     """Decodes many files with one thread per usable CPU.
 
@@ -140,6 +184,7 @@ def decode_all(
         skip: whether to skip files that cannot be decoded.
         keep: keeps the images; without, files are only checked.
         value_range: see ``decode``.
+        max_pixels: see ``decode``.
 
     Returns:
         The images, uint8 [N, channels, image_size, image_size] (black where a file was skipped) or none;
@@ -154,7 +199,7 @@ def decode_all(
         bad = []
         for i in range(start, min(start + _CHUNK, len(paths))):
             try:
-                decoded = decode_or_name(paths[i], image_size, channels, value_range)
+                decoded = decode_or_name(paths[i], image_size, channels, value_range, max_pixels)
             except ValueError:
                 if not skip:
                     raise
@@ -182,7 +227,7 @@ def warn_of_dark_images(paths: Sequence[Path]) -> None:
     drawn = random.Random(0)  # noqa: S311
     for path in drawn.sample(paths, min(len(paths), _HEADERS)):
         try:
-            with Image.open(path, formats=formats()) as picture:
+            with _opened(path) as picture:
                 if deep_colour := _is_deep_colour(picture):
                     found.append((int(np.asarray(picture)[..., :3].max()), 255, deep_colour))
                 elif _number_type(picture) == np.uint16 and (ends := _black_and_white(picture, None)):
@@ -204,6 +249,16 @@ def warn_of_dark_images(paths: Sequence[Path]) -> None:
         f"images are almost black: of {len(found)} sampled images with more than 8 bits, {len(dark)} are, and their "
         f"highest pixel value is {highest} of {white:.0f}. {remedy}."
     )
+
+
+def _opened(path: Path) -> Image.Image:
+    """A picture whose pixels are not read yet, of any size: Pillow's bound is one for all threads of the process."""
+    with _OPENING:
+        bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path, formats=formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = bound
 
 
 def _mode(channels: int) -> str:

@@ -1,6 +1,6 @@
 """Handwritten digits that come with scikit-learn."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn import functional
@@ -8,6 +8,7 @@ from torch.nn import functional
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImagesInMemory
 from datamodules.loading.split import split
+from datamodules.reading import Reading
 
 _NATIVE = 8  # pixels
 _NAMES = tuple("0123456789")
@@ -21,7 +22,7 @@ class Digits(ImageDataModule):
     training, 180 for validation and 360 for testing, with the classes in proportion; the split is always the same.
 
     Args:
-        size: height and width of the images in pixels, >= 8.
+        size: height and width of the images in pixels, >= 8. If null, uses that of a trained network, otherwise 16.
         mode: way to reach ``size``: ``resize`` enlarges the digits (bilinear), ``pad`` puts black around their 8×8
             pixels.
         Other arguments: see ``ImageDataModule``.
@@ -30,20 +31,27 @@ class Digits(ImageDataModule):
         ValueError: if ``size`` is below 8.
     """
 
+    reading_options: ClassVar = {"image_size": "size"}
+    usual_reading = Reading(16)
+
     def __init__(
         self,
-        size: int = 16,
+        size: int | None = None,
         mode: Literal["resize", "pad"] = "resize",
         batch_size: int = 256,
         num_workers: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if size < _NATIVE:
-            raise ValueError(f"size is {size}: the digits have {_NATIVE}x{_NATIVE} pixels, so it must be at least that")
+        _check_size(size)
         if mode not in ("resize", "pad"):
             raise ValueError(f"mode is {mode!r}: it must be 'resize' or 'pad'")
-        self.size = size
+        self._stated = Reading(size)
         self.mode = mode
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images in pixels."""
+        return self._chosen.image_size or _NATIVE
 
     @property
     def num_classes(self) -> int:
@@ -52,6 +60,7 @@ class Digits(ImageDataModule):
 
     def load(self) -> Splits:
         """Reads the digits from scikit-learn."""
+        _check_size(self.size)
         from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
 
         digits = load_digits()
@@ -66,3 +75,8 @@ class Digits(ImageDataModule):
         label = torch.from_numpy(digits.target).to(torch.int64)
         test, val, train = (ImagesInMemory(image, label, rows) for rows in split(label, [_TEST, _VAL]))
         return Splits(_NAMES, train, val, test)
+
+
+def _check_size(size: int | None) -> None:
+    if size is not None and size < _NATIVE:
+        raise ValueError(f"size is {size}: the digits have {_NATIVE}x{_NATIVE} pixels, so it must be at least that")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -14,10 +14,12 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
 from datamodules.loading.split import check_fraction
+from datamodules.loading.split_counts import counted
 from datamodules.paths import OutputPath
+from datamodules.reading import LARGEST_SIZE, Reading
 from datamodules.sources.content import DecodedFile
 from datamodules.sources.decode import (
-    LARGEST_SIZE,
+    MAX_PIXELS,
     VERSION,
     ValueRange,
     decode_all,
@@ -25,19 +27,20 @@ from datamodules.sources.decode import (
     warn_of_dark_images,
 )
 from datamodules.sources.duplicates import copies
-from datamodules.sources.layout import SPLIT_NAMES, Pictures, find, label_remedy, training_classes
+from datamodules.sources.layout import Pictures, find, folder_of, label_remedy, training_classes
 from datamodules.sources.names import printable
 
 
 class ImageFolder(ImageDataModule):
     """Images from a folder, with or without class subfolders.
 
-    Three layouts are supported:
+    Three layouts are supported. For predictions, images and folders may stand side by side:
 
     * ``root/train/<class>/*``, optionally with ``root/val`` and ``root/test``. The folders may also be called training,
       valid, validation or testing, in upper or lower case;
     * ``root/<class>/*`` only, which is split;
-    * images without class folders, or in a single folder, which are unlabelled and all used for training.
+    * images without class folders, or in a single folder, which are unlabelled and all used for training. ``root``
+      may also be a single file, or a pattern such as ``photos/**/*.jpg``.
 
     A hash of its name decides to which split an image of ``root/<class>/*`` belongs, such as of "cat/1.png". Images
     that are added or removed therefore move no other image. At least one image of each class is for training.
@@ -51,9 +54,10 @@ class ImageFolder(ImageDataModule):
     shorter side is ``image_size`` (bilinear, antialiased) and cropped at the centre. Transparent parts become white.
 
     Args:
-        root: folder that holds the images.
-        image_size: height and width in pixels to which images are scaled and cropped, from 1 to 16384.
-        channels: number of channels: 3 (RGB) or 1 (grey).
+        root: folder that holds the images; or a file or a pattern, for images without labels.
+        image_size: height and width in pixels to which images are scaled and cropped, from 1 to 16384. If null, uses
+            that of a trained network, otherwise 224.
+        channels: number of channels: 3 (RGB) or 1 (grey). If null, uses that of a trained network, otherwise 3.
         val_fraction: expected share of the labelled training images that is used for validation if ``root/val`` does
             not exist, in [0, 1).
         test_fraction: expected share of the images that is used for testing if ``root`` holds only class folders, in
@@ -61,8 +65,9 @@ class ImageFolder(ImageDataModule):
         memory_limit: number of bytes up to which all images are decoded once and kept in memory (count × channels ×
             image_size²). Above it, workers decode images when they are needed.
         value_range: pixel values that become black and white, such as [0, 4095] for 12-bit data in 16-bit files.
-            Applies to grey images of other types than unsigned 8 bits. If null, uses the range of 16-bit or 12-bit
-            integers; 32-bit integers, signed integers and floating point numbers are then an error.
+            Applies to grey images of other types than unsigned 8 bits. If null, uses that of a trained network,
+            otherwise the range of 16-bit or 12-bit integers; 32-bit integers, signed integers and floating point
+            numbers are then an error.
         cache: file that keeps the decoded images for the next run. True uses a hidden file in ``root``, false none. A
             change of the content of an image or of a setting makes the file invalid.
         on_error: reaction to a file that cannot be read: ``raise`` an error that names it, or ``skip`` it with a
@@ -70,6 +75,8 @@ class ImageFolder(ImageDataModule):
         split_by: rule of the split: ``name``, or ``position`` in the sorted list of all images, which has exact shares.
             With ``position``, one image more or less changes the whole split. Version 0.1 used it, and its runs
             still do.
+        max_pixels: largest number of pixels of a picture, >= 1. A picture with more, which may take gigabytes of
+            memory, is a file that cannot be read (``on_error``).
         Other arguments: see ``ImageDataModule``.
 
     Raises:
@@ -79,11 +86,14 @@ class ImageFolder(ImageDataModule):
             read, or if an argument is out of its range.
     """
 
+    reading_options: ClassVar = {name: name for name in Reading._fields}
+    usual_reading = Reading(224, 3)
+
     def __init__(
         self,
         root: str | Path,
-        image_size: int = 224,
-        channels: Literal[1, 3] = 3,
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         memory_limit: int = 2_000_000_000,
@@ -93,11 +103,12 @@ class ImageFolder(ImageDataModule):
         batch_size: int = 256,
         num_workers: int | None = None,
         split_by: Literal["name", "position"] = "name",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if not 1 <= image_size <= LARGEST_SIZE:
+        if image_size is not None and not 1 <= image_size <= LARGEST_SIZE:
             raise ValueError(f"image_size is {image_size}: it must be at least 1 and at most {LARGEST_SIZE}")
-        if channels not in (1, 3):
+        if channels not in (1, 3, None):
             raise ValueError(f"channels is {channels}: it must be 1 (grey) or 3 (RGB)")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: it must be 'raise' or 'skip'")
@@ -108,27 +119,63 @@ class ImageFolder(ImageDataModule):
             )
         if split_by not in ("name", "position"):
             raise ValueError(f"split_by is {split_by!r}: it must be 'name' or 'position'")
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels is {max_pixels}: it must be at least 1")
         check_fraction("val_fraction", val_fraction)
         check_fraction("test_fraction", test_fraction)
         if val_fraction + test_fraction >= 1:
             raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} leave nothing to train on")
         self.root = Path(root).expanduser()
-        self.image_size = image_size
-        self.channels = channels
+        self._stated = Reading(image_size, channels, None if value_range is None else (value_range[0], value_range[1]))
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.memory_limit = memory_limit
-        self.value_range: ValueRange | None = None if value_range is None else (value_range[0], value_range[1])
         self.on_error = on_error
         self.split_by = split_by
-        self.cache_file: Path | None = None
-        if cache:
-            hidden = self.root / f".decoded-{channels}x{image_size}.pt"
-            self.cache_file = hidden if cache is True else Path(cache).expanduser()
+        self.max_pixels = max_pixels
+        self._cache = cache
         self._pictures: Pictures | None = None
         self._found: _Found | None = None
         self._paths: dict[str, list[Path]] = {}
         self._matched_paths: dict[str, list[Path]] = {}
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels to which images are scaled and cropped."""
+        return self._chosen.image_size or 0
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self._chosen.channels or 0
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """Pixel values that become black and white."""
+        return self._chosen.value_range
+
+    @property
+    def reading(self) -> Reading:
+        """How the images are read."""
+        return self._chosen
+
+    @property
+    def _decoding(self) -> tuple[int, int, ValueRange | None, int]:
+        """Arguments of ``decode``."""
+        return self.image_size, self.channels, self.value_range, self.max_pixels
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the images are in: ``root``, or the folder of a file or before the wildcards."""
+        return folder_of(self.root)
+
+    @property
+    def cache_file(self) -> Path | None:
+        """File that keeps the decoded images; null without."""
+        if not self._cache:
+            return None
+        hidden = self.folder / f".decoded-{self.channels}x{self.image_size}.pt"
+        return hidden if self._cache is True else Path(self._cache).expanduser()
 
     @property
     def num_classes(self) -> int:
@@ -155,16 +202,23 @@ class ImageFolder(ImageDataModule):
     def match_classes(self, names: Sequence[str], strict: bool = True) -> None:
         """Numbers the labels as a trained classifier does; see ``ImageDataModule``.
 
-        A single folder that is called like one of the classes holds images of this class.
+        A single folder that is called like one of the classes holds images of this class. Folders of which none is
+        called like a class are no class folders, if ``strict`` is false: their images are unlabelled and not split.
         """
         self._matched_paths = self._paths
         found = self._found
         if found is not None and (name := found.pictures.only_folder) is not None and name in names:
             label = torch.tensor([0 if file.class_name == name else -1 for file in found.pictures.files])
-            found = replace(found, pictures=replace(found.pictures, class_names=(name,), label=label))
-            parts = self._split(found.pictures, found.bad, draw=strict)
-            self._matched, self._matched_paths = self._splits_of(found, parts), found.pictures.paths_of(parts)
+            self._arrange(replace(found, pictures=replace(found.pictures, class_names=(name,), label=label)), strict)
+        elif found is not None and not strict and self.class_names and not {*self.class_names} & {*names}:
+            label = torch.full_like(found.pictures.label, -1)
+            self._arrange(replace(found, pictures=replace(found.pictures, class_names=(), label=label)), draw=False)
         super().match_classes(names, strict)
+
+    def _arrange(self, found: "_Found", draw: bool) -> None:
+        """Uses other labels and splits, until the next ``setup``."""
+        parts = self._split(found.pictures, found.bad, draw)
+        self._matched, self._matched_paths = self._splits_of(found, parts), found.pictures.paths_of(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the position in the epoch, and the rule of the split."""
@@ -183,6 +237,7 @@ class ImageFolder(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Fills the cache, if there is to be one: Lightning lets one process per machine do this."""
+        self._ask_network()
         if self.cache_file is not None:
             self._decode(find(self.root).paths)
 
@@ -192,10 +247,13 @@ class ImageFolder(ImageDataModule):
         Raises:
             ValueError: if val or test has a class that train has not, unless the stage is ``predict``.
         """
+        self._ask_network()
         if self._splits is None or self._pictures is None:
             self._pictures = find(self.root)
         if self._pictures.unknown is not None and stage != "predict":
             raise ValueError(f"{self._pictures.unknown}: train has no class of this name")
+        if self._pictures.listing.mixed is not None and stage != "predict":
+            raise ValueError(self._pictures.listing.mixed)
         super().setup(stage)
 
     def load(self) -> Splits:
@@ -213,7 +271,6 @@ class ImageFolder(ImageDataModule):
         self._found = _Found(pictures, image, bad)
         parts = self._split(pictures, bad, draw=bool(pictures.class_names))
         self._paths = pictures.paths_of(parts)
-        self._tell(pictures, parts)
         return self._splits_of(self._found, parts)
 
     def _splits_of(self, found: "_Found", parts: dict[str, Tensor]) -> Splits:
@@ -227,7 +284,7 @@ class ImageFolder(ImageDataModule):
             if image is not None:
                 return ImagesInMemory(image, pictures.label, parts[name])
             label = pictures.label[parts[name]]
-            return ImageFiles(paths[name], label, self.image_size, self.channels, self.value_range)
+            return ImageFiles(paths[name], label, *self._decoding)
 
         train = dataset("train")
         if train is None:
@@ -239,12 +296,19 @@ class ImageFolder(ImageDataModule):
         val, test = (self.val_fraction, self.test_fraction) if draw else (0.0, 0.0)
         return pictures.split(val, test, self.split_by, bad)
 
+    def _remedy(self) -> str:
+        drawn = self._found is not None and not self._found.pictures.has_splits
+        return ": set val_fraction and test_fraction to 0 to predict all" * drawn
+
     @rank_zero_only
-    def _tell(self, pictures: Pictures, parts: dict[str, Tensor]) -> None:
+    def _tell(self) -> None:
         """Prints what was found, what was left out, and the copies of training images in other splits."""
-        counts = ", ".join(f"{len(parts.get(name, ())):,} {name}" for name in SPLIT_NAMES)
+        if self._found is None:
+            return
+        pictures, bad = self._found.pictures, self._found.bad
+        parts = self._split(pictures, bad, draw=bool(pictures.class_names))
         rule = f" (split by {self.split_by})" if not pictures.has_splits and pictures.class_names else ""
-        rank_zero_info(f"{self.root}: {len(pictures.class_names) or 'no'} classes; images: {counts}{rule}")
+        rank_zero_info(f"{self.root}: {counted(self.splits)}{rule}")
         for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
             if rule and fraction > 0 and name not in parts:
                 rank_zero_info(
@@ -265,7 +329,7 @@ class ImageFolder(ImageDataModule):
         found = dict(copies([*files.get("val", ()), *files.get("test", ())], files["train"]))
         for name in ("val", "test"):
             if copied := [file.path for file in files.get(name, ()) if file.path in found]:
-                copy, original = (os.path.relpath(path, self.root) for path in (copied[0], found[copied[0]]))
+                copy, original = (os.path.relpath(path, self.folder) for path in (copied[0], found[copied[0]]))
                 rank_zero_warn(
                     f"copies of training images: {len(copied):,} of {len(files[name]):,} {name} images in {self.root}, "
                     f"such as {copy} of {original}. They make results look better: remove them"
@@ -277,12 +341,13 @@ class ImageFolder(ImageDataModule):
         skip = self.on_error == "skip"
         if not keep and not skip:
             return None, []
-        settings = VERSION, self.image_size, self.channels, self.value_range, keep
-        cache = DecodedFile(self.cache_file, settings, paths, self.root) if self.cache_file else None
+        settings = VERSION, *self._decoding, keep
+        cache = DecodedFile(self.cache_file, settings, paths, self.folder) if self.cache_file else None
         if cache and (found := cache.read()):
             image, bad = found["image"], found["bad"]
         else:
-            image, bad = decode_all(paths, self.image_size, self.channels, skip, keep, self.value_range)
+            size, channels, value_range, most = self._decoding
+            image, bad = decode_all(paths, size, channels, skip, keep, value_range, most)
             if cache:
                 cache.write({"image": image, "bad": bad})
         if bad:
@@ -293,7 +358,7 @@ class ImageFolder(ImageDataModule):
         """Counts and names the files that cannot be read, or raises the error of the first."""
         reason = ""
         try:
-            decode_or_name(paths[bad[0]], self.image_size, self.channels, self.value_range)
+            decode_or_name(paths[bad[0]], *self._decoding)
         except ValueError as error:
             if self.on_error == "raise":  # the run that made the cache skipped them
                 raise

@@ -1,5 +1,6 @@
 """What a folder of images holds: its splits, classes and files."""
 
+import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.loading.split import split, split_by_name
-from datamodules.sources.listing import ImageFile, Listing, class_folders, list_images
+from datamodules.sources.listing import ImageFile, Listing, class_folders, list_images, list_paths
 from datamodules.sources.names import printable
 
 SPLIT_NAMES = {  # of folders, in lower case
@@ -92,12 +93,20 @@ class Pictures:
 def find(root: Path) -> Pictures:
     """Finds the images of a folder.
 
+    Args:
+        root: folder, file, or pattern of files and folders such as ``photos/*.jpg``, where ``**`` stands for any
+            folders.
+
     Raises:
         FileNotFoundError: if there is no root, or a folder has no images.
         ValueError: if the folders are arranged otherwise than ``ImageFolder`` states.
     """
-    folders = _split_folders(root)
-    listing = list_images(folders)
+    if (named := _paths(root)) is None:
+        folders = _split_folders(root)
+        listing = list_images(folders)
+    else:
+        folders = {"all": folder_of(root)}
+        listing = list_paths(named, "all")
     first = next(iter(folders))  # all or train
     class_names = listing.classes[first]
     files: list[ImageFile] = []
@@ -106,7 +115,7 @@ def find(root: Path) -> Pictures:
     for name, members in listing.files.items():
         unknown += [folders[name] / each for each in sorted(set(listing.classes[name]) - {*class_names, ""})]
         if not members:
-            raise _no_images(folders[name], name, listing)
+            raise _no_images(root if named is not None else folders[name], name, listing)
         parts[name] = list(range(len(files), len(files) + len(members)))
         files += members
     filled = {file.class_name for file in listing.files[first]}
@@ -121,13 +130,42 @@ def find(root: Path) -> Pictures:
     return Pictures(root, folders, names, only or None, files, paths, label, parts, listing, first_unknown)
 
 
+def folder_of(root: Path) -> Path:
+    """The folder that the images of a root are in: itself, or that of a file, or what precedes the wildcards."""
+    if root.is_dir():
+        return root
+    parts = root.parent.parts
+    plain = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:plain])
+
+
+def _paths(root: Path) -> list[str] | None:
+    """The files and folders that a file or a pattern stands for; None for a folder.
+
+    Raises:
+        FileNotFoundError: if a pattern has no match.
+    """
+    if root.is_file():
+        return [str(root)]
+    if root.exists() or not glob.has_magic(str(root)):
+        return None
+    found = sorted(glob.glob(str(root), recursive=True))
+    if not found:
+        raise FileNotFoundError(f"no file matches {root}: give a folder, a file, or a pattern such as photos/*.jpg")
+    return found
+
+
 def training_classes(root: Path) -> list[str]:
     """The names of the class folders in ``root/train``, or in ``root``, without listing what they hold."""
+    if _paths(root) is not None:
+        return []
     return class_folders(next(iter(_split_folders(root).values())))
 
 
 def label_remedy(root: Path) -> str | None:
     """How to get labels for the images of a root with one folder only; None where there are several."""
+    if _paths(root) is not None:
+        return "set root to a folder that has a folder for each class"
     parent = next(iter(_split_folders(root).values()))
     names = class_folders(parent)
     if len(names) > 1:
@@ -147,9 +185,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
         ValueError: if there are folders of splits without train, or with other folders beside them.
     """
     if not root.is_dir():
-        what = "is a file" if root.exists() else "is not there"
         raise FileNotFoundError(
-            f"{root} {what}: root must be a folder with train/<class>/*, with <class>/*, or with images only"
+            f"{root} is not there: root must be a folder with train/<class>/*, with <class>/*, or with images only; or "
+            "a file or a pattern such as photos/*.jpg"
         )
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     splits = {name: split for name in names for split, others in SPLIT_NAMES.items() if name.lower() in others}

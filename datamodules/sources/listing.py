@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,8 @@ class Listing:
         repeated: number of links, and further names, of files and folders that are there already.
         conflicts: pairs of paths that lead to the same file in two classes; the first is used.
         in_training: images of other splits that are left out because they are training images too.
+        mixed: why it is not known which images have a class, if there are class folders and images side by side; all
+            images of that split are then without a class.
     """
 
     files: dict[str, list[ImageFile]] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Listing:
     repeated: int = 0
     conflicts: list[tuple[str, str]] = field(default_factory=list)
     in_training: dict[str, list[str]] = field(default_factory=dict)
+    mixed: str | None = None
 
     def notes(self) -> list[str]:
         """One line for each kind of thing that was left out."""
@@ -96,15 +99,25 @@ def list_images(folders: Mapping[str, Path]) -> Listing:
 
     Args:
         folders: folders of the splits; ``train`` first, if it is there.
-
-    Raises:
-        ValueError: if class folders and images are side by side.
     """
     walk = _Walk()
     for split, folder in folders.items():
         walk.enter(split, folder)
     for split in folders:
         walk.follow_links(split)
+    return walk.listing
+
+
+def list_paths(paths: Sequence[str], split: str) -> Listing:
+    """Lists files, and all images in folders, without classes.
+
+    Args:
+        paths: files and folders.
+        split: split of the images.
+    """
+    walk = _Walk()
+    walk.add_paths(split, paths)
+    walk.follow_links(split)
     return walk.listing
 
 
@@ -135,15 +148,29 @@ class _Walk:
         classes = [entry.name for entry in entries if entry.is_dir() and not _leads_up(entry, real)]
         images = [entry.name for entry in entries if self._is_image(entry.name) and not entry.is_dir()]
         if classes and images:
-            raise ValueError(
+            self.listing.mixed = self.listing.mixed or (
                 f"{folder} holds folders ({classes[0]}) and images ({images[0]}) side by side: "
                 "put every image into the folder of its class, or all of them into one folder without others"
             )
+            classes = []
         self.listing.files[split] = []
         self.listing.classes[split] = classes or [_NO_CLASS]
         for entry in entries:
             is_class = entry.name in classes
             self._enter(split, entry, real, entry.name if is_class else _NO_CLASS, is_class)
+
+    def add_paths(self, split: str, paths: Sequence[str]) -> None:
+        """Lists files and folders without following links in the folders."""
+        self.seen[split], self.entered[split], self.links[split] = {}, set(), []
+        self.listing.files[split], self.listing.classes[split] = [], [_NO_CLASS]
+        for path in paths:
+            real = os.path.realpath(path)
+            if os.path.isdir(path):
+                self._enter_folder(split, path, real, _NO_CLASS)
+            elif os.path.exists(path):
+                self._add(split, path, real, _NO_CLASS, os.path.isfile(path))
+            elif self._is_image(path):
+                self.listing.broken.append(Path(path))
 
     def follow_links(self, split: str) -> None:
         """Adds what the links in a split lead to."""

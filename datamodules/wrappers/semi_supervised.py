@@ -56,6 +56,7 @@ class SemiSupervised(ImageDataModule):
                 f"labelled_per_batch is {labelled_per_batch}: it must be between 1 and the batch_size, {batch_size}"
             )
         self.base = base
+        self.sources = (base,)
         self.labelled_per_batch = labelled_per_batch
         self.labels_per_class = labels_per_class
         self.fraction = fraction
@@ -77,6 +78,7 @@ class SemiSupervised(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads or prepares what ``base`` needs."""
+        self._ask_network()
         self.base.prepare_data()
 
     def load(self) -> Splits:

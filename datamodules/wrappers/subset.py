@@ -43,6 +43,7 @@ class Subset(ImageDataModule):
         if classes is not None and (not classes or len(set(classes)) < len(classes)):
             raise ValueError(f"classes are {list(classes)}: give each class once, or none to keep all")
         self.base = base
+        self.sources = (base,)
         self.classes = None if classes is None else tuple(classes)
         self.per_class = per_class
         self.leave_out = tuple(leave_out)
@@ -54,6 +55,7 @@ class Subset(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads or prepares what ``base`` needs."""
+        self._ask_network()
         self.base.prepare_data()
 
     def load(self) -> Splits:

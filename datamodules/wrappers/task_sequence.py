@@ -116,6 +116,7 @@ class TaskSequence(ImageDataModule):
             raise ValueError(f"angle is {angle}: it must be a number of degrees")
         self.base = base
         self.then = tuple(then)
+        self.sources = (base, *self.then)
         self.by = by
         self.scenario: Scenario = scenario
         self.class_groups = None if class_groups is None else tuple(tuple(group) for group in class_groups)
@@ -191,6 +192,7 @@ class TaskSequence(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads or prepares what the DataModules need."""
+        self._ask_network()
         for data in (self.base, *self.then):
             data.prepare_data()
 
@@ -200,7 +202,7 @@ class TaskSequence(ImageDataModule):
             data.setup()
         self._check_shapes()
         tasks = self.tasks
-        sources, change = self.sources(), self._change()
+        sources, change = self.task_sources(), self._change()
         names = [[data.class_names[place] for place in classes] for data, classes in sources]
         news = [torch.full((len(data.class_names) + 1,), -1) for data, _ in sources]  # labels here, by those there
         for task, (_, classes) in enumerate(sources):
@@ -228,7 +230,7 @@ class TaskSequence(ImageDataModule):
         first._splits = Splits((), next(part for part in self.splits.train.parts if len(part)))  # without a change
         return first.mean, first.std
 
-    def sources(self) -> list[tuple[ImageDataModule, list[int]]]:
+    def task_sources(self) -> list[tuple[ImageDataModule, list[int]]]:
         """For each task, where it is from, and the classes there in the order of their labels here."""
         if self.by != "classes":
             datasets = (self.base, *self.then) if self.then else (self.base,) * self.num_tasks

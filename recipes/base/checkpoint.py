@@ -10,11 +10,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules import Tasks
+from datamodules.reading import Reading
 from recipes.base.imports import check_classes, import_named, refusal, trusted_only
 from recipes.base.loaded import check_model, taken
 from recipes.base.texts import mapping_from_yaml
-from recipes.nn.encoders.files import why_unreadable
-from recipes.nn.encoders.weights import checkpoint_file
+from recipes.nn.encoders.files import about_checkpoint, checkpoint_file, why_unreadable
 from recipes.nn.finite import not_finite
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def load(path: str | Path, imports: Iterable[str | Path] = ()) -> "Recipe":
     the modules in ``imports`` are accepted.
 
     Args:
-        path: a checkpoint file, a run directory (then its last checkpoint), or the directory of several runs (then that
-            of the newest).
+        path: a checkpoint file, a run directory (then its best checkpoint, if it monitored a validation measure, else
+            its last one), or the directory of several runs (then that of the newest).
         imports: your own modules that the run needs: Python files, or names such as ``my_package.recipes``. They are
             imported, and stay accepted in this process.
 
@@ -75,11 +75,13 @@ def restored(checkpoint: dict[str, Any], path: str | Path) -> "Recipe":
         what = f"{type(error).__name__}: {_first_line(error)}"
         raise ValueError(f"{path} is damaged, so its weights cannot be loaded ({what})") from error
     recipe.encoder.pretrained = True
+    recipe.encoder.reading = recipe.reading
     recipe.made_from = {name: checkpoint[name] for name in _MADE_FROM if name in checkpoint}
     return recipe.eval()
 
 
-_MADE_FROM = ("model", "recipe", "image_shape", "class_names")  # with the state_dict all that makes a recipe anew
+# with the state_dict all that makes a recipe anew
+_MADE_FROM = ("model", "recipe", "image_shape", "reading", "class_names")
 
 
 def config_of(path: str | Path, sections: Iterable[str] | None = None) -> dict[str, Any]:
@@ -164,9 +166,24 @@ def classes_of(path: str | Path) -> tuple[int | None, Tasks | None]:
         raise ValueError(f"{path} is damaged: its tasks are {tasks}. Use another checkpoint") from error
 
 
-def checkpoint_path(path: str | Path) -> Path:
-    """The checkpoint file that a path means: itself, or the last one of a run directory."""
-    if file := checkpoint_file(Path(path).expanduser()):
+def reading_of(path: str | Path) -> Reading:
+    """How the images of the run that wrote a checkpoint were read."""
+    return Reading.of_checkpoint(_read(Path(path)))
+
+
+def checkpoint_path(path: str | Path, resume: bool = False) -> Path:
+    """The checkpoint file that a path means: itself, or one of a run directory, which a line of the log names.
+
+    Args:
+        path: path of a checkpoint, of a run directory or of a directory of runs.
+        resume: whether training is resumed, which takes the last checkpoint of a run instead of its best one.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if file := checkpoint_file(path, resume):
+        if file != Path(path).expanduser():
+            rank_zero_info(about_checkpoint(file))
         return file
     raise FileNotFoundError(f"no checkpoint at {path}: give a .ckpt file or the directory of a run that saved one")
 

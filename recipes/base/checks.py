@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from datamodules.reading import Reading
 from recipes.errors import CheckpointMismatch
 from recipes.nn import evaluating, load_mismatch
 
@@ -67,6 +68,17 @@ def check_encoder(recipe: "Recipe", shape: Sequence[int]) -> None:
         raise ValueError(
             f"{name} gives {list(feature.shape)} for one image; an encoder gives [1, feature_dim], "
             f"here [1, {recipe.feature_dim}]"
+        )
+
+
+def tell_reading(recipe: "Recipe", stage: str | None) -> None:
+    """Says if the data is read otherwise than the images that the network was trained on."""
+    ours = getattr(recipe.datamodule, "reading", None)
+    if isinstance(ours, Reading) and (differences := ours.differences(recipe.reading)):
+        tell = rank_zero_info if stage == "fit" else rank_zero_warn
+        tell(
+            f"the images are read {differences}, as the network was trained: leave out the arguments of "
+            f"{type(recipe.datamodule).__name__} that say so to read them as in its training"
         )
 
 

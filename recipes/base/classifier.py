@@ -27,6 +27,7 @@ class Classifier(Recipe):
         class_names: of the labels 0, 1, ..., once the data is known; they are kept in checkpoints.
         has_probabilities: whether the softmax of the logits is a probability of the classes; the logits are scores if
             not.
+        learns_without_labels: whether images without labels alone are enough to train on.
 
     Raises:
         ValueError: if ``num_classes`` is out of range; at the start of training, if there are fewer labelled images
@@ -34,6 +35,11 @@ class Classifier(Recipe):
     """
 
     has_probabilities = True
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether images without labels alone are enough to train on."""
+        return False
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class Classifier(Recipe):
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
             classes -= data.classes_without_images
-            if labelled < classes:
+            if labelled < classes and not (self.learns_without_labels and not labelled):
                 raise ValueError(
                     f"{type(data).__name__} has {labelled} labelled training images for {classes} classes: training "
                     "needs at least one image of each class"

@@ -1,6 +1,6 @@
 """Measures that need labels: they have no value without, and a run that relies on such a value does not start."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch import LightningModule
@@ -107,6 +107,11 @@ def check_measures(recipe: LightningModule, stage: str) -> None:
             )
 
 
+def is_of_validation(monitor: str | None) -> TypeGuard[str]:
+    """Whether a monitored value is a measure on validation images, and not one of the training or its progress."""
+    return monitor is not None and not monitor.startswith("train/") and monitor not in ("epoch", "step")
+
+
 def check_monitor(recipe: LightningModule, monitor: str | None, name: str) -> None:
     """Checks that a run has the measure that a callback or a schedule monitors.
 
@@ -120,9 +125,11 @@ def check_monitor(recipe: LightningModule, monitor: str | None, name: str) -> No
             it. A recipe or callback of the user may measure anything.
     """
     data: Any = getattr(recipe.trainer, "datamodule", None)
-    if monitor is None or not monitor.startswith("val/") or not isinstance(data, ImageDataModule):
+    if not is_of_validation(monitor) or not isinstance(data, ImageDataModule):
         return
     val = data.splits.val
+    if not monitor.startswith("val/") and not _unless_others(recipe, monitor):
+        return
     if val is None:
         reason, remedy = "there are no validation images", "give some (val_fraction, or a folder val)"
     elif recipe.trainer.limit_val_batches == 0:

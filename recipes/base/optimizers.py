@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau as Plateau
 
 from recipes.base.measures import check_monitor
 from recipes.optim import RunSchedule, keep_lr_factors
@@ -25,15 +25,30 @@ def optimizer_and_schedule(recipe: "Recipe") -> OptimizerLRScheduler:
     keep_lr_factors(scheduler)
     if not isinstance(scheduler, RunSchedule):
         every_epoch: Any = {"scheduler": scheduler, "interval": "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            check_monitor(recipe, scheduler.monitor, type(scheduler).__name__)
-            every_epoch["monitor"] = scheduler.monitor
+        if isinstance(scheduler, Plateau):
+            every_epoch |= _when_measured(recipe, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": every_epoch}
     total, trainer = recipe.total_steps, recipe.trainer
     if math.isinf(trainer.num_training_batches):  # with max_steps alone, nobody has asked for the loader yet
         trainer.fit_loop.setup_data()
     scheduler.start(total, recipe.steps_per_epoch)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _when_measured(recipe: "Recipe", scheduler: Plateau) -> dict[str, Any]:
+    """How Lightning calls a schedule that monitors a measure: after each epoch that has a new value of it."""
+    monitor = getattr(scheduler, "monitor", None)  # Lightning's class has one, torch's has not
+    if monitor is None:
+        raise ValueError(
+            "the scheduler ReduceLROnPlateau of torch monitors nothing: set model.scheduler to "
+            "lightning.pytorch.cli.ReduceLROnPlateau and model.scheduler.monitor to a measure, such as val/loss"
+        )
+    check_monitor(recipe, monitor, type(scheduler).__name__)
+    options: dict[str, Any] = {"monitor": monitor}
+    if monitor.startswith("train/"):
+        return options
+    every: int | None = recipe.trainer.check_val_every_n_epoch
+    return options | ({"strict": False} if every is None else {"frequency": every})
 
 
 def _created(name: str, create: Any, argument: Any) -> Any:

@@ -13,9 +13,17 @@ from torch import Tensor
 
 from datamodules import Batch, TaskBatch
 from datamodules.loading.plain import PlainBatches
+from datamodules.reading import Reading
 from recipes.augment import Key, Normalize, Views
 from recipes.base import position
-from recipes.base.checks import check_batch_size, check_checkpoint, check_encoder, check_indices, check_precision
+from recipes.base.checks import (
+    check_batch_size,
+    check_checkpoint,
+    check_encoder,
+    check_indices,
+    check_precision,
+    tell_reading,
+)
 from recipes.base.finite import StopOnDivergence
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
@@ -48,6 +56,8 @@ class Recipe(AnyRecipe):
     Attributes:
         views: draws one random view of every image, see ``view``. Null, unless the method sets it.
         image_shape: channels, height and width of the images, once the data is known; it is kept in checkpoints.
+        reading: how the images were read that the network was trained on, if it is known; it is kept in checkpoints.
+            DataModules read images in the same way, unless their arguments say otherwise.
         trained: whether the weights were trained or are those of a checkpoint. Other data then changes neither the
             normalisation nor the names of the classes.
         made_from: content of the checkpoint without weights, for a recipe that was loaded.
@@ -85,6 +95,7 @@ class Recipe(AnyRecipe):
         self.scheduler = scheduler
         self.lr_batch_size = lr_batch_size
         self.image_shape: tuple[int, ...] | None = None
+        self.reading: Reading = getattr(encoder, "reading", Reading())
         self.made_from: dict[str, Any] = {}
         self.trained = False
         self._has_stepped = False  # in this run
@@ -206,6 +217,7 @@ class Recipe(AnyRecipe):
             return
         check_measures(self, stage)
         self.image_shape = data.image_shape
+        tell_reading(self, stage)
         known = self.normalize.known
         mean, std = known or (data.mean, data.std)
         self.normalize.set(mean, std, provisional=known is None)
@@ -305,18 +317,25 @@ class Recipe(AnyRecipe):
         if not self._has_stepped:
             self._has_stepped = self.trained = True
             self.normalize.keep()
+            self.reading = getattr(self.datamodule, "reading", self.reading)
             if any(parameter.requires_grad for parameter in self.encoder.parameters()):
                 self.encoder.pretrained = True
+                self.encoder.reading = self.reading
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes whose checkpoint it is, and the shape of the images."""
+        """Notes whose checkpoint it is, the shape of the images, and how they were read."""
         checkpoint["recipe"] = type(self).__name__
         checkpoint["image_shape"] = self.image_shape and list(self.image_shape)
+        reading = self.reading if self.trained else getattr(self.datamodule, "reading", self.reading)
+        checkpoint["reading"] = reading._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another recipe or of another network, before anything is loaded."""
         check_checkpoint(self, checkpoint)
         self.trained = True
+        self.reading = Reading.of_checkpoint(checkpoint)
+        if self._trainer is not None:
+            tell_reading(self, str(self._trainer.state.fn.value) if self._trainer.state.fn else None)
         if self.image_shape is None and checkpoint.get("image_shape"):
             self.image_shape = tuple(checkpoint["image_shape"])
         if self._trainer is not None and isinstance(self._trainer.precision_plugin, DoublePrecision):

@@ -8,6 +8,7 @@ from recipes.callbacks.reporting.distillation_report import DistillationReport
 from recipes.callbacks.reporting.pictures import Pictures
 from recipes.callbacks.reporting.predictions import PredictionFile
 from recipes.callbacks.reporting.representation_probe import RepresentationProbe
+from recipes.callbacks.running.best_checkpoint import BestCheckpoint
 from recipes.callbacks.running.checkpoint import Checkpoint
 from recipes.callbacks.running.checkpoint_io import AtomicCheckpointIO
 from recipes.callbacks.running.compile import CompileEncoder
@@ -21,6 +22,7 @@ from recipes.evaluation.collapse import effective_rank
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BestCheckpoint",
     "Checkpoint",
     "ClassReport",
     "CollapseMonitor",

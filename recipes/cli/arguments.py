@@ -94,7 +94,7 @@ def prepared(args: list[str], imports: Sequence[str] = ()) -> Prepared:
             first = first or ["--name", Path(value).stem]
             last += _imports_of(file)
         elif option == "--ckpt_path" and not (args[0] == "fit" and value in _OF_LIGHTNING):
-            args[place] = str(checkpoint_path(value))
+            args[place] = str(checkpoint_path(value, resume=args[0] == "fit"))
             if not any(
                 arg.startswith("--weights_only") for arg in args
             ):  # the user may trust a checkpoint with objects

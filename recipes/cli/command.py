@@ -67,6 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 signals.tell()
                 _leave(128 + signals.number, launched)
             usual = isinstance(error, ValueError | OSError | ImportError | MemoryError | MisconfigurationException)
+            usual = usual or type(error).__module__.startswith("wandb.")
             if not usual or (message := _meant_for_the_user(error)) is None:
                 raise
             fail(message)
@@ -144,6 +145,9 @@ def _meant_for_the_user(error: BaseException) -> str | None:
     """The message of an error that this project's code raised for the user; None for other errors, which are bugs."""
     if isinstance(error, MisconfigurationException):
         return str(error)
+    if type(error).__module__.startswith("wandb."):
+        reason = str(error).rstrip(".")
+        return f"trainer.logger is WandbLogger, which cannot start: {reason}. Or set trainer.logger.offline to true"
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror} while writing a file"
     trace = error.__traceback__

@@ -48,6 +48,18 @@ def one_line(message: str, parser: ArgumentParser) -> str:
     return _wrong_value(message) or _without_dumps(message)
 
 
+def missing_package(message: str) -> str | None:
+    """What to do about a logger that cannot be created, because its package is not installed; None for other errors."""
+    found = re.search(r"class_path '(lightning\.pytorch\.loggers\.[\w.]+)':\s+([^\n]+)", message)
+    if found is None:
+        return None
+    name, reason = found[1].rpartition(".")[2], found[2].rstrip(".")
+    return (
+        f"trainer.logger is {name}, which cannot be created: {reason}. Install its package, or choose another logger; "
+        "metrics.csv is written without any"
+    )
+
+
 def _import_problem(message: str) -> str | None:
     """The first class in a message that cannot be imported, with the reason."""
     for path in dict.fromkeys(re.findall(r"class_path'?[ =:]+'(\w+(?:\.\w+)+)'", message)):

@@ -9,17 +9,23 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
+CONFIG = "config.yaml"
 _made: list[Path] = []  # the directory that this process made last, after those around it
 
 
 @contextmanager
 def nothing_left_if_refused() -> Iterator[None]:
-    """Removes the directory that a run has made, and those around it, if the run ends by an error before it writes."""
+    """Removes the directory that a run has made, and those around it, if the run ends by an error before it trains.
+
+    It then holds nothing, or the configuration alone.
+    """
     _made.clear()
     try:
         yield
     except BaseException:
         with suppress(OSError):  # not empty
+            if _made and [file.name for file in _made[-1].iterdir()] == [CONFIG]:
+                (_made[-1] / CONFIG).unlink()
             while _made:
                 _made.pop().rmdir()
         raise

@@ -16,16 +16,18 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import recipes
 from datamodules import ImageDataModule
 from recipes.base import resume
-from recipes.base.checkpoint import classes_of, saved_run
+from recipes.base.checkpoint import classes_of, reading_of, saved_run
 from recipes.base.imports import check_classes
 from recipes.base.kinds import check_nulls
 from recipes.base.loaded import RUN_DIRECTORY
 from recipes.base.recipe import AnyRecipe, Recipe
 from recipes.callbacks import (
+    BestCheckpoint,
     Checkpoint,
     ClassReport,
     CollapseMonitor,
@@ -44,12 +46,14 @@ from recipes.callbacks import (
 from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.changes import changes, refusal, told
 from recipes.cli.classes import class_changes, own_defaults
-from recipes.cli.messages import fail, one_line
+from recipes.cli.messages import fail, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
 from recipes.continual.answers import with_task
+from recipes.distillation.teacher import teacher_from
 from recipes.errors import CheckpointMismatch
 from recipes.nn import CrossDeviceBatchNorm
+from recipes.nn.encoders.files import about_checkpoint
 
 CALLBACKS = {  # those that every run has, by the word that their options begin with
     "checkpoint": Checkpoint,
@@ -131,21 +135,29 @@ class Command(LightningCLI):
         parser.link_arguments(*tasks, compute_fn=self._tasks, apply_on="instantiate")
 
     def _num_classes(self, data: Any) -> int | None:
-        """How many classes the recipe tells apart: those of the data, but of a trained one those it was trained on."""
-        of_checkpoint, _ = self._of_checkpoint()
-        if of_checkpoint is not None:
-            return of_checkpoint
-        if "num_classes" in self.config[self.subcommand].model.get("init_args", {}):
+        """How many classes the recipe tells apart.
+
+        They are those of the data or, if it has no labels, those of the teacher; a trained recipe has its own.
+        """
+        trained, _ = self._of_checkpoint()
+        arguments = self.config[self.subcommand].model.get("init_args", {})
+        count = getattr(data, "num_classes", None)
+        if trained is not None and (self.subcommand != "fit" or not count):
+            return trained
+        if "num_classes" in arguments and not count:
+            teacher = arguments.get("teacher")
+            if teacher and (taught := teacher_from(teacher).num_classes):
+                return taught
             getattr(data, "check_labelled", lambda: None)()
-        return getattr(data, "num_classes", None)
+        return count
 
     def _tasks(self, data: Any) -> Any:
         """The tasks of the data; for other data, such as new images, those that the network was trained on."""
-        return getattr(data, "tasks", None) or self._of_checkpoint()[1]
+        return getattr(data, "tasks", None) or (self._of_checkpoint()[1] if self.subcommand != "fit" else None)
 
     def _of_checkpoint(self) -> tuple[int | None, Any]:
-        trained = self.subcommand != "fit" and self.config[self.subcommand].get("ckpt_path")
-        return classes_of(trained) if trained and Path(trained).is_file() else (None, None)
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        return classes_of(checkpoint) if checkpoint and Path(checkpoint).is_file() else (None, None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
@@ -165,6 +177,18 @@ class Command(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let the checkpoint's values beat those of the command line."""
+
+    def instantiate_classes(self) -> None:
+        """Lets the DataModule read images as the run of a checkpoint did, where its arguments leave that open."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, ImportError) as error:
+            if (words := missing_package(str(error))) is None:
+                raise
+            raise ValueError(words) from error
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if checkpoint and Path(checkpoint).is_file():
+            self.datamodule.read_as(reading_of(checkpoint))
 
     def before_instantiate_classes(self) -> None:
         """Chooses the run directory and sends the files of every logger there."""
@@ -202,7 +226,8 @@ class Command(LightningCLI):
         summary = []
         if self._has_summary(trainer):
             summary, kwargs["enable_model_summary"] = [Summary()], False  # Lightning would add its own
-        kwargs["callbacks"] = [*_listed(trainer["callbacks"]), *compiled, *summary, directory]
+        self.best = BestCheckpoint(self.directory / "checkpoints")
+        kwargs["callbacks"] = [*_listed(trainer["callbacks"]), *compiled, *summary, directory, self.best]
         plugins = _listed(trainer["plugins"])
         if not trainer["sync_batchnorm"] and not any(isinstance(plugin, LayerSync) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CrossDeviceBatchNorm()]
@@ -222,7 +247,8 @@ class Command(LightningCLI):
         model = yaml.safe_load(text)["model"]
         arguments = inspect.signature(type(self.model).__init__).parameters
         if "num_classes" in arguments:
-            model["init_args"]["num_classes"] = self.datamodule.num_classes
+            recipe: Any = self.model
+            model["init_args"]["num_classes"] = self.datamodule.num_classes or recipe.head.out_features
         if "tasks" in arguments:
             tasks: Any = self.model.tasks
             model["init_args"]["tasks"] = {"sizes": list(tasks.sizes), "scenario": tasks.scenario}
@@ -238,6 +264,15 @@ class Command(LightningCLI):
             self.trainer.fit(model, **options)
         except CheckpointMismatch as error:
             raise ValueError(refusal(self.changed, error)) from None
+        except (RuntimeError, MisconfigurationException) as error:
+            found = re.search(r"conditioned on metric `?([^\s`]+)`? which is not available", str(error))
+            if found is None:
+                raise
+            known = ", ".join(sorted(self.trainer.callback_metrics))
+            raise ValueError(
+                f"monitor is {found[1]}, which is not measured in this run: set it to one of {known} (option monitor "
+                "of the schedule or the callback)"
+            ) from error
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             if not options.get("ckpt_path") or not _while_restoring(error):
                 raise
@@ -262,6 +297,11 @@ class Command(LightningCLI):
         elif self.trainer.state.finished:
             if not self.trainer.global_step:
                 rank_zero_warn("nothing was trained: the numbers are those of the network at its initialisation")
+            elif self.best.file is not None:
+                self.best.load_best(self.model)
+                rank_zero_info(about_checkpoint(self.best.file))
+            else:
+                rank_zero_info("the last state of the run is tested, because no callback monitors a validation measure")
             self.test(self.model, self.datamodule)
 
 

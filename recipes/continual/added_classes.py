@@ -93,15 +93,15 @@ class AddedClasses(TaskSequence):
         """How many classes each task has, and the scenario."""
         return Tasks((len(self.learned), *self._new.tasks.sizes), self.scenario)
 
-    def sources(self) -> list[tuple[ImageDataModule, list[int]]]:
+    def task_sources(self) -> list[tuple[ImageDataModule, list[int]]]:
         """For each task, where it is from, and its classes there: none for the first."""
-        return [(self.base, []), *self._new.sources()]
+        return [(self.base, []), *self._new.task_sources()]
 
     def load(self) -> TaskSplits:
         """Reads the images of the new classes."""
         self._new.setup()
         new, shift = self._new.splits, len(self.learned)
-        names = [[data.class_names[place] for place in classes] for data, classes in self._new.sources()]
+        names = [[data.class_names[place] for place in classes] for data, classes in self._new.task_sources()]
         if self.scenario == "class" and (known := {name for part in names for name in part} & set(self.learned)):
             raise ValueError(
                 f"the classifier has the class {min(known)!r} already: in the scenario class, give new classes only"

@@ -73,7 +73,12 @@ class LayerLosses(nn.Module):
         return len(self.losses)
 
     def build(
-        self, student: Encoder, teacher: Encoder, classes: tuple[int, int | None], shape: tuple[int, ...], images: int
+        self,
+        student: Encoder,
+        teacher: Encoder,
+        classes: tuple[int, int | None],
+        shape: tuple[tuple[int, ...], tuple[int, ...]],
+        images: int,
     ) -> None:
         """Makes the parameters of the losses, unless they are made: a function of the run's seed.
 
@@ -81,14 +86,14 @@ class LayerLosses(nn.Module):
             student: the student's encoder.
             teacher: the teacher's.
             classes: of the logits of both; None where the teacher has none.
-            shape: channels, height and width of an image.
+            shape: channels, height and width of an image, as the student and as the teacher get it.
             images: how many training images there are.
 
         Raises:
             ValueError: if the teacher has no such layer, or two layers do not fit together.
         """
-        ours = shapes(student, self.student_layers, shape, classes[0])
-        theirs = shapes(teacher, self.teacher_layers, shape, classes[1])
+        ours = shapes(student, self.student_layers, shape[0], classes[0])
+        theirs = shapes(teacher, self.teacher_layers, shape[1], classes[1])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", 0)))  # whatever was drawn on the way to here
             for loss, one, other in self._pairs():

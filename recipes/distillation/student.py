@@ -113,6 +113,7 @@ class Student(Classifier):
         if self.teacher_from is not None:
             rank_zero_info(f"teacher: {', '.join(self.teacher.sources)}")
         self._check_teacher()
+        self.class_names = self.class_names or self.teacher.class_names
 
     def setup(self, stage: str) -> None:
         """Loads the teacher before training."""
@@ -200,11 +201,14 @@ class Student(Classifier):
             )
         if self.image_shape is None:
             return
+        height, width = self.image_shape[1:]
+        self.teacher.fit_to(height if height == width else None)
         try:
-            for member in self.teacher.members:
+            for number, member in enumerate(self.teacher.members):
                 encoder: Any = member.encoder
                 with torch.no_grad():
-                    encoder(torch.zeros(1, *self.image_shape).to(next(encoder.parameters())))
+                    image = self.teacher.resized(torch.zeros(1, *self.image_shape), number)
+                    encoder(image.to(next(encoder.parameters())))
         except (RuntimeError, ValueError) as error:
             shape = " × ".join(map(str, self.image_shape))
             raise ValueError(

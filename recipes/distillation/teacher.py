@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision import models
 
+from recipes.augment.base import to_float
 from recipes.base.checkpoint import checkpoint_path, load, restored
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
@@ -31,6 +34,7 @@ class Teacher(nn.Module):
         num_classes: how many classes the teacher tells apart; None where it has features alone.
         class_names: of the classes, where they are known.
         digest: SHA-256 of all weights and buffers.
+        scales: for each member, the size of its images over the size of those that it is given, see ``fit_to``.
 
     Raises:
         ValueError: if the members have different classes, or one gives no probabilities.
@@ -59,6 +63,7 @@ class Teacher(nn.Module):
         self.class_names: tuple[str, ...] = named[0] if named else ()
         self.members = nn.ModuleList(members).requires_grad_(False)
         self.sources = sources
+        self.scales = [1.0] * len(members)
         self.to(memory_format=torch.channels_last)
         self.digest = digest(self)
         self.train()
@@ -70,8 +75,32 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W], uint8 or float in [0, 1], to logits [B, classes]; each member normalises them."""
-        logits = [member.classify(image) for member in self.members]  # type: ignore[operator]
+        logits = [member.classify(self.resized(image, i)) for i, member in enumerate(self.members)]  # type: ignore[operator]
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+
+    def fit_to(self, image_size: int | None) -> None:
+        """Has each member see images at the size that it was trained on, where that is known.
+
+        Args:
+            image_size: height and width of the images of the data, from which views may be cropped.
+        """
+        members: Any = self.members
+        own: list[int | None] = [member.reading.image_size for member in members]
+        self.scales = [size / image_size if size and image_size else 1.0 for size in own]
+        for source, size, scale in zip(self.sources, own, self.scales, strict=True):
+            if scale != 1:
+                rank_zero_info(
+                    f"the teacher {source} was trained on images of {size}×{size} pixels, and the data has "
+                    f"{image_size}×{image_size}: images are resized for the teacher"
+                )
+
+    def resized(self, image: Tensor, member: int = 0) -> Tensor:
+        """Resizes images [B, C, H, W] for a member: bilinear, antialiased."""
+        scale = self.scales[member]
+        if scale == 1:
+            return image
+        size = [max(1, round(scale * side)) for side in image.shape[2:]]
+        return functional.interpolate(to_float(image), size=size, mode="bilinear", antialias=True).clamp(0, 1)
 
     @property
     def member(self) -> Recipe:

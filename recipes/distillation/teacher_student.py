@@ -32,7 +32,8 @@ class TeacherStudent(Student):
     where L_soft is the cross-entropy between teacher and student at the temperature T, and L_hard the cross-entropy
     between labels and student at temperature 1. Both are sums over classes and means over images.
 
-    Teacher and student get the same view of an image. Images without a label (-1) are skipped in L_hard only. For
+    Teacher and student get the same view of an image. Images without a label (-1) are skipped in L_hard only; images
+    without labels alone are enough, as long as the teacher has a share, and the classes are then the teacher's. For
     self-distillation (born-again networks: Furlanello et al., 2018, arXiv:1805.04770) the teacher is a run with the
     same encoder. For FitNets (Romero et al., 2015, arXiv:1412.6550) give the loss ``losses.Hint`` and ``hint_epochs``.
 
@@ -112,6 +113,11 @@ class TeacherStudent(Student):
         self.views = views or (None if self.caches else SupervisedViews())
         self._idle: dict[bool, list[nn.Parameter]] = {}  # by whether hints are trained
 
+    @property
+    def learns_without_labels(self) -> bool:
+        """The teacher's logits and layers are there for images without labels, too."""
+        return self.soft_weight > 0 or len(self.layer_losses) > 0
+
     # The algorithm
 
     def training_step(self, batch: Batch | TaughtBatch, batch_idx: int) -> Tensor:
@@ -166,7 +172,7 @@ class TeacherStudent(Student):
             return {LOGITS: batch.teacher_logits}
         if {*layers} <= {LOGITS}:
             return {LOGITS: self.teacher_logits(seen.image)}
-        return outputs(self.teacher.member, seen, layers)
+        return outputs(self.teacher.member, seen._replace(image=self.teacher.resized(seen.image)), layers)
 
     # Before training, and between steps
 
@@ -182,7 +188,8 @@ class TeacherStudent(Student):
             data, classes = self._data("losses between layers are made for"), self.head.out_features
             both = classes, self.teacher.num_classes
             images = len(data.splits.train)
-            self.layer_losses.build(self.encoder, self.teacher.encoder, both, data.image_shape, images)
+            theirs = tuple(self.teacher.resized(torch.zeros(1, *data.image_shape)).shape[1:])
+            self.layer_losses.build(self.encoder, self.teacher.encoder, both, (data.image_shape, theirs), images)
 
     def on_fit_start(self) -> None:
         """Asks the teacher for its logits of all images, where these are to be cached."""
@@ -194,7 +201,9 @@ class TeacherStudent(Student):
         def view(batch: Batch) -> Tensor:
             return self.view(batch, 0)
 
-        self.cached = CachedLogits(self.logits_folder, self.teacher, self.teacher.digest, view, data, self.trainer)
+        sizes = "" if set(self.teacher.scales) == {1.0} else f" {self.teacher.scales}"
+        digest = self.teacher.digest + sizes
+        self.cached = CachedLogits(self.logits_folder, self.teacher, digest, view, data, self.trainer)
 
     def _data(self, why: str) -> ImageDataModule:
         data = self.datamodule

@@ -22,6 +22,17 @@ def incomparable(groups: Sequence[Group]) -> list[str]:
     return lines
 
 
+def checkpoints(groups: Sequence[Group]) -> str:
+    """Says in a line of which state of the runs the measures are."""
+    kept: dict[str, list[str]] = {}
+    for group in groups:
+        for monitor in dict.fromkeys(run.best for run in group.runs):
+            state = f"the best checkpoint by {monitor}" if monitor else "the last checkpoint"
+            kept.setdefault(state, []).append(group.name)
+    which = [state + f" ({_few(names)})" * (len(kept) > 1) for state, names in kept.items()]
+    return f"Measures are those of {', and of '.join(which)}."
+
+
 def _few(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

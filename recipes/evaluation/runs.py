@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from recipes.base.texts import mapping_from_json, mapping_from_yaml, text_of
+from recipes.nn.encoders.files import RECORD
 
 REPORTS = ("evaluation", "classes", "distillation", "continual")
 _FILES = ("config.yaml", "metrics.csv", *(f"{name}.json" for name in REPORTS))  # of a run directory
@@ -34,11 +35,12 @@ class Run(NamedTuple):
         recipe: class name.
         seed: None if it is not known.
         settings: the configuration by dotted keys, without the seed, the directories and the reporting of this run.
-        measures: the final value of each measure, by the name under which it is logged.
+        measures: the value of each measure for the checkpoint that is evaluated, by the name under which it is logged.
         cost: ``minutes`` of training, ``epochs``, ``steps``, ``images_per_second``, ``parameters`` that learn,
             ``megabytes`` of parameters and buffers, ``flops`` per image of a step; only those that are known.
         rows: of metrics.csv, without empty cells.
         reports: the JSON reports by name.
+        best: validation measure whose best checkpoint is evaluated; None if it is the last checkpoint.
     """
 
     directory: Path
@@ -50,6 +52,7 @@ class Run(NamedTuple):
     cost: dict[str, float]
     rows: list[dict[str, float]]
     reports: dict[str, Any]
+    best: str | None = None
 
 
 def read_reports(directory: Path) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def read_run(directory: Path) -> Run:
     file = directory / "config.yaml"
     config = mapping_from_yaml(text_of(file), f"its {file.name}") if file.is_file() else {}
     last = last_values(rows)
+    best = _best(directory)
     if not reports and not _has_finished(config, last):
         raise ValueError("it has no report, because it has not finished or has failed")
     protocol = _protocol(reports)
@@ -103,10 +107,11 @@ def read_run(directory: Path) -> Run:
         recipe=recipe,
         seed=None if seed is None or isinstance(seed, bool) else int(seed),
         settings=_settings(config),
-        measures=_measures(last, reports),
+        measures=_measures({**last, **best.get("measures", {})}, reports),
         cost=_cost(last, reports, protocol),
         rows=rows,
         reports=reports,
+        best=best.get("monitor"),
     )
 
 
@@ -157,6 +162,12 @@ def find_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise ValueError(f"no run can be compared: {next(iter(left_out.values()))}{more}")
     return list(found.values()), [line for directory, line in left_out.items() if directory not in found]
+
+
+def _best(directory: Path) -> dict[str, Any]:
+    """What the run recorded of its best checkpoint; empty if it keeps none."""
+    file = directory / "checkpoints" / RECORD
+    return mapping_from_json(file, f"its {file.name}") if file.is_file() else {}
 
 
 def alike(run: Run) -> tuple[str, str, str]:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import recipes
 from datamodules import ImageFolder
+from datamodules.sources.decode import decode
 from recipes.cli import main
 from tests.helpers.training import quiet_trainer
 
@@ -131,3 +133,42 @@ def test_an_empty_folder_is_refused_in_one_line(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         predict(run, "new")
     assert "recipes: error: new holds no images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_folder_is_read_as_the_images_of_a_run_on_other_data(tmp_path):
+    model = ["--model", "Supervised", "--model.encoder", "ConvNet", "--model.encoder.widths", "[4]"]
+    digits = ["--data", "Digits", "--data.size", "12", "--data.batch_size", "64", "--model.scheduler", "null"]
+    short = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.limit_test_batches", "0"]
+    main(["fit", "--runs", "trained", *model, *digits, *short, *QUIET])
+    (directory,) = tmp_path.glob("trained/*/*")
+    root = squares(tmp_path / "new", dict.fromkeys(COLOURS, "."), 2)
+    folder = ["--ckpt_path", str(directory), "--data", "ImageFolder", "--data.root", "new", "--runs", "runs", *QUIET]
+    main(["predict", *folder])
+    (path,) = tmp_path.glob("runs/*/*/predictions.npz")
+    images = np.stack([decode(file, 12, 1) for file in sorted(root.iterdir())])
+    with torch.no_grad():
+        expected = recipes.load(directory).classify(torch.from_numpy(images)).softmax(1)
+    np.testing.assert_allclose(np.load(path)["probability"], expected, atol=1e-6)
+    with pytest.warns(
+        UserWarning, match="images are read at 20×20 pixels instead of 12×12, as the network was trained"
+    ):
+        main(["predict", *folder, "--data.image_size", "20"])
+
+
+def test_subfolders_and_pictures_beside_them_are_all_predicted(run, tmp_path):
+    squares(tmp_path / "new", {"blue": "monday", "green": "tuesday", "red, or so": "."}, 3)
+    predict(run, "new")
+    rows = predicted(tmp_path)
+    folders = {"blue": "monday/", "green": "tuesday/", "red, or so": ""}
+    assert set(rows) == {f"{folder}{colour} {i}.png" for colour, folder in folders.items() for i in range(3)}
+    assert all(Path(file).name.startswith(name) for file, (name, _) in rows.items())
+
+
+@pytest.mark.parametrize(
+    ("root", "files"), [("new/blue 1.png", {"blue 1.png"}), ("new/*0.png", {"blue 0.png", "green 0.png"})]
+)
+def test_a_file_and_a_pattern_are_predicted(root, files, run, tmp_path):
+    squares(tmp_path / "new", {"blue": ".", "green": "."}, 3)
+    predict(run, root)
+    assert {file: name for file, (name, _) in predicted(tmp_path).items()} == {file: file[:-6] for file in files}

@@ -1,6 +1,7 @@
 """``recipes fit --ckpt_path``: each option acts, and what changes is printed."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def resumed(first, tmp_path, monkeypatch, told):
 
 
 def test_a_resumed_run_obeys_its_options_and_prints_what_changed(first, resumed, told):
-    (line,) = told
+    line, checkpoint = told
+    assert re.search("best.ckpt is taken: it has the best val/loss of the run, .* after epoch", checkpoint)
     begin, _, changed = line.partition(": ")
     assert begin == "changed by this resume"
     assert set(changed.split(", ")) == {

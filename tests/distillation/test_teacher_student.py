@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import seed_everything
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 from torchvision import models
 
 from datamodules import Batch, Digits, ImageFolder
@@ -17,7 +18,9 @@ from recipes.base.checkpoint import load
 from recipes.cli import main
 from recipes.distillation import LayerLoss, Teacher, teacher_from
 from recipes.distillation.teacher import digest, unpacked
+from recipes.evaluation.runs import read_metrics
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm
+from tests.helpers.pictures import write_pictures
 from tests.helpers.processes import run
 from tests.helpers.training import quiet_trainer
 
@@ -602,3 +605,45 @@ def test_two_devices_give_the_student_of_one(tmp_path, cached):
     for name in one:
         assert abs(first[name] - second[name]).max() == 0, name
         assert abs(first[name] - one[name]).max() <= 1e-10 * max(1, abs(one[name]).max()), name
+
+
+# Images of another size, and without labels
+
+
+def test_a_teacher_sees_the_images_at_the_size_that_it_was_trained_on():
+    member = Supervised(MLP(16, hidden=(8,)), 10, scheduler=None)  # takes images of no other size
+    quiet_trainer(max_steps=1).fit(member, datamodule=Digits(16, batch_size=64))
+    small = student(teacher=Teacher([member], ["here"]))
+    fit(small, epochs=1)
+    image = torch.rand(2, 1, 8, 8)
+    enlarged = functional.interpolate(image, scale_factor=2, mode="bilinear", antialias=True)
+    torch.testing.assert_close(small.teacher_logits(image), member.eval().classify(enlarged))
+
+
+def test_a_folder_without_labels_is_enough_to_match_the_teacher_whose_classes_it_gets(tmp_path, runs_of_digits):
+    write_pictures(tmp_path / "flat", ["."], 16, size=8)
+    options = [f"--data.root={tmp_path / 'flat'}", "--data.image_size=8", "--data.channels=1", "--data.batch_size=8"]
+    directory = command(
+        tmp_path,
+        runs_of_digits,
+        "--model.soft_weight=1",
+        "--data=ImageFolder",
+        *options,
+        "--trainer.log_every_n_steps=1",
+    )
+    checkpoint = torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["class_names"] == list("0123456789")
+    loaded = load(directory)
+    assert loaded.class_names == tuple("0123456789")
+    assert loaded.classify(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    rows = read_metrics(directory / "metrics.csv")
+    assert all(row["train/hard_loss"] == 0 for row in rows if "train/hard_loss" in row)
+    assert any(row.get("train/soft_loss", 0) > 0 for row in rows)
+
+
+def test_a_folder_without_labels_is_refused_where_the_teacher_has_no_share(tmp_path, runs_of_digits, capsys):
+    write_pictures(tmp_path / "flat", ["."], 16, size=8)
+    options = [f"--data.root={tmp_path / 'flat'}", "--data.image_size=8", "--data.channels=1", "--data.batch_size=8"]
+    with pytest.raises(SystemExit):
+        command(tmp_path, runs_of_digits, "--model.soft_weight=0", "--data=ImageFolder", *options)
+    assert "0 labelled training images for 10 classes" in capsys.readouterr().err

@@ -53,21 +53,27 @@ def file_names(data: Any, loader: Any) -> list[str] | None:
     dataset = getattr(loader, "dataset", None)
     if not isinstance(data, TaskSequence) or not isinstance(dataset, TaskImages):
         found = _paths(data, dataset)
-        return None if found is None else [printable(path.relative_to(data.root)) for path in found]
+        return None if found is None else [printable(path.relative_to(_folder(data))) for path in found]
     names: list[str] = []
     part: Any  # of a sequence, a selection of the images of its source
     source: Any
-    for part, (source, _) in zip(dataset.parts, data.sources(), strict=True):
+    for part, (source, _) in zip(dataset.parts, data.task_sources(), strict=True):
         if not len(part):
             continue
         found = _paths(source, part.base)
         if found is None:
             return None
         of_part = [found[row] for row in part.rows.tolist()]
-        names += [printable(path if data.then else path.relative_to(source.root)) for path in of_part]
+        names += [printable(path if data.then else path.relative_to(_folder(source))) for path in of_part]
     return names
 
 
 def _paths(data: Any, dataset: Any) -> list[Path] | None:
     paths: dict[str, list[Path]] = getattr(data, "paths", {})
     return next((found for name, found in paths.items() if getattr(data.splits, name) is dataset), None)
+
+
+def _folder(data: Any) -> Path:
+    """The folder below which the names of files begin."""
+    folder: Path = getattr(data, "folder", data.root)
+    return folder

@@ -10,9 +10,10 @@ from recipes.callbacks.running.checkpoint_io import AtomicCheckpointIO
 class Checkpoint(ModelCheckpoint):
     """Saves the newest state of a run to ``checkpoints/last.ckpt``, and always its final state.
 
-    Results are reported for the last epoch. To keep the best epoch by a metric too, add a ``ModelCheckpoint`` to
-    ``trainer.callbacks``. ``AtomicCheckpointIO`` then writes all checkpoints of the Trainer, unless a ``CheckpointIO``
-    was chosen. A run that is killed while it saves keeps its previous checkpoint.
+    ``AtomicCheckpointIO`` writes all checkpoints of the Trainer, unless a ``CheckpointIO`` was chosen. A run that is
+    killed while it saves keeps its previous checkpoint. Training resumes from this state. Results are reported for it
+    too, unless a callback monitors a validation measure, such as ``EarlyStopping`` or ``ModelCheckpoint``: then
+    ``checkpoints/best.ckpt`` has the state with the best value, which every command takes (``BestCheckpoint``).
 
     Args:
         every_n_epochs: number of epochs between two checkpoints, > 0. If null, saves after every epoch, or at no epoch

@@ -18,7 +18,7 @@ import datamodules
 from datamodules import ImageDataModule
 from recipes.base.classifier import Classifier
 from recipes.cli.commands.arguments import parsed
-from recipes.cli.commands.encoders import NamedEncoder, named_encoder
+from recipes.cli.commands.encoders import NamedEncoder, named_encoder, reading_of_runs, taken_of_runs
 from recipes.evaluation.stage_reader import quiet_trainer
 from recipes.evaluation.tables import WIDTH, new_table, per_cent, terminal, versions
 from recipes.nn import TimmEncoder, TorchvisionEncoder
@@ -62,8 +62,10 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
         )
     names = list(options.encoder)
     weights = _weights(names, options.weights)
-    data_config = _config(options.data)
     data: ImageDataModule = parser.instantiate(options).data
+    data.read_as(reading_of_runs([*names, *weights]))
+    data_config = _config(options.data)
+    data_config["init_args"] |= data.reading_arguments
     data.prepare_data()
     data.setup()
     if options.verify:
@@ -106,6 +108,8 @@ def _advise(parser: ArgumentParser, options: Namespace) -> None:
         f"{output} is a configuration that trains it for {steps:,} steps:\n\n  recipes fit --config {output}\n",
         soft_wrap=True,
     )
+    for line in taken_of_runs([*names, *weights]):
+        console.print(line)
     console.print(f"All numbers are in {output.with_suffix('.json')}.", soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from recipes.cli.commands.arguments import parsed
 from recipes.evaluation import comparison
 from recipes.evaluation.comparison import COSTS, Column, Group
-from recipes.evaluation.conditions import incomparable
+from recipes.evaluation.conditions import checkpoints, incomparable
 from recipes.evaluation.curves import over_epochs
 from recipes.evaluation.runs import find_runs
 from recipes.evaluation.tables import WIDTH
@@ -59,7 +59,7 @@ def _compare(options: Namespace) -> None:
     runs, notes = find_runs(options.runs)
     groups = comparison.grouped(runs)
     continual, note = _continual(groups)
-    notes += incomparable(groups) + note
+    notes += [checkpoints(groups), *incomparable(groups), *note]
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(comparison.report(groups, notes), indent=1) + "\n")

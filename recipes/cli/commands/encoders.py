@@ -1,16 +1,19 @@
 """Encoders that a command names in one word."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchvision import models
 
 import recipes
+from datamodules.reading import Reading
 from recipes.base.checkpoint import config_of
 from recipes.base.recipe import Recipe
 from recipes.errors import nearest
 from recipes.nn import ConvNet, Encoder, ResNet, TimmEncoder, TorchvisionEncoder
-from recipes.nn.encoders.weights import checkpoint_file
+from recipes.nn.encoders.files import BEST, LAST, about_checkpoint, read_weights
+from recipes.nn.encoders.weights import checkpoint_file, with_choice
 
 _TIMM = "timm:"
 _WEIGHTS = (".pt", ".pth", ".safetensors")  # files of weights alone
@@ -29,6 +32,22 @@ class NamedEncoder(NamedTuple):
     encoder: Encoder
     config: dict[str, Any]
     recipe: Recipe | None = None
+
+
+def reading_of_runs(names: Iterable[str | None]) -> Reading:
+    """How images are read for the first encoder or file of weights that is a run; nothing is known without a run."""
+    return next((read_weights(file).reading for file in _files(names)), Reading())
+
+
+def taken_of_runs(names: Iterable[str | None]) -> list[str]:
+    """Says in a line each which checkpoints are taken of the encoders and weights that are runs."""
+    return [about_checkpoint(file) for file in _files(names) if file.name in (BEST, LAST)]
+
+
+def _files(names: Iterable[str | None]) -> Iterator[Path]:
+    for name in names:
+        if name is not None and (file := checkpoint_file(with_choice(name)[0])) is not None:
+            yield file
 
 
 def named_encoder(name: str, weights: str | None = None, in_channels: int = 3) -> NamedEncoder:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from datamodules.sources.decode import LARGEST_SIZE
+from datamodules.reading import LARGEST_SIZE, Reading
+from datamodules.sources.decode import described
 from recipes.base.checkpoint import checkpoint_path, load
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
@@ -80,7 +81,8 @@ def export(
     last layer alone. Where the whole model is a network of torchvision, ``model.safetensors`` has that layer too, for
     ``resnet18(num_classes=...)``; these two want normalised images. Both state mean and standard deviation, so that an
     encoder with one of them as its ``weights`` normalises images in the same way. ``export.json`` says what the files
-    take and give: names of the classes, mean and standard deviation, shape of an image.
+    take and give: names of the classes, mean and standard deviation, shape of an image, and the steps from a picture
+    to an image.
 
     Each file is loaded again, and its outputs are compared with those of the recipe for noise and smooth pictures, one
     image and a batch at a time. Nothing is left behind if one differs.
@@ -123,8 +125,8 @@ def export(
                 f"and {allowed:.0e} is allowed; nothing was written"
             )
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=".export") as temporary:
+    existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    with TemporaryDirectory(dir=existing, prefix=".export") as temporary:
         parts = Path(temporary)
         if {"torch", "onnx"} & set(formats):
             program = _program(recipe, shape)
@@ -143,7 +145,7 @@ def export(
                 check("model.safetensors", plain, _SAME_OPERATIONS)
         report = _report(recipe, shape, formats, differences)
         (parts / "export.json").write_text(json.dumps(report, indent=2) + "\n")
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for file in parts.iterdir():
             file.replace(folder / file.name)
     return folder
@@ -327,6 +329,7 @@ def _report(
         "encoder": type(recipe.encoder).__name__,
         "input": "float32 [B, C, H, W] in [0, 1]",
         "image_shape": list(shape),
+        "picture": _picture(recipe, shape),
         "output": f"{_output(recipe)} [B, {'classes' if isinstance(recipe, Classifier) else 'F'}]",
         "classes": classes,
         **(_tasks(recipe) if isinstance(recipe, ContinualClassifier) else {}),
@@ -351,6 +354,14 @@ def _tasks(recipe: ContinualClassifier) -> dict[str, Any]:
         if recipe.asked_task is None
         else f"the classes of task {recipe.asked_task}; -inf for the others",
     }
+
+
+def _picture(recipe: Recipe, shape: tuple[int, ...]) -> dict[str, Any]:
+    """How a picture becomes an image of the shape, step by step; only the shape of images that are no squares."""
+    channels, height, width = shape
+    if height != width:
+        return {"resize": f"{height} rows, {width} columns"}
+    return described(Reading(height, channels, recipe.reading.value_range))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from datamodules import ImageDataModule
 from recipes.cli.commands.arguments import parsed
-from recipes.cli.commands.encoders import named_encoder
+from recipes.cli.commands.encoders import named_encoder, reading_of_runs, taken_of_runs
 from recipes.cli.run_directory import new_directory, nothing_left_if_refused
 from recipes.evaluation import StageReader, accuracy, fit_svm, knn, linear_probe, quiet_trainer
 from recipes.evaluation.features import Features, extract
@@ -83,9 +83,15 @@ def _probe(parser: ArgumentParser, options: Namespace) -> None:
     if not options.heads:
         raise ValueError(f"heads are empty: give some of {', '.join(HEADS)}")
     data: ImageDataModule = parser.instantiate(options).data
+    data.read_as(reading_of_runs([options.encoder, options.weights]))
     data.prepare_data()
     data.setup()
     splits = _labelled_splits(data)
+    notes = []
+    labelled = int((data.splits.train.label >= 0).sum())
+    if "knn" in options.heads and options.k > labelled:
+        notes = [f"k is {options.k}, and there are {labelled} labelled training images: all of them vote."]
+        options.k = labelled
     named = named_encoder(options.encoder, options.weights, data.image_shape[0])
     encoders = {TRAINED if named.encoder.pretrained else RANDOM: named.encoder}
     if options.random and named.encoder.pretrained:
@@ -104,6 +110,8 @@ def _probe(parser: ArgumentParser, options: Namespace) -> None:
     (directory / "probe.json").write_text(json.dumps(report, indent=1) + "\n")
     console = terminal()
     console.print(_table(found, options, type(data).__name__))
+    for line in (*notes, *taken_of_runs([options.encoder, options.weights])):
+        console.print(line)
     console.print(f"All numbers are in {directory / 'probe.json'}.", soft_wrap=True)
 
 

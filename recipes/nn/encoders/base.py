@@ -3,6 +3,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from datamodules.reading import Reading
 from recipes.augment.normalize import Normalization, Normalize
 
 
@@ -21,11 +22,14 @@ class Encoder(nn.Module):
         pretrained: whether the weights were trained: loaded from a file or a checkpoint, or trained by a recipe.
         input_normalize: normalises images as they were in training. The recipe that trains the encoder uses this module
             and keeps it in checkpoints. ``forward`` takes images that it has normalised.
+        reading: how the images were read that the weights were trained on, if it is known. DataModules read images in
+            the same way, unless their arguments say otherwise.
     """
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     input_normalize: Normalize
     pretrained = False
+    reading = Reading()
 
     def __new__(cls, *args: Any, **options: Any) -> "Encoder":
         """Notes how the encoder was made, for ``fresh``, and that no normalisation is set."""
@@ -82,7 +86,9 @@ class Encoder(nn.Module):
                 f"an {type(self).__name__} around a network of your own cannot be made anew: give a new one, or choose "
                 "an encoder of recipes.nn, such as TorchvisionEncoder"
             )
-        return type(self)(**{**given, **{name: value for name, value in _UNTRAINED.items() if name in given}})
+        made = type(self)(**{**given, **{name: value for name, value in _UNTRAINED.items() if name in given}})
+        made.reading = self.reading
+        return made
 
 
 _UNTRAINED = {"weights": None, "pretrained": False, "normalization": None}

@@ -15,8 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from datamodules.reading import Reading
 from recipes.augment.normalize import Normalization
 
+BEST, LAST = "best.ckpt", "last.ckpt"  # checkpoints in the directory of a run
+RECORD = "best.json"  # beside the best one
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")  # the weights in a folder, beside its config.json
 _HEAD = 512  # bytes that tell a web page and a pointer
 _DEEPEST = 16  # dictionaries and modules in each other: a hostile file may have one that contains itself
@@ -30,12 +33,14 @@ class WeightsFile(NamedTuple):
         state: tensors by name: the names of the dictionaries that hold them and their own, joined by dots.
         normalization: mean and standard deviation of the images in training, where the file states them.
         architecture: timm's name of the network, where the folder of the file states it.
+        reading: how the images of training were read, where the file is the checkpoint of a recipe.
     """
 
     path: Path
     state: dict[str, Tensor]
     normalization: Normalization | None = None
     architecture: str | None = None
+    reading: Reading = Reading()
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -70,19 +75,36 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise ValueError(f"weights: {path} holds no state_dict; save one with torch.save(encoder.state_dict(), path)")
     of_model = config.get("pretrained_cfg")
     stated = {**config, **(of_model if isinstance(of_model, dict) else {}), **notes}
-    return WeightsFile(path, state, _stated(stated) or _of_recipe(state), config.get("architecture"))
+    reading = Reading.of_checkpoint(content) if isinstance(content, Mapping) else Reading()
+    return WeightsFile(path, state, _stated(stated) or _of_recipe(state), config.get("architecture"), reading)
 
 
-def checkpoint_file(path: str | Path) -> Path | None:
+def checkpoint_file(path: str | Path, resume: bool = False) -> Path | None:
     """The file that a path means; None if there is none.
 
-    It is the file itself, the last checkpoint of the directory of a run, or that of the newest run in a directory of
-    runs, whose names are times.
+    It is the file itself, the best or else the last checkpoint of the directory of a run, or that of the newest run in
+    a directory of runs, whose names are times.
+
+    Args:
+        path: path of a file, of the directory of a run or of a directory of runs.
+        resume: whether training is resumed, which takes the last checkpoint.
     """
     path = Path(path).expanduser()
-    of_newest = sorted(path.glob("*/checkpoints/last.ckpt"), reverse=True)
-    files = (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt", *of_newest)
+    if path.is_file():
+        return path
+    folders = (path / "checkpoints", path, *sorted(path.glob("*/checkpoints"), reverse=True))
+    names = (LAST,) if resume else (BEST, LAST)
+    files = (folder / name for folder in folders for name in names)
     return next((file for file in files if file.is_file()), None)
+
+
+def about_checkpoint(file: Path) -> str:
+    """Says in one line which state of a run a checkpoint is."""
+    record = _json(file.with_name(RECORD)) if file.name == BEST and file.with_name(RECORD).is_file() else {}
+    if {"monitor", "value", "epoch"} <= record.keys():
+        value = f"the best {record['monitor']} of the run, {record['value']:.4g}, after epoch {record['epoch']}"
+        return f"{file} is taken: it has {value}"
+    return f"{file} is taken" + ": it is the last state of the run" * (file.name == LAST)
 
 
 def hugging_face_folder(path: Path) -> Path | None:

@@ -85,6 +85,7 @@ def load_weights(
     if isinstance(module, Encoder):
         module.pretrained = True
         module.normalization = known
+        module.reading = found.file.reading
     by = f"mean {_numbers(known[0])} and std {_numbers(known[1])}" if known else "those of the data, as it states none"
     rank_zero_info(f"{found.summary()}; images are normalised by {by}")
 

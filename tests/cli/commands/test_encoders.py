@@ -5,8 +5,9 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from datamodules.reading import Reading
 from recipes.cli import main
-from recipes.cli.commands.encoders import named_encoder
+from recipes.cli.commands.encoders import named_encoder, reading_of_runs, taken_of_runs
 from recipes.nn import ConvNet, Encoder, ResNet, TimmEncoder, TorchvisionEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -127,3 +128,11 @@ def test_a_file_of_weights_alone_is_no_encoder(tmp_path):
     torch.save(ConvNet().state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="name their network"):
         named_encoder(str(tmp_path / "weights.pt"), None, 1)
+
+
+def test_the_first_run_among_encoders_and_weights_says_how_images_are_read(run):
+    assert reading_of_runs(["resnet18", None]) == Reading()
+    assert reading_of_runs(["ConvNet", None, str(run)]) == Reading(16, 1)
+    assert taken_of_runs([str(run), "ConvNet"]) == [
+        f"{run}/checkpoints/last.ckpt is taken: it is the last state of the run"
+    ]

@@ -1,6 +1,8 @@
 """What is exported gives, without this project, what the run gives."""
 
 import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
+GUIDE = Path(__file__).parents[3] / "docs" / "guide" / "export.md"
 SHORT = [
     *("--trainer.max_steps", "2", "--trainer.limit_test_batches", "0", "--trainer.limit_val_batches", "0"),
     *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.scheduler", "null"),
@@ -344,3 +347,31 @@ def test_the_command_says_what_it_wrote(convnet, tmp_path, capsys):
     export.main(["--ckpt_path", str(convnet), "--formats", "safetensors", "--output", str(tmp_path)])
     assert capsys.readouterr().out == f"{tmp_path / 'encoder.safetensors'}: same outputs as the run, to 0e+00\n"
     assert {path.name for path in Path(tmp_path).iterdir()} == {"encoder.safetensors", "export.json"}
+
+
+def test_the_script_of_the_guide_gives_the_probabilities_of_the_run_without_this_project(resnet, tmp_path, monkeypatch):
+    new = tmp_path / "new"
+    new.mkdir()
+    random = np.random.default_rng(1)
+    wide = Image.fromarray(random.integers(0, 256, (70, 111, 3), np.uint8)).resize((555, 350))
+    wide.save(new / "wide.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide.save(new / "turned.jpg", exif=exif)
+    Image.fromarray(random.integers(0, 256, (60, 50, 4), np.uint8)).save(new / "transparent.png")
+    Image.fromarray(random.integers(0, 256, (48, 90), np.uint8)).save(new / "grey.png")
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    recipes_command(["predict", "--ckpt_path", str(resnet), "--data.root", "new", "--runs", "runs", *quiet])
+    (table,) = tmp_path.glob("runs/*/*/predictions.npz")
+    arrays = np.load(table)
+    export.export(resnet, tmp_path / "export", ["onnx"])
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
+    assert not re.search("recipes|torch", code)
+    for place, file in enumerate(sorted(new.iterdir())):
+        given = subprocess.run(
+            [sys.executable, "-c", code, "export", str(file)], check=True, capture_output=True, text=True
+        )
+        found = json.loads(given.stdout)
+        assert list(found) == ["cat", "dog", "owl"]
+        np.testing.assert_allclose(list(found.values()), arrays["probability"][place], atol=1e-4)

@@ -158,3 +158,13 @@ def test_a_mistake_is_said_with_what_to_do_and_leaves_no_directory(args, message
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace("[", r"\[")):
         main([*DIGITS, *args])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_more_neighbours_than_there_are_images_are_said_and_the_report_has_those_that_vote(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    main([*DIGITS, "--encoder", "ConvNet", "--heads", "[knn]", "--k", "5000"])
+    assert "k is 5000, and there are 1257 labelled training images: all of them vote." in capsys.readouterr().out
+    assert report(tmp_path)["protocol"]["knn"]["k"] == 1257

@@ -273,3 +273,24 @@ def test_a_few_bright_images_do_not_hide_12_bit_data(tmp_path):
 def test_a_folder_is_read_with_its_value_range(memory_limit, tmp_path):
     data = folder(tmp_path, 16, 0, [1023, 0, 1023, 0], value_range=(0, 1023), memory_limit=memory_limit)
     assert data.splits.train.images(torch.arange(4))[:, 0, 0, 0].tolist() == [255, 255, 0, 0]
+
+
+def first_image(data):
+    data.setup()
+    return data.splits.train.images(torch.tensor([0]))
+
+
+def test_a_picture_above_max_pixels_is_refused_by_its_size_and_read_with_a_larger_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow refuses 21 pixels
+    path = tmp_path / "cat" / "large.png"
+    path.parent.mkdir()
+    Image.new("L", (20, 10), 77).save(path)
+    assert (decode(path, SIZE, 1) == 77).all()
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(ValueError, match=r"large.png: it has 20 × 10 pixels, and max_pixels is 199: .* at least 200"):
+        decode_or_name(path, SIZE, 1, max_pixels=199)
+    for limit in (2_000_000_000, 0):  # in memory, and decoded when needed
+        data = ImageFolder(tmp_path, SIZE, 1, max_pixels=199, memory_limit=limit)
+        with pytest.raises(ValueError, match="max_pixels is 199"):
+            first_image(data)
+    assert (first_image(ImageFolder(tmp_path, SIZE, 1, max_pixels=200)) == 77).all()

@@ -507,12 +507,6 @@ def test_a_missing_root_is_an_error_that_names_it(tmp_path):
         ready(tmp_path / "nowhere")
 
 
-def test_a_root_that_is_a_file_is_said(tmp_path):
-    write(tmp_path, "cat.png")
-    with pytest.raises(FileNotFoundError, match=r"cat.png is a file: root must be a folder"):
-        ready(tmp_path / "cat.png")
-
-
 @pytest.mark.parametrize("split", ["", "train/"])
 def test_a_root_one_level_too_high_is_answered_with_the_folder_to_set(split, tmp_path):
     for name in ("cat/a.png", "dog/b.png"):
