@@ -204,6 +204,11 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         """How many classes there are; 0 where nothing is labelled. The datasets here know it before ``setup``."""
         return len(self.class_names)
 
+    @property
+    def classes_without_images(self) -> int:
+        """How many classes have no images, because they were learned before."""
+        return 0
+
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of every image."""

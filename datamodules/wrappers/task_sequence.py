@@ -151,7 +151,10 @@ class TaskSequence(ImageDataModule):
         sizes = tuple(data.num_classes for data in (self.base, *self.then))
         if not all(sizes):
             name = type((self.base, *self.then)[sizes.index(0)]).__name__
-            raise ValueError(f"{name} has no labelled images: a sequence of tasks is made of classes")
+            raise ValueError(
+                f"{name} has no labelled images: a sequence of tasks is made of classes. To predict new images, give "
+                f"{name} itself as the data (--data {name})"
+            )
         if self.by == "datasets":
             return Tasks(sizes, self.scenario)
         (classes,) = sizes
@@ -200,7 +203,7 @@ class TaskSequence(ImageDataModule):
             data.setup()
         self._check_shapes()
         tasks = self.tasks
-        sources, change = self._sources(), self._change()
+        sources, change = self.task_sources(), self._change()
         names = [[data.class_names[place] for place in classes] for data, classes in sources]
         news = [torch.full((len(data.class_names) + 1,), -1) for data, _ in sources]  # labels here, by those there
         for task, (_, classes) in enumerate(sources):
@@ -225,10 +228,10 @@ class TaskSequence(ImageDataModule):
     @cached_property
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         first = ImageDataModule()
-        first._splits = Splits((), self.splits.train.parts[0])  # which no change is made to
+        first._splits = Splits((), next(part for part in self.splits.train.parts if len(part)))  # without a change
         return first.mean, first.std
 
-    def _sources(self) -> list[tuple[ImageDataModule, list[int]]]:
+    def task_sources(self) -> list[tuple[ImageDataModule, list[int]]]:
         """For each task, where it is from, and the classes there in the order of their labels here."""
         if self.by != "classes":
             datasets = (self.base, *self.then) if self.then else (self.base,) * self.num_tasks
@@ -352,7 +355,7 @@ class TaskSequence(ImageDataModule):
     def _train_sampler(self, devices: int, rank: int) -> GlobalBatchSampler:
         train, dealt = self.splits.train, self._dealt
         for task, size in enumerate(self._images_per_epoch):
-            if size < self.batch_size:
+            if self.epochs_per_task[task] and size < self.batch_size:
                 raise ValueError(
                     f"batch_size is {self.batch_size}, but task {task + 1} has only {size} training images: use a "
                     f"batch_size of at most {size}"

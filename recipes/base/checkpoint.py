@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from datamodules import Tasks
 from datamodules.reading import Reading
 from recipes.base.imports import check_classes, import_named, refusal, trusted_only
 from recipes.base.loaded import check_model, taken
@@ -150,11 +151,19 @@ def without_weights(config: Any) -> Any:
 _WEIGHTS = {"weights": None, "pretrained": False}  # arguments of encoders
 
 
-def num_classes_of(path: str | Path) -> int | None:
-    """How many classes the recipe in a checkpoint tells apart; None for a recipe without classes."""
+def classes_of(path: str | Path) -> tuple[int | None, Tasks | None]:
+    """How many classes the recipe in a checkpoint distinguishes, and its tasks; None for a recipe without them.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or has no such tasks.
+    """
     arguments = mapping_from_yaml(_read(Path(path))["model"], f"the configuration in {path}").get("init_args")
-    count = arguments.get("num_classes") if isinstance(arguments, dict) else None
-    return count if isinstance(count, int) else None
+    arguments = arguments if isinstance(arguments, dict) else {}
+    count, tasks = arguments.get("num_classes"), arguments.get("tasks")
+    try:
+        return count if isinstance(count, int) else None, None if tasks is None else Tasks(**tasks)
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged: its tasks are {tasks}. Use another checkpoint") from error
 
 
 def reading_of(path: str | Path) -> Reading:

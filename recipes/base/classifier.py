@@ -26,7 +26,8 @@ class Classifier(Recipe):
 
     Attributes:
         class_names: of the labels 0, 1, ..., once the data is known; they are kept in checkpoints.
-        has_probabilities: whether the softmax of the logits is one over the classes.
+        has_probabilities: whether the softmax of the logits is a probability of the classes; the logits are scores if
+            not.
         learns_without_labels: whether images without labels alone are enough to train on.
 
     Raises:
@@ -84,6 +85,7 @@ class Classifier(Recipe):
                     check_labels(self, images.label)
         if stage == "fit" and isinstance(data, ImageDataModule):
             labelled, classes = int((data.splits.train.label >= 0).sum()), self.head.out_features
+            classes -= data.classes_without_images
             if labelled < classes and not (self.learns_without_labels and not labelled):
                 raise ValueError(
                     f"{type(data).__name__} has {labelled} labelled training images for {classes} classes: training "
@@ -131,9 +133,14 @@ class Classifier(Recipe):
         return feature
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns features [B, F], class probabilities [B, classes] and indices [B]."""
+        """Returns features [B, F], class probabilities [B, classes] and indices [B].
+
+        A classifier without probabilities returns its logits, as ``score`` [B, classes].
+        """
         feature = self.feature(batch)
-        return {"index": batch.index, "feature": feature, "probability": self.batch_logits(batch, feature).softmax(1)}
+        logits = self.batch_logits(batch, feature)
+        of_classes = {"probability": logits.softmax(1)} if self.has_probabilities else {"score": logits}
+        return {"index": batch.index, "feature": feature, **of_classes}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the names of the classes."""

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import recipes
 from datamodules import ImageDataModule
 from recipes.base import resume
-from recipes.base.checkpoint import num_classes_of, reading_of, saved_run
+from recipes.base.checkpoint import classes_of, reading_of, saved_run
 from recipes.base.imports import check_classes
 from recipes.base.kinds import check_nulls
 from recipes.base.loaded import RUN_DIRECTORY
@@ -49,6 +49,7 @@ from recipes.cli.classes import class_changes, own_defaults
 from recipes.cli.messages import fail, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
+from recipes.continual.answers import with_task
 from recipes.distillation.teacher import teacher_from
 from recipes.errors import CheckpointMismatch
 from recipes.nn import CrossDeviceBatchNorm
@@ -121,21 +122,24 @@ class Command(LightningCLI):
         if self.asked != "fit":
             about = "whether to accept a network that is not trained, where --ckpt_path is not given"
             run.add_argument("--untrained", type=bool, default=False, help=about)
+        if self.asked == "predict":
+            about = "task of the images, from 1, for a network that was trained in the scenario task and images that "
+            about += "come without a task; if null, predicts the classes of all tasks"
+            run.add_argument("--task", type=int | None, help=about)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"data": {"class_path": "datamodules.Digits"}, "trainer.log_every_n_steps": 10})
         classes = "data", "model.init_args.num_classes"
         parser.link_arguments(*classes, compute_fn=self._num_classes, apply_on="instantiate")
         tasks = "data", "model.init_args.tasks"
-        parser.link_arguments(*tasks, compute_fn=lambda data: getattr(data, "tasks", None), apply_on="instantiate")
+        parser.link_arguments(*tasks, compute_fn=self._tasks, apply_on="instantiate")
 
     def _num_classes(self, data: Any) -> int | None:
         """How many classes the recipe tells apart.
 
         They are those of the data or, if it has no labels, those of the teacher; a trained recipe has its own.
         """
-        checkpoint = self.config[self.subcommand].get("ckpt_path")
-        trained = num_classes_of(checkpoint) if checkpoint and Path(checkpoint).is_file() else None
+        trained, _ = self._of_checkpoint()
         arguments = self.config[self.subcommand].model.get("init_args", {})
         count = getattr(data, "num_classes", None)
         if trained is not None and (self.subcommand != "fit" or not count):
@@ -146,6 +150,14 @@ class Command(LightningCLI):
                 return taught
             getattr(data, "check_labelled", lambda: None)()
         return count
+
+    def _tasks(self, data: Any) -> Any:
+        """The tasks of the data; for other data, such as new images, those that the network was trained on."""
+        return getattr(data, "tasks", None) or (self._of_checkpoint()[1] if self.subcommand != "fit" else None)
+
+    def _of_checkpoint(self) -> tuple[int | None, Any]:
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        return classes_of(checkpoint) if checkpoint and Path(checkpoint).is_file() else (None, None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; the command line beats the files, and these beat the configuration in the checkpoint."""
@@ -241,6 +253,10 @@ class Command(LightningCLI):
             tasks: Any = self.model.tasks
             model["init_args"]["tasks"] = {"sizes": list(tasks.sizes), "scenario": tasks.scenario}
         return yaml.safe_dump(model)
+
+    def before_predict(self) -> None:
+        """States the task of the images."""
+        with_task(self.model, self.config[self.subcommand].task)
 
     def fit(self, model: Recipe, **options: Any) -> None:
         """Trains; a checkpoint that does not fit is refused with the options that have changed."""

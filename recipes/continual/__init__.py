@@ -1,5 +1,6 @@
 """Learning one task after the other: with nothing against forgetting, and with."""
 
+from recipes.continual.added_classes import AddedClasses
 from recipes.continual.base import ContinualRecipe
 from recipes.continual.derpp import DERpp
 from recipes.continual.ewc import EWC
@@ -12,6 +13,7 @@ from recipes.continual.rehearsal import Rehearsal
 from recipes.continual.si import SI
 
 __all__ = [
+    "AddedClasses",
     "DERpp",
     "EWC",
     "ContinualRecipe",

@@ -10,22 +10,23 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules import Scenario, TaskBatch, Tasks, TaskSequence
+from datamodules import Scenario, Tasks, TaskSequence
 from losses.precision import at_least_float32
 from recipes.augment import Views
 from recipes.base import position
-from recipes.base.classifier import Classifier
-from recipes.base.measures import accuracy
 from recipes.continual import progress
+from recipes.continual.added_classes import AddedClasses
+from recipes.continual.answers import ContinualClassifier
 from recipes.continual.evaluation import fill_row, masked
+from recipes.continual.first_task import start_from_classifier
 from recipes.continual.task_start import TaskStart
 from recipes.errors import CheckpointMismatch
 from recipes.evaluation.continual import AccuracyMatrix, summary, view_of
-from recipes.nn import Encoder, FrozenStages, MultiHead, evaluating
+from recipes.nn import Encoder, FrozenStages, evaluating
 from recipes.nn.frozen_stages import drop_gradients, zero_of
 
 
-class ContinualRecipe(Classifier):
+class ContinualRecipe(ContinualClassifier):
     """A classifier that learns a sequence of tasks within one ``fit``.
 
     A subclass writes ``training_step`` and the hooks that it needs:
@@ -39,8 +40,8 @@ class ContinualRecipe(Classifier):
     =================  ================================================  =============================================
 
     Logits always cover all classes, [B, classes]. ``training_logits`` computes the logits of images in a training step,
-    and ``unmasked_logits`` those of features. ``logits`` and ``classify`` set classes of later tasks to -inf; the
-    prediction is the class with the largest logit.
+    and ``unmasked_logits`` those of features. ``batch_logits``, ``logits`` and ``classify`` set classes to -inf that an
+    image cannot be of; the prediction is the class with the largest logit (see ``ContinualClassifier``).
 
     In the notation of Li & Hoiem (2016, arXiv:1606.09282), θ_s is the encoder, which all tasks share. The head has a
     linear layer for each task (in the scenario ``domain`` one for all tasks), all created at the start: θ_n for the
@@ -60,8 +61,8 @@ class ContinualRecipe(Classifier):
 
     Attributes:
         scenarios: those that the method is for.
-        begun: how many tasks have begun.
-        ended: how many tasks are over.
+        ended: how many tasks are over; ``begun`` is how many have begun.
+        first_without_images: whether the first task is a classifier that was trained elsewhere (``AddedClasses``).
         measuring_seconds: how long this process has filled the accuracy matrix.
         accuracy_matrix: on the images of each task, before training and after each task.
 
@@ -72,7 +73,8 @@ class ContinualRecipe(Classifier):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
-    _marks = (*Classifier._marks, "begun", "ended")
+    _marks = (*ContinualClassifier._marks, "begun", "ended")
+    adds_classes: ClassVar[str | None] = None  # what it lacks as it adds classes to a classifier; null: it cannot
     stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
 
     def __init__(
@@ -92,22 +94,14 @@ class ContinualRecipe(Classifier):
                 f"{name} is for the scenario{'s' * (len(self.scenarios) > 1)} {' and '.join(self.scenarios)}, and the "
                 f"scenario of the data is {tasks.scenario}: choose another scenario or another recipe"
             )
-        super().__init__(encoder, tasks.num_classes, optimizer, scheduler, lr_batch_size)
-        self.tasks = tasks
-        self.head: MultiHead = MultiHead(self.feature_dim, tasks.head_sizes)  # type: ignore[assignment]
+        super().__init__(encoder, tasks, optimizer, scheduler, lr_batch_size)
         self.views = views
         self.task_start = TaskStart()  # a method with other starts sets its own
-        self.begun = self.ended = 0
+        self.ended = 0
+        self.first_without_images = False
         self.measuring_seconds = 0.0
-        own = torch.zeros(len(tasks), tasks.num_classes, dtype=torch.bool)
-        for task in range(len(tasks)):
-            own[task, tasks.labels(task)] = True
-        self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
         # each device has seen all images when it counts
         self.accuracy_matrix = AccuracyMatrix(len(tasks), sync_on_compute=False)
-        self.test_task_accuracies = nn.ModuleList(
-            accuracy(f"test/task_{task}", tasks.num_classes) for task in range(1, len(tasks) + 1)
-        )
         self.frozen = FrozenStages(self.encoder)
         self._resumes = False  # whether this fit has a checkpoint
         self._told: str | None = None  # the tasks that are not trained
@@ -140,8 +134,8 @@ class ContinualRecipe(Classifier):
 
     @property
     def task(self) -> int:
-        """The number of the task that is learned now, from 0; after training, of the last."""
-        return max(self.begun - 1, 0)
+        """The number of the task that is learned now, from 0; before training of the first, after it of the last."""
+        return max(self.begun - 1, int(self.first_without_images))
 
     @property
     def warming_up(self) -> bool:
@@ -155,20 +149,6 @@ class ContinualRecipe(Classifier):
     def data(self) -> TaskSequence:
         """The sequence of tasks."""
         return self.datamodule
-
-    @property
-    def seen_labels(self) -> Tensor:
-        """The classes of the tasks that have begun, bool [classes]; all of them before the first has."""
-        return self.own_labels[: self.begun or None].any(0)  # type: ignore[index]
-
-    def allowed(self, task: Tensor) -> Tensor:
-        """The classes that images of tasks [B] may be of, for loss and prediction, bool [B, classes].
-
-        In the scenario ``task`` those of the task, in ``class`` those of all tasks that have begun, in ``domain`` all.
-        """
-        if self.tasks.scenario == "task":
-            return self.own_labels[task]  # type: ignore[index]
-        return self.seen_labels.expand(len(task), -1)
 
     def training_logits(self, image: Tensor) -> Tensor:
         """Maps images [B, C, H, W] to unmasked logits [B, classes], with no gradient in stages that do not learn."""
@@ -220,6 +200,8 @@ class ContinualRecipe(Classifier):
             )
         if stage == "fit":
             self._resumes = False
+            if isinstance(data, AddedClasses) and self.begun == 0:
+                start_from_classifier(self, data)
             self.task_start.tell_cuts(data.epochs_per_task[1:])
 
     def on_fit_start(self) -> None:
@@ -246,7 +228,8 @@ class ContinualRecipe(Classifier):
     def on_train_start(self) -> None:
         """Measures before training; ends a task whose run was killed between its last step and its end."""
         if self.begun == 0:
-            self._measure(row=0)
+            self.begun = self.ended = int(self.first_without_images)
+            self._measure(row=self.begun)
         elif self.ended < self.begun and sum(self.data.epochs_per_task[: self.begun]) <= self.current_epoch:
             self._end()
         self.on_train_epoch_start()  # Lightning skips it if a run resumes after the last batch of an epoch
@@ -354,37 +337,7 @@ class ContinualRecipe(Classifier):
     def _frozen_parameters(self) -> list[nn.Parameter]:
         return self.frozen.parameters(range(self.frozen_stages))
 
-    # Logits, and the accuracies that follow from them
-
-    def unmasked_logits(self, feature: Tensor) -> Tensor:
-        """Maps features [B, F] to logits [B, classes] that rank all classes, whether or not their task has begun."""
-        return super().logits(feature)
-
-    def logits(self, feature: Tensor) -> Tensor:
-        """Maps features [B, F] to logits [B, classes]; -inf for classes whose task has not begun."""
-        return masked(self.unmasked_logits(feature), self.seen_labels)
-
-    def validation_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
-        """Logs ``val/loss`` and ``val/accuracy`` of the tasks that have begun; returns the features [B, F]."""
-        feature = self.feature(batch)  # type: ignore[arg-type]
-        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
-        label = torch.where(batch.task < self.begun, batch.label, -1)
-        self.measure(self.val_loss, logits, label)
-        self.measure(self.val_accuracy, logits, label)
-        return feature
-
-    def test_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
-        """Logs ``test/accuracy``, in all and by task, over the classes that the scenario allows.
-
-        Returns:
-            The features [B, F].
-        """
-        feature = self.feature(batch)  # type: ignore[arg-type]
-        logits = masked(self.unmasked_logits(feature), self.allowed(batch.task))
-        self.measure(self.test_accuracy, logits, batch.label)
-        for task, metric in enumerate(self.test_task_accuracies):
-            self.measure(metric, logits, torch.where(batch.task == task, batch.label, -1))  # type: ignore[arg-type]
-        return feature
+    # What is measured
 
     def on_test_epoch_end(self) -> None:
         """Logs the measures of the accuracy matrix, if it has those of the present network."""
@@ -408,6 +361,7 @@ class ContinualRecipe(Classifier):
         super().on_save_checkpoint(checkpoint)
         epochs = list(getattr(self.datamodule, "epochs_per_task", ()))
         checkpoint["tasks"] = {"begun": self.begun, "ended": self.ended, "epochs": epochs}
+        checkpoint["tasks"]["first_without_images"] = self.first_without_images
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resumes at the task of the checkpoint.
@@ -420,6 +374,7 @@ class ContinualRecipe(Classifier):
             _check_epochs(checkpoint, list(self.data.epochs_per_task))
             self._resumes = True
         self.begun, self.ended = checkpoint["tasks"]["begun"], checkpoint["tasks"]["ended"]
+        self.first_without_images = checkpoint["tasks"].get("first_without_images", False)
 
 
 def _check_epochs(checkpoint: dict[str, Any], ours: list[int]) -> None:

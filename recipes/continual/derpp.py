@@ -100,7 +100,7 @@ class DERpp(ReplayRecipe):
             rows: int64 [n], where they are in the buffer.
             drawn: int64 [N], the rows of all devices.
         """
-        known = self.own_labels.cumsum(0) > 0  # type: ignore[operator]  # [tasks, classes]
+        known = self.own_labels.cumsum(0) > 0  # [tasks, classes]
         count = known[self.buffer.task[drawn]].sum()
         squared = (logits - self.buffer.logits[rows].to(logits)).square()
         total = (squared * known[self.buffer.task[rows]]).sum()

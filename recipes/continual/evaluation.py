@@ -36,7 +36,7 @@ def fill_row(recipe: "ContinualRecipe", row: int) -> float:
     task = images.task.to(index.device)[index]
     with torch.no_grad(), evaluating(recipe):
         logits = recipe.unmasked_logits(feature)
-    aware = masked(logits, recipe.own_labels[task]).argmax(1) == label  # type: ignore[index]
+    aware = masked(logits, recipe.own_labels[task]).argmax(1) == label
     agnostic = masked(logits, recipe.seen_labels).argmax(1) == label
     recipe.accuracy_matrix.update(row, aware, agnostic, task)
     return time.perf_counter() - start

@@ -43,6 +43,10 @@ class EWC(ContinualRecipe):
     """
 
     stays_near = "fine-tuning"
+    adds_classes = (
+        "no Fisher information of the old classes, which follows from their images: no penalty holds the weights until "
+        "the first new task has ended. LwF keeps the old classes without their images"
+    )
 
     def __init__(
         self,

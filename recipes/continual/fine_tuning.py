@@ -33,6 +33,8 @@ class FineTuning(ContinualRecipe):
         ValueError: if ``from_stage``, ``warmup_epochs`` or ``later_lr_factor`` is out of its range.
     """
 
+    adds_classes = ""
+
     def __init__(
         self,
         encoder: Encoder,

@@ -43,6 +43,10 @@ class ICaRL(ReplayRecipe):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class")
     has_probabilities = False
+    adds_classes = (
+        "no exemplars of the old classes: none is replayed, and the network's outputs classify instead of the nearest "
+        "mean, as not all classes have one"
+    )
 
     def __init__(
         self,
@@ -110,9 +114,10 @@ class ICaRL(ReplayRecipe):
     def unmasked_logits(self, feature: Tensor) -> Tensor:
         """Maps features [B, F] to minus the squared distance from the mean of each class [B, classes].
 
-        While a task is learned, and before the first, to the logits of the network.
+        While a task is learned, before the first, and if the first task had no images, to the logits of the network.
         """
-        return self.nearest_mean(feature) if 0 < self.begun == self.ended else super().unmasked_logits(feature)
+        has_means = 0 < self.begun == self.ended and not self.first_without_images
+        return self.nearest_mean(feature) if has_means else super().unmasked_logits(feature)
 
 
 class NearestMean(Replicated):
@@ -144,5 +149,6 @@ class NearestMean(Replicated):
         dtype = torch.promote_types(feature.dtype, torch.float32)
         with torch.autocast(feature.device.type, enabled=False):
             feature, mean = F.normalize(feature.to(dtype)), self.mean.to(dtype)
-            squared = torch.cdist(feature, mean, compute_mode="donot_use_mm_for_euclid_dist").square()
+            lengths = feature.square().sum(1, keepdim=True) + mean.square().sum(1)
+            squared = (lengths - 2 * F.linear(feature, mean)).clamp(min=0)  # torch.cdist has no ONNX form
         return -squared.masked_fill(~mean.any(1), _FARTHEST)

@@ -41,6 +41,7 @@ class LwF(ContinualRecipe):
     """
 
     reads_old_heads = True
+    adds_classes = ""
     stays_near = "the floor"
 
     def __init__(

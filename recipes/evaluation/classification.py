@@ -19,7 +19,8 @@ class Mistake(NamedTuple):
         file: of the image, below the root of the data; None where images are no files.
         true: name of its class.
         predicted: name of the class that it is taken for.
-        confidence: probability that the classifier gives to that class, in [0, 1]; of an SVM, its decision value.
+        confidence: probability that the classifier gives to that class, in [0, 1]; its score, for a classifier without
+            probabilities.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index

@@ -76,7 +76,7 @@ def mistake_sheet(images: Tensor, mistakes: Sequence[Mistake], title: str, proba
         images: [B, C, H, W], uint8 or float in [0, 1].
         mistakes: what is said of each, B > 0.
         title: above all.
-        probabilities: whether confidences are probabilities.
+        probabilities: whether confidences are probabilities; scores if not.
     """
     columns = min(_COLUMNS, len(mistakes))
     rows = -(-len(mistakes) // columns)
@@ -89,11 +89,11 @@ def mistake_sheet(images: Tensor, mistakes: Sequence[Mistake], title: str, proba
     for axes, image, mistake in zip(grid, images, mistakes):
         show(axes, image)
         true, predicted = shortened(mistake.true, _NAME), shortened(mistake.predicted, _NAME - 7)
-        confidence = f"{100 * mistake.confidence:.0f} %" if probabilities else f"{mistake.confidence:.1f}"
+        confidence = f"{100 * mistake.confidence:.0f} %" if probabilities else f"{mistake.confidence:.2f}"
         caption = [true, f"→ {predicted}  {confidence}"]
         caption += [_end(mistake.file)] if mistake.file else []
         axes.set_xlabel("\n".join(caption), fontsize=8, parse_math=False)
-    number = "probability" if probabilities else "decision value"
+    number = "probability" if probabilities else "score"
     figure.suptitle(f"{title}\ntrue class → predicted class and its {number}", fontsize=11)
     return figure
 

@@ -65,11 +65,6 @@ class SVM(FrozenClassifier):
         self.measure(self.val_accuracy, self.logits(feature), batch.label)
         return feature
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns features [B, F], decision values [B, classes] and indices [B]."""
-        feature = self.feature(batch)
-        return {"index": batch.index, "feature": feature, "score": self.logits(feature)}
-
     @torch.no_grad()
     def _solve(self) -> None:
         data = self.datamodule

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from torchvision.models import resnet18
 from torchvision.utils import save_image
 
 from recipes.cli import main
@@ -51,6 +52,9 @@ def in_folders(sequence, data):
     args += ["--data.batch_size", "4"]
     if "then" in sequence:
         return [*args, "--data.then", json.dumps([{"class_path": "datamodules.ImageFolder", "init_args": data}])]
+    if "classifier" in sequence:
+        torch.save(resnet18(num_classes=2).state_dict(), "classifier.pt")  # in the folder of the test
+        return [*args, "--data.classifier", "classifier.pt", "--data.class_names", '["car", "ship"]']
     if "class_groups" in sequence:
         return [*args, "--data.class_groups", '[["cat"], ["dog"]]']
     return [*args, *(["--data.num_tasks", "2"] if sequence.get("by", "classes") == "classes" else [])]
@@ -65,7 +69,7 @@ def test_config_runs_one_batch(name, pictures, teacher, tmp_path, monkeypatch):
     init_args = config["model"]["init_args"]
     network = init_args["encoder"]["init_args"]
     channels = None
-    in_tasks = config["data"]["class_path"] == "datamodules.TaskSequence"
+    in_tasks = config["data"]["class_path"] in ("datamodules.TaskSequence", "recipes.continual.AddedClasses")
     images = config["data"].get("init_args", {}).get("base", config["data"])
     if images["class_path"] != "datamodules.Digits":  # the others would have to be downloaded
         channels, size = network.get("in_channels", 3), network.get("image_size", 64)

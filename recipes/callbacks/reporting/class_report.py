@@ -20,7 +20,8 @@ class ClassReport(Callback):
     * for each class precision, recall, F1 and the number of test images (``support``); null if the divisor is zero;
     * ``macro``: the means of these numbers over the classes that have a value;
     * the confusion matrix, with one row for each true class;
-    * the worst mistakes: the misclassified images with the highest confidence.
+    * the worst mistakes: the misclassified images with the highest ``confidence`` (the probability of the predicted
+      class) or, for a classifier without probabilities, the highest ``score``.
 
     ``pictures/confusion.png`` shows the confusion matrix, and ``pictures/mistakes.png`` the images of the worst
     mistakes. Both are also logged to Weights & Biases if a ``WandbLogger`` is used. Test images without a label are
@@ -70,7 +71,12 @@ class ClassReport(Callback):
             )
             for row in worst
         ]
-        report = {**scores(matrix, names), "mistakes": [mistake._asdict() for mistake in mistakes]}
+        number = "confidence" if pl_module.has_probabilities else "score"
+        listed = [
+            {number if key == "confidence" else key: value for key, value in mistake._asdict().items()}
+            for mistake in mistakes
+        ]
+        report = {**scores(matrix, names), "mistakes": listed}
         if images.subset:
             report["subset"] = images.subset
         pictures.mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,8 @@ class ClassReport(Callback):
         save(confusion_matrix(matrix, names), pictures / "confusion.png", trainer)
         read = images_of(loader)
         if mistakes and read is not None:
-            title = f"The {len(mistakes)} most confident of {len(wrong):,} mistakes"
+            ranked = "most confident" if pl_module.has_probabilities else "highest-scored"
+            title = f"The {len(mistakes)} {ranked} of {len(wrong):,} mistakes"
             if len(mistakes) == len(wrong):
                 title = "The only mistake" if len(wrong) == 1 else f"All {len(wrong)} mistakes"
             title += f" on {len(label):,} test images"

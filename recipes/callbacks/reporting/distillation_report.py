@@ -76,7 +76,7 @@ class _Both(nn.Module):
         self.recipe = recipe
 
     def forward(self, image: Tensor) -> Tensor:
-        teacher, student = self.recipe.teacher_logits(image), self.recipe.logits(self.recipe(image))
+        teacher, student = self.recipe.teacher_logits(image), self.recipe.classify(image)
         return torch.cat([teacher.float(), student.float()], 1)
 
 

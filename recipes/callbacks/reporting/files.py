@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from datamodules import TaskSequence
 from datamodules.sources.names import printable
+from datamodules.wrappers.task_images import TaskImages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +43,37 @@ def images_of(loader: Any) -> Any:
 def file_names(data: Any, loader: Any) -> list[str] | None:
     """The file of each image of a loader, by ``Batch.index``: text, below the root of the data. None for other data.
 
+    For a sequence of tasks from several DataModules, the text begins with the root.
+
     Args:
-        data: the DataModule; one that has ``paths`` and ``root`` knows the files, as ``ImageFolder`` does.
+        data: the DataModule; one that has ``paths`` and ``root`` knows the files, as ``ImageFolder`` does, and a
+            sequence of tasks knows those of its DataModules.
         loader: one of its loaders.
     """
-    paths, dataset = getattr(data, "paths", {}), getattr(loader, "dataset", None)
-    split = next((name for name in paths if getattr(data.splits, name) is dataset), None)
-    if split is None:
-        return None
-    folder = getattr(data, "folder", data.root)
-    return [printable(path.relative_to(folder)) for path in paths[split]]
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(data, TaskSequence) or not isinstance(dataset, TaskImages):
+        found = _paths(data, dataset)
+        return None if found is None else [printable(path.relative_to(_folder(data))) for path in found]
+    names: list[str] = []
+    part: Any  # of a sequence, a selection of the images of its source
+    source: Any
+    for part, (source, _) in zip(dataset.parts, data.task_sources(), strict=True):
+        if not len(part):
+            continue
+        found = _paths(source, part.base)
+        if found is None:
+            return None
+        of_part = [found[row] for row in part.rows.tolist()]
+        names += [printable(path if data.then else path.relative_to(_folder(source))) for path in of_part]
+    return names
+
+
+def _paths(data: Any, dataset: Any) -> list[Path] | None:
+    paths: dict[str, list[Path]] = getattr(data, "paths", {})
+    return next((found for name, found in paths.items() if getattr(data.splits, name) is dataset), None)
+
+
+def _folder(data: Any) -> Path:
+    """The folder below which the names of files begin."""
+    folder: Path = getattr(data, "folder", data.root)
+    return folder

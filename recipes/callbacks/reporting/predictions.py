@@ -23,10 +23,13 @@ class PredictionFile(Callback):
     * ``label`` [N]: the class of the image, or -1;
     * ``feature`` [N, F]: the features of the image;
     * ``probability`` [N, classes]: the predicted probabilities, for a recipe with a classifier. If the classifier has
-      no probabilities, such as an SVM, the array is ``score``.
+      no probabilities, such as an SVM or ICaRL, the array is ``score``; the class with the largest score is predicted;
+    * ``task`` [N]: the number of the task that a prediction assumes, from 1, or 0 if the task is unknown; only for
+      networks that were trained in the scenario ``task``.
 
     A classifier also writes ``predictions.csv``, with one line for each image: its ``file`` relative to the root of the
-    data (or its ``index`` if images are not files), its most probable ``class`` and the ``probability`` of this class.
+    data (or its ``index`` if images are not files), its predicted ``class``, the ``probability`` or ``score`` of this
+    class and, if the prediction assumes a task, the ``task``.
     The table is UTF-8. Each byte of a name that is not UTF-8 is written as ``\xff``, with its own digits, and a control
     character as its escape, such as ``\n``. A name that a spreadsheet could take for a formula gets an apostrophe in
     front: one that begins with =, +, -, @ or an apostrophe, after any spaces, and is not a number.
@@ -80,17 +83,20 @@ class PredictionFile(Callback):
             data: Any = getattr(trainer, "datamodule", None)
             names = getattr(pl_module, "class_names", ()) or getattr(data, "class_names", ())
             files = file_names(data, trainer.predict_dataloaders)
-            _write_table(path.with_suffix(".csv"), arrays["index"].tolist(), arrays[column], column, names, files)
+            _write_table(path.with_suffix(".csv"), arrays, column, names, files)
             written += f" and {path.with_suffix('.csv').name}"
         rank_zero_info(f"{len(rows)} images: {written}")
 
 
 def _write_table(
-    path: Path, index: list[int], value: np.ndarray, column: str, names: Sequence[str], files: Sequence[str] | None
+    path: Path, arrays: dict[str, np.ndarray], column: str, names: Sequence[str], files: Sequence[str] | None
 ) -> None:
     rows = []
-    for i, row in zip(index, value):
+    for i, row in zip(arrays["index"].tolist(), arrays[column]):
         label = int(row.argmax())
         rows.append([i if files is None else files[i], names[label] if names else label, f"{row[label]:.6f}"])
     head = ["index" if files is None else "file", "class", column]
+    if "task" in arrays:
+        head.append("task")
+        rows = [[*row, task or ""] for row, task in zip(rows, arrays["task"].tolist())]
     path.write_text(comma_separated(head, rows), encoding="utf-8", newline="")

@@ -25,8 +25,9 @@ from recipes.base.checkpoint import checkpoint_path, load
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
 from recipes.cli.arguments import IMPORT_HELP
+from recipes.continual.answers import ContinualClassifier, with_task
 from recipes.evaluation.tables import versions
-from recipes.nn import TorchvisionEncoder
+from recipes.nn import MultiHead, TorchvisionEncoder
 
 FORMATS = ("torch", "onnx", "safetensors")
 _PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
@@ -52,10 +53,13 @@ def main(args: list[str]) -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help=about)
     about = "height and width of the images in pixels, > 0; by default those of the images of the run"
     parser.add_argument("--image_size", type=int, help=about)
+    about = "task of the images, from 1, for a network that was trained in the scenario task: the files predict the "
+    about += "classes of this task only; by default those of all tasks"
+    parser.add_argument("--task", type=int, help=about)
     parser.add_argument("--import", help=IMPORT_HELP)  # taken out of the arguments before: here for the help
     parser.allow_abbrev = False
     options = parser.parse_args(args)
-    folder = export(options.ckpt_path, options.output, options.formats, options.image_size)
+    folder = export(options.ckpt_path, options.output, options.formats, options.image_size, options.task)
     for name, difference in json.loads((folder / "export.json").read_text())["largest_difference"].items():
         sys.stdout.write(f"{folder / name}: same outputs as the run, to {difference:.0e}\n")
 
@@ -65,15 +69,16 @@ def export(
     output: str | Path | None = None,
     formats: Sequence[str] = FORMATS,
     image_size: int | None = None,
+    task: int | None = None,
 ) -> Path:
     """Writes the model of a run to files that need nothing of this project, and checks each of them.
 
     ``model.pt2`` (``torch.export.load``) and ``model.onnx`` map float32 images [B, C, H, W] in [0, 1], B of any size,
     to the logits [B, classes]; a recipe that is no ``Classifier``, such as SimCLR, gives features [B, F] in their
-    place. The normalisation is inside. ``encoder.safetensors`` holds the weights of the encoder by the names that
-    torchvision or timm have for them, so that
-    ``torchvision.models.resnet18().load_state_dict(safetensors.torch.load_file(file), strict=False)`` misses the last
-    layer alone. Where the whole model is a network of torchvision, ``model.safetensors`` has that layer too, for
+    place, and one without probabilities, such as an SVM or ICaRL, scores. The normalisation is inside.
+    ``encoder.safetensors`` holds the weights of the encoder by the names that torchvision or timm have for them, so
+    that ``torchvision.models.resnet18().load_state_dict(safetensors.torch.load_file(file), strict=False)`` misses the
+    last layer alone. Where the whole model is a network of torchvision, ``model.safetensors`` has that layer too, for
     ``resnet18(num_classes=...)``; these two want normalised images. Both state mean and standard deviation, so that an
     encoder with one of them as its ``weights`` normalises images in the same way. ``export.json`` says what the files
     take and give: names of the classes, mean and standard deviation, shape of an image, and the steps from a picture
@@ -88,6 +93,8 @@ def export(
             run.
         formats: which of ``torch``, ``onnx`` and ``safetensors`` to write.
         image_size: height and width of the images, > 0. None takes those of the images that the run was made with.
+        task: number of the task of the images, from 1, for a network that was trained in the scenario ``task``. The
+            logits of other tasks' classes are then -inf. If None, the logits of all tasks' classes are exported.
 
     Returns:
         The folder with the files.
@@ -95,7 +102,8 @@ def export(
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: if neither the checkpoint nor ``image_size`` gives the size of the images, if the
-            encoder does not take such images, or if a file gives other outputs than the recipe.
+            encoder does not take such images, if the recipe has no such task or no form in one of the formats, or if
+            a file gives other outputs than the recipe.
         ImportError: if a package of the extra ``export`` is not installed.
     """
     for name in formats:
@@ -103,7 +111,7 @@ def export(
     path = checkpoint_path(ckpt_path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     folder = Path(output) if output is not None else run / "export"
-    recipe = load(path).to(memory_format=torch.contiguous_format)
+    recipe = with_task(load(path), task).to(memory_format=torch.contiguous_format)
     shape = _image_shape(recipe, path, image_size)
     pictures = _pictures(shape)
     expected = _outputs(recipe, pictures)
@@ -126,7 +134,7 @@ def export(
                 torch.export.save(program, parts / "model.pt2")
                 check("model.pt2", torch.export.load(parts / "model.pt2").module(), _SAME_OPERATIONS)
             if "onnx" in formats:
-                _write_onnx(program, parts / "model.onnx", "logits" if isinstance(recipe, Classifier) else "features")
+                _write_onnx(program, parts / "model.onnx", recipe)
                 check("model.onnx", _onnx_session(parts / "model.onnx"), _OTHER_LIBRARY)
         if "safetensors" in formats:
             _write_weights(recipe.encoder.network, parts / "encoder.safetensors", recipe)
@@ -157,6 +165,13 @@ class _Model(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.recipe.classify(image) if isinstance(self.recipe, Classifier) else self.recipe(image)
+
+
+def _output(recipe: Recipe) -> str:
+    """The name of what is exported of a recipe."""
+    if not isinstance(recipe, Classifier):
+        return "features"
+    return "logits" if recipe.has_probabilities else "scores"
 
 
 def _require(packages: Sequence[str]) -> None:
@@ -231,23 +246,39 @@ def _traced(model: _Model, shape: tuple[int, ...]) -> torch.export.ExportedProgr
         with _quiet():
             return torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
     except Exception as error:  # of many kinds, for code that has no graph or is made for one number of images
-        name, reason = type(model.recipe.encoder).__name__, str(error).splitlines()[0]
         raise ValueError(
-            f"torch.export has no program for {name} and any number of images ({reason}); --formats safetensors "
-            "exports the weights alone"
+            f"torch.export has no program for {_named(model.recipe)} and any number of images ({_reason(error)}); "
+            "--formats safetensors exports the weights alone"
         ) from error
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, output: str) -> None:
-    with _quiet():
-        torch.onnx.export(
-            program,
-            f=path,
-            input_names=["image"],
-            output_names=[output],
-            external_data=False,  # one file
-            verbose=False,
-        )
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, recipe: Recipe) -> None:
+    try:
+        with _quiet():
+            torch.onnx.export(
+                program,
+                f=path,
+                input_names=["image"],
+                output_names=[_output(recipe)],
+                external_data=False,  # one file
+                verbose=False,
+            )
+    except Exception as error:  # of many kinds, for operations that have no ONNX form
+        raise ValueError(
+            f"ONNX has no form for {_named(recipe)} ({_reason(error)}); --formats torch safetensors exports the other "
+            "formats"
+        ) from error
+
+
+def _named(recipe: Recipe) -> str:
+    return f"{type(recipe).__name__} with {type(recipe.encoder).__name__}"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the first cause of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _onnx_session(path: Path) -> Callable[[Tensor], Tensor]:
@@ -273,7 +304,8 @@ def _plain_network(recipe: Recipe) -> nn.Sequential | None:
     if not isinstance(recipe, Classifier) or not isinstance(encoder, TorchvisionEncoder):
         return None
     size = {name: value for name, value in encoder.made_with.items() if name == "image_size" and value}
-    network = models.get_model(encoder.made_with["name"], weights=None, num_classes=recipe.head.out_features, **size)
+    top = recipe.head.joined() if isinstance(recipe.head, MultiHead) else recipe.head
+    network = models.get_model(encoder.made_with["name"], weights=None, num_classes=top.out_features, **size)
     try:
         missing, unexpected = network.load_state_dict(encoder.network.state_dict(), strict=False)
     except RuntimeError:  # another first convolution
@@ -282,9 +314,9 @@ def _plain_network(recipe: Recipe) -> nn.Sequential | None:
     head = network.get_submodule(layer)
     if unexpected or set(missing) != {f"{layer}.weight", f"{layer}.bias"} or not isinstance(head, nn.Linear):
         return None
-    if head.weight.shape != recipe.head.weight.shape:  # reads another stage
+    if head.weight.shape != top.weight.shape:  # reads another stage
         return None
-    head.load_state_dict(recipe.head.state_dict())
+    head.load_state_dict(top.state_dict())
     return nn.Sequential(recipe.normalize, network).eval()
 
 
@@ -298,14 +330,29 @@ def _report(
         "input": "float32 [B, C, H, W] in [0, 1]",
         "image_shape": list(shape),
         "picture": _picture(recipe, shape),
-        "output": "logits [B, classes]" if isinstance(recipe, Classifier) else "features [B, F]",
+        "output": f"{_output(recipe)} [B, {'classes' if isinstance(recipe, Classifier) else 'F'}]",
         "classes": classes,
+        **(_tasks(recipe) if isinstance(recipe, ContinualClassifier) else {}),
         "mean": recipe.normalize.mean[: shape[0]].tolist(),
         "std": recipe.normalize.std[: shape[0]].tolist(),
         "normalization": "(image - mean) / std: inside model.pt2 and model.onnx, not in the networks of *.safetensors",
         "largest_difference": differences,
         "difference": "of the outputs from those of the recipe, over the largest output",
         "versions": {**versions(), **{name: version(name) for kind in formats for name in _PACKAGES[kind]}},
+    }
+
+
+def _tasks(recipe: ContinualClassifier) -> dict[str, Any]:
+    """The tasks of a continual recipe, as lists of the numbers of their classes."""
+    tasks = recipe.tasks
+    of_all = "all classes whose task has begun; -inf for the others"
+    return {
+        "scenario": tasks.scenario,
+        "tasks": [[*tasks.labels(task)] for task in range(len(tasks))],
+        "task": recipe.asked_task,
+        "predicts": of_all
+        if recipe.asked_task is None
+        else f"the classes of task {recipe.asked_task}; -inf for the others",
     }
 
 

@@ -105,7 +105,7 @@ def test_the_sheet_shows_the_images_of_the_mistakes(tmp_path: Path, monkeypatch:
     assert any(text.startswith("All 4 mistakes on 6 test images") for text in texts(figure))
 
 
-def test_of_an_svm_the_sheet_says_decision_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_probabilities_report_and_sheet_say_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = {}
     monkeypatch.setattr(class_report, "save", lambda figure, path, trainer: drawn.update({path.name: figure}))
     recipe = SVM(Encoder(nn.Flatten(), 3, 1), 3)
@@ -114,10 +114,11 @@ def test_of_an_svm_the_sheet_says_decision_values(tmp_path: Path, monkeypatch: p
     pixels = np.array(PIXELS) / 255
     values = (pixels - pixels.mean()) / pixels.std()
     worst = max((2, 3, 1, 5), key=lambda i: values[i].max())
-    assert report(tmp_path)["mistakes"][0]["confidence"] == pytest.approx(values[worst].max(), rel=1e-5)
+    assert report(tmp_path)["mistakes"][0]["score"] == pytest.approx(values[worst].max(), rel=1e-5)
+    assert "confidence" not in report(tmp_path)["mistakes"][0]
     said = " ".join(texts(drawn["mistakes.png"]))
-    assert f"  {values[worst].max():.1f}" in said
-    assert "decision value" in said
+    assert f"  {values[worst].max():.2f}" in said
+    assert "predicted class and its score" in said
     assert "%" not in said
 
 

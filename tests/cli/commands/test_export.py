@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from torchvision import models
 
 import recipes
 from recipes.cli import main as recipes_command
+from recipes.cli.catalogue import recipe_names
 from recipes.cli.commands import export
 from recipes.nn import ConvNet, Encoder, TorchvisionEncoder
 from recipes.transfer.linear_probe import LinearProbe
+from tests.base.test_recipe import build
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -261,6 +264,83 @@ def test_an_encoder_that_has_no_program_is_named(convnet, monkeypatch, tmp_path)
     with pytest.raises(ValueError, match="torch.export has no program for _OneSize and any number of images"):
         export.export(convnet, tmp_path / "new", ["torch"])
     assert list(tmp_path.iterdir()) == []
+
+
+class _NoForm(Encoder):
+    """Has an operation that ONNX lacks."""
+
+    def forward(self, image):
+        feature = self.network(image)
+        return torch.cdist(feature, torch.ones(1, 8), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _overrides(name):
+    """Which functions map images to what is exported of a recipe."""
+    names = ("forward", "classify", "logits", "unmasked_logits")
+    return tuple(getattr(getattr(recipes, name), function, None) for function in names)
+
+
+UNLIKE = [*{_overrides(name): name for name in recipe_names()}.values()]  # one recipe of each kind
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_every_kind_of_recipe_has_an_onnx_form(name, convnet, monkeypatch, tmp_path):
+    recipe = _used(name, monkeypatch)
+    export.export(convnet, tmp_path, ["onnx"])
+    image = torch.rand(3, 1, 16, 16)
+    expected = recipe.classify(image) if hasattr(recipe, "classify") else recipe(image)
+    torch.testing.assert_close(onnx_outputs(tmp_path / "model.onnx", image), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "Supervised", "ICaRL"])
+def test_what_has_no_onnx_form_is_said_in_one_line(name, convnet, monkeypatch, tmp_path):
+    _used(name, monkeypatch, _NoForm(ConvNet((4, 8)), 1, 1))
+    with pytest.raises(ValueError, match=f"ONNX has no form for {name} with _NoForm") as error:
+        export.export(convnet, tmp_path / "new", ["onnx"])
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _used(name, monkeypatch, encoder=None):
+    """A recipe as if a run had trained it."""
+    recipe = build(name, **({} if encoder is None else {"encoder": encoder})).eval().requires_grad_(False)
+    recipe.image_shape = (1, 16, 16)
+    recipe.normalize.set((0.5,), (0.5,))
+    if hasattr(recipe, "tasks"):
+        recipe.begun = recipe.ended = len(recipe.tasks)
+    if hasattr(recipe, "nearest_mean"):
+        recipe.nearest_mean.set(torch.rand(10, recipe.feature_dim), torch.arange(10))
+    monkeypatch.setattr(export, "load", lambda path: recipe)
+    return recipe
+
+
+def test_a_task_that_is_given_leaves_its_classes_alone(convnet, monkeypatch, tmp_path):
+    recipe = _used("LwF", monkeypatch)
+    recipe.tasks = replace(recipe.tasks, scenario="task")
+    export.export(convnet, tmp_path, ["torch", "safetensors"], task=2)
+    logits = torch.export.load(tmp_path / "model.pt2").module()(torch.rand(3, 1, 16, 16))
+    assert logits.isfinite().tolist() == [[label in (2, 3) for label in range(10)]] * 3
+    report = json.loads((tmp_path / "export.json").read_text())
+    assert (report["scenario"], report["task"], report["tasks"][1]) == ("task", 2, [2, 3])
+    with pytest.raises(ValueError, match="task is 6: it must be between 1 and 5"):
+        export.export(convnet, tmp_path, ["torch"], task=6)
+    _used("Supervised", monkeypatch)
+    with pytest.raises(ValueError, match="task is 1, but Supervised has not learned a sequence of tasks"):
+        export.export(convnet, tmp_path, ["torch"], task=1)
+
+
+def test_a_torchvision_network_that_learned_tasks_is_plain_torchvision(convnet, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    recipe = build("FineTuning", encoder=TorchvisionEncoder("resnet18")).eval()
+    recipe.begun = recipe.ended = 5
+    recipe.image_shape = (3, 32, 32)
+    recipe.normalize.set((0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr(export, "load", lambda path: recipe)
+    export.export(convnet, tmp_path, ["safetensors"])
+    network = models.resnet18(num_classes=10).eval()
+    network.load_state_dict(safetensors.load_file(tmp_path / "model.safetensors"))
+    image = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(network((image - 0.5) / 0.5), recipe.classify(image))
 
 
 def test_the_command_says_what_it_wrote(convnet, tmp_path, capsys):
