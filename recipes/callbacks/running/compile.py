@@ -37,7 +37,7 @@ class CompileEncoder(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Uses what is compiled."""
-        pl_module.encoder._compiled_call_impl = self._compiled  # type: ignore[assignment, union-attr]
+        pl_module.encoder._compiled_call_impl = self._compiled  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Leaves it aside."""
@@ -49,4 +49,4 @@ class CompileEncoder(Callback):
             self._leave_aside(pl_module)
 
     def _leave_aside(self, pl_module: LightningModule) -> None:
-        pl_module.encoder._compiled_call_impl = self._before  # type: ignore[assignment, union-attr]
+        pl_module.encoder._compiled_call_impl = self._before  # type: ignore[union-attr]
