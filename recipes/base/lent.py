@@ -65,7 +65,8 @@ class CleanRuns(Callback):
     A recipe changes its encoder for a run: it freezes parameters, puts layers into eval mode, or splits batch norm. The
     Trainer converts weights to its precision. This callback undoes such changes when the run ends, also if an exception
     or a keyboard interrupt ends it. A run begins in the precision of the Trainer, with empty metrics; training begins
-    in train mode and without gradients. Parameters that are frozen before the run, and not by the recipe, are named.
+    in train mode and without gradients. Parameters that are frozen before the run, and not by the recipe, are named,
+    and so are layers that alone were in eval mode.
 
     Every recipe adds this callback to its Trainer.
     """
@@ -81,8 +82,15 @@ class CleanRuns(Callback):
         if trainer.precision in _SINGLE:
             pl_module.to(torch.get_default_dtype())  # after a run in another precision
         if stage == "fit":
+            encoder = pl_module.encoder
+            fixed = [name for name, part in encoder.named_modules() if encoder.training and not part.training]
             pl_module.train()
             pl_module.zero_grad()
+            if moved := [name for name in fixed if encoder.get_submodule(name).training]:
+                rank_zero_warn(
+                    f"layers of the encoder were in eval mode and train now: {listed(moved)}. An encoder "
+                    "whose train() leaves them in eval mode keeps them"
+                )
 
     def on_fit_start(self, trainer: Trainer, pl_module: "Recipe") -> None:  # type: ignore[override]
         """Names the parameters that are frozen, and not by the recipe."""

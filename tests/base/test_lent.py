@@ -62,6 +62,14 @@ def test_parameters_that_the_recipe_did_not_freeze_are_named(recwarn):
     assert not [each for each in recwarn if "requires_grad" in str(each.message)]
 
 
+def test_layers_that_alone_were_in_eval_mode_are_named():
+    recipe = supervised()
+    recipe.encoder.network[1].eval()
+    with pytest.warns(UserWarning, match=r"layers of the encoder were in eval mode and train now: network.1"):
+        fit(recipe)
+    assert not recipe.encoder.network[1].training
+
+
 def test_a_recipe_in_eval_mode_trains_in_train_mode():
     recipe = fit(supervised().eval())
     torch.testing.assert_close(recipe.state_dict(), fit(supervised()).state_dict(), rtol=0, atol=0)
