@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from recipes.base.checks import source_of
 from recipes.nn.finite import listed
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class AsLent:
         """Undoes what a run has changed, and drops the gradients of its last step.
 
         Weights keep what they have learned. If the Trainer converted them to half precision, they get their former type
-        back, and unless they have changed since, their former value.
+        back, and unless they have changed since, their former value. A network that has learned in float64 stays in it.
         """
         for part, kind, training in self._modules:
             part.__class__ = kind  # batch norm in parts or across devices is a change of the class
@@ -46,17 +47,20 @@ class AsLent:
         for parameter, learns in self._learns:
             parameter.requires_grad_(learns)
             parameter.grad = None
-        for tensors, name, before in self._tensors:
-            now = tensors[name]
-            if now.dtype != before.dtype:
+        converted = [(tensors[name], old) for tensors, name, old in self._tensors if tensors[name].dtype != old.dtype]
+        if not any(_is_finer(now.data.to(before.device), before) for now, before in converted):
+            for now, before in converted:
                 now.data = _unrounded(now.data.to(before.device), before)
 
 
+def _is_finer(now: Tensor, before: Tensor) -> bool:
+    """Whether a tensor has values that its former type cannot hold."""
+    return torch.promote_types(now.dtype, before.dtype) == now.dtype and not torch.equal(now, before.to(now.dtype))
+
+
 def _unrounded(now: Tensor, before: Tensor) -> Tensor:
-    """A tensor in its former type if that is wider, with its former value if a conversion alone has changed it."""
-    if torch.equal(now, before.to(now.dtype)):
-        return before
-    return now.to(torch.promote_types(now.dtype, before.dtype))
+    """A tensor in its former type, with its former value if a conversion alone has changed it."""
+    return before if torch.equal(now, before.to(now.dtype)) else now.to(before.dtype)
 
 
 class CleanRuns(Callback):
@@ -68,11 +72,22 @@ class CleanRuns(Callback):
     in train mode and without gradients. Parameters that are frozen before the run, and not by the recipe, are named,
     and so are layers that alone were in eval mode.
 
+    A Trainer keeps its DataModule and its progress. Its former DataModule is not that of a run on other loaders, and a
+    Trainer that has reached its limit before is refused.
+
     Every recipe adds this callback to its Trainer.
+
+    Raises:
+        ValueError: if the Trainer has reached ``max_epochs`` or ``max_steps`` in an earlier run.
     """
+
+    _resumes = False
 
     def setup(self, trainer: Trainer, pl_module: "Recipe", stage: str) -> None:  # type: ignore[override]
         """Notes how the networks are, before the recipe changes them."""
+        self._resumes = False
+        if source_of(trainer, stage) is not pl_module.datamodule:
+            trainer.datamodule = None  # type: ignore[attr-defined]
         pl_module.give_back()
         pl_module.lend(pl_module)
         pl_module.step_columns.clear()
@@ -92,8 +107,19 @@ class CleanRuns(Callback):
                     "whose train() leaves them in eval mode keeps them"
                 )
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: "Recipe", checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        """Notes that the run goes on with a checkpoint, which may be the last of its run."""
+        self._resumes = True
+
     def on_fit_start(self, trainer: Trainer, pl_module: "Recipe") -> None:  # type: ignore[override]
-        """Names the parameters that are frozen, and not by the recipe."""
+        """Refuses a Trainer that has nothing left to do; names parameters that are frozen, and not by the recipe."""
+        epochs, steps = trainer.fit_loop.epoch_progress.current.processed, trainer.global_step
+        ended = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
+        if ended and steps > 0 and not self._resumes and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"the Trainer has reached its limit in an earlier run, after step {steps}, and would train no further: "
+                "create a new Trainer"
+            )
         frozen = set(pl_module.frozen_parameters())
         named = pl_module.encoder.named_parameters()
         if names := [name for name, each in named if not each.requires_grad and each not in frozen]:

@@ -73,7 +73,7 @@ class ContinualRecipe(ContinualClassifier):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
-    _marks = (*ContinualClassifier._marks, "begun", "ended")
+    _marks = (*ContinualClassifier._marks, "begun", "ended", "first_without_images")
     adds_classes: ClassVar[str | None] = None  # what it lacks as it adds classes to a classifier; null: it cannot
     stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
 
