@@ -113,7 +113,7 @@ class CleanRuns(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: "Recipe") -> None:  # type: ignore[override]
         """Refuses a Trainer that has nothing left to do; names parameters that are frozen, and not by the recipe."""
-        epochs, steps = trainer.fit_loop.epoch_progress.current.processed, trainer.global_step
+        epochs, steps = trainer.current_epoch, trainer.global_step
         ended = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
         if ended and steps > 0 and not self._resumes and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError(
