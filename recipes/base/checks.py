@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zer
 from torch import Tensor, nn
 
 from datamodules.reading import Reading
+from recipes.augment import RandomResizedCrop
 from recipes.errors import CheckpointMismatch
 from recipes.nn import evaluating, load_mismatch
 
@@ -116,6 +117,19 @@ def tell_reading(recipe: "Recipe", stage: str | None) -> None:
         tell(
             f"the images are read {differences}, as the network was trained: leave out the arguments of "
             f"{type(recipe.datamodule).__name__} that say so to read them as in its training"
+        )
+
+
+def tell_small_images(recipe: "Recipe", shape: Sequence[int]) -> None:
+    """Says if the views are larger than the images: training then enlarges images that evaluations do not."""
+    crops = [] if recipe.views is None else [*recipe.views.modules()]
+    sizes = [part.size for part in crops if isinstance(part, RandomResizedCrop) and part.size is not None]
+    image, largest = tuple(shape[1:]), max(sizes, default=(0, 0))
+    if largest > image:
+        rank_zero_warn(
+            f"the views have {largest[0]}×{largest[1]} pixels and the images {image[0]}×{image[1]}: training enlarges "
+            "images that validation and tests leave as they are. Set the size of the views (model.views.size) to null, "
+            "for that of the images, or enlarge the images"
         )
 
 

@@ -30,6 +30,7 @@ from recipes.base.checks import (
     check_loaders,
     check_precision,
     tell_reading,
+    tell_small_images,
 )
 from recipes.base.finite import StopOnDivergence
 from recipes.base.lent import AsLent, CleanRuns
@@ -254,6 +255,8 @@ class Recipe(AnyRecipe):
         check_measures(self, stage)
         self.image_shape = data.image_shape
         tell_reading(self, stage)
+        if stage == "fit":
+            tell_small_images(self, data.image_shape)
         known = self.normalize.known
         mean, std = known or (data.mean, data.std)
         self.normalize.set(mean, std, provisional=known is None)

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import recipes
-from datamodules import ImageDataModule
+from datamodules import ImageDataModule, TaskSequence
 from recipes.base import resume
 from recipes.base.checkpoint import classes_of, reading_of, saved_run
 from recipes.base.imports import check_classes
@@ -301,7 +301,9 @@ class Command(LightningCLI):
                 self.best.load_best(self.model)
                 rank_zero_info(about_checkpoint(self.best.file))
             else:
-                rank_zero_info("the last state of the run is tested, because no callback monitors a validation measure")
+                in_tasks = isinstance(self.datamodule, TaskSequence)
+                why = "it has learned all tasks" if in_tasks else "no callback monitors a validation measure"
+                rank_zero_info(f"the last state of the run is tested, because {why}")
             self.test(self.model, self.datamodule)
 
 

@@ -11,7 +11,7 @@ from recipes.base.checks import tell_reading
 from recipes.base.classifier import Classifier
 from recipes.continual.added_classes import AddedClasses
 from recipes.nn import MultiHead, evaluating
-from recipes.nn.encoders.files import checkpoint_file, read_weights
+from recipes.nn.encoders.files import about_checkpoint, checkpoint_file, read_weights
 from recipes.nn.encoders.weights import load_mismatch, load_weights
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def start_from_classifier(recipe: "ContinualRecipe", data: AddedClasses) -> None
             "FineTuning, EWC or ICaRL, or train on a TaskSequence with all images"
         )
     path = checkpoint_file(data.classifier) or data.classifier
+    if path != data.classifier:
+        rank_zero_info(about_checkpoint(path))
     with torch.random.fork_rng(devices=[]):
         if path.suffix == ".ckpt":
             _take_run(recipe, load(path), data)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import recipes
 from datamodules import Batch, Digits, TaskBatch, Tasks, TaskSequence
 from recipes import Recipe, SimCLR, Supervised
-from recipes.augment import Key, Views, uniform
+from recipes.augment import Key, SupervisedViews, Views, uniform
 from recipes.base.finite import StopOnDivergence
 from recipes.base.position import steps_between
 from recipes.callbacks import Checkpoint, Health
@@ -282,3 +282,13 @@ def test_a_number_is_logged_without_waiting_for_a_gpu(monkeypatch):
         recipe.log("count", 3)
     assert {name: value.device.type for name, value in logged.items()} == {"weight": "cuda", "count": "cuda"}
     assert not waits
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(16, ["the views have 16×16 pixels and the images 8×8"]), (6, []), (None, [])]
+)
+def test_views_that_are_larger_than_the_images_are_told(size, said, recwarn):
+    recipe = Supervised(ConvNet((4,)), 10, views=SupervisedViews(size=size), scheduler=None)
+    quiet_trainer(max_steps=1, limit_val_batches=0).fit(recipe, Digits(size=8, batch_size=32))
+    found = [str(each.message) for each in recwarn if "the views have" in str(each.message)]
+    assert [each.partition(":")[0] for each in found] == said

@@ -80,7 +80,7 @@ class BestCheckpoint(Callback):
         }
         self._best = {"monitor": self._monitor, "mode": self._mode, "value": float(value), "measures": measures}
         self._best |= {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         if trainer.is_global_zero:
             self.path.with_name(RECORD).write_text(json.dumps(self._best, indent=1) + "\n")
 

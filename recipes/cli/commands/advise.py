@@ -220,7 +220,7 @@ def _print_data(console: Console, data: ImageDataModule, best: _Candidate) -> No
     )
     channels, height, width = data.image_shape
     large = isinstance(best.named.encoder, TimmEncoder | TorchvisionEncoder)
-    if large and min(height, width) < SMALL_IMAGES:
+    if large and best.named.encoder.reading.image_size is None and min(height, width) < SMALL_IMAGES:
         arguments = inspect.signature(type(data)).parameters
         option = next((f"--data.{name} 224" for name in ("image_size", "size") if name in arguments), "")
         advice = f"try {option}" if option else "enlarge them"

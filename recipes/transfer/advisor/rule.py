@@ -109,13 +109,15 @@ def choose(measurement: Measurement) -> Advice:
         reasons.append("The encoder has random weights: there is nothing to transfer.")
         return Advice(size, "different", "from-scratch", tuple(reasons))
     against = f", of a random encoder's for {m.random.knn:.1%}" if m.random else ""
-    preposition = "to" if kinship == "similar" else "from"
+    suits = "suit" if kinship == "similar" else "do not suit"
     reference = "random encoders leave" if m.compared else "the shares of the classes leave"
     reasons.append(
-        f"The images are {kinship} {preposition} those that the encoder was trained on: its features explain "
-        f"{m.similarity:.0%} of the label variance that {reference} unexplained (LogME; similar from {limit:.0%} on). "
+        f"The features of the encoder {suits} these images: they explain {m.similarity:.0%} of the label variance that "
+        f"{reference} unexplained (LogME; similar from {limit:.0%} on). "
         f"Nearest neighbours of its features are right for {m.scores.knn:.1%} of the images{against}."
     )
+    if m.random and m.random.knn > m.scores.knn:
+        reasons.append("Random weights of the same network do better here: try other weights, or train from scratch.")
     if m.compared:
         reasons.append(
             f"By chance, a random encoder reaches up to {m.compared.noise(THRESHOLDS.deviations):.0%}: "
