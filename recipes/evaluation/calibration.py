@@ -110,14 +110,17 @@ class CalibrationError(Metric):
 
     The confidence is the highest probability. Bins are those of Guo et al. (2017, arXiv:1706.04599): ``BINS`` of equal
     width, each with its upper bound, so that a confidence of exactly 1 is in the last bin.
+
+    Args:
+        **options: of ``torchmetrics.Metric``.
     """
 
     count: Tensor
     confidence: Tensor
     right: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         for name in ("count", "confidence", "right"):  # sums over the images of each bin
             self.add_state(name, torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -159,6 +162,6 @@ def reliability(logits: Tensor, label: Tensor) -> Reliability:
 
 
 def _measured(logits: Tensor, label: Tensor) -> CalibrationError:
-    metric = CalibrationError().to(logits.device)
+    metric = CalibrationError(sync_on_compute=False).to(logits.device)  # the first device alone has all logits
     metric.update(logits, label)
     return metric

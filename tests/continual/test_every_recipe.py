@@ -69,11 +69,11 @@ def test_it_learns_a_sequence_once_or_says_why_not(kind, tmp_path):
     first.fit(recipe, data)
     first.save_checkpoint(tmp_path / "last.ckpt")
     begun = f"this {kind.__name__} has begun 2 of its 2 tasks .*: create a new recipe"
-    for again in (trainer(), first):
-        with pytest.raises(ValueError, match=begun):
-            again.fit(recipe, data)
-    with pytest.raises(ValueError, match="the Trainer has trained for 4 epochs before, .*: create a new Trainer"):
-        first.fit(made(kind), data)
+    with pytest.raises(ValueError, match=begun):
+        trainer().fit(recipe, data)
+    for other in (recipe, made(kind)):
+        with pytest.raises(ValueError, match="the Trainer has reached its limit in an earlier run, .* a new Trainer"):
+            first.fit(other, data)
     trainer().fit(recipe, data, ckpt_path=tmp_path / "last.ckpt")  # nothing is left to learn, and it resumes
     assert (recipe.begun, recipe.ended) == (2, 2)
 

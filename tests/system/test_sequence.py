@@ -20,7 +20,7 @@ def test_killed_in_the_third_task_or_on_two_devices_it_ends_with_the_same_matrix
     whole = counts(runs(case, **WHOLE))
     assert (whole[0] > 0).all()  # measured on 5 tasks before training and after each
     killed = runs(case, killed=IN_THE_THIRD_TASK, **WHOLE)
-    assert killed.checkpoint["tasks"] == {"begun": 3, "ended": 2, "epochs": [1] * 5}
+    assert killed.checkpoint["tasks"] == {"begun": 3, "ended": 2, "epochs": [1] * 5, "first_without_images": False}
     assert (counts(killed)[0][3:] == 0).all()
     assert torch.equal(counts(runs(case, after=killed.path, **WHOLE)), whole)
     assert torch.equal(counts(runs(case, processes=2, **WHOLE)), whole)

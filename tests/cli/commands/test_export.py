@@ -261,7 +261,9 @@ def test_an_encoder_that_has_no_program_is_named(convnet, monkeypatch, tmp_path)
     recipe = recipes.load(convnet)
     recipe.encoder = _OneSize(ConvNet((4, 8)), 8, 1)
     monkeypatch.setattr(export, "load", lambda path: recipe)
-    with pytest.raises(ValueError, match="torch.export has no program for _OneSize and any number of images"):
+    with pytest.raises(
+        ValueError, match="torch.export has no program for Supervised with _OneSize and any number of images"
+    ):
         export.export(convnet, tmp_path / "new", ["torch"])
     assert list(tmp_path.iterdir()) == []
 
