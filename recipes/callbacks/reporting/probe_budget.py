@@ -49,7 +49,7 @@ class ProbeBudget:
             trainer: with a DataModule.
             recipe: whose encoder is measured.
             references: names of the other rows of the table.
-            images: that the training has seen; with 0, there is no limit.
+            images: that the whole training of this process has seen; with 0, there is no limit.
         """
         task = self._task(trainer, recipe, "test", tuple(references))
         return affordable(task, self._operations(images, _AT_THE_END), self.full.draws, self.full.few_labels)
