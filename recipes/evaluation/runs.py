@@ -14,6 +14,7 @@ from recipes.base.texts import mapping_from_json, mapping_from_yaml, text_of
 from recipes.evaluation.continual import says_forward_transfer
 from recipes.evaluation.cost import megabytes
 from recipes.nn.encoders.files import RECORD
+from recipes.nn.encoders.weights import NULL
 
 REPORTS = ("evaluation", "classes", "distillation", "continual")
 _FILES = ("config.yaml", "metrics.csv", *(f"{name}.json" for name in REPORTS))  # of a run directory
@@ -236,7 +237,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, part in value.items():
             yield from _flat(part, f"{inside}{name}")
     else:
-        yield key, None if value == "None" else value  # the parser takes both for null
+        yield key, None if value == NULL else value
 
 
 def _without_seed(value: Any) -> Any:
