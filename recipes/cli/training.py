@@ -298,7 +298,8 @@ class Command(LightningCLI):
             if not self.trainer.global_step:
                 rank_zero_warn("nothing was trained: the numbers are those of the network at its initialisation")
             elif self.best.file is not None:
-                self.best.load_best(self.model)
+                states = self.best.load_best(self.model)
+                self._get(self.config_init, "probe").weights_of(self.best.file, states)
                 rank_zero_info(about_checkpoint(self.best.file))
             else:
                 in_tasks = isinstance(self.datamodule, TaskSequence)

@@ -14,6 +14,7 @@ from recipes.base.texts import mapping_from_json, mapping_from_yaml, text_of
 from recipes.evaluation.continual import says_forward_transfer
 from recipes.evaluation.cost import megabytes
 from recipes.nn.encoders.files import RECORD
+from recipes.nn.encoders.weights import NULL
 
 REPORTS = ("evaluation", "classes", "distillation", "continual")
 _FILES = ("config.yaml", "metrics.csv", *(f"{name}.json" for name in REPORTS))  # of a run directory
@@ -90,15 +91,18 @@ def read_run(directory: Path) -> Run:
     """Reads a run directory.
 
     Raises:
-        ValueError: if the run has not finished, or a file is not complete; the message has the reason alone.
+        ValueError: if the run has not finished or only tests another, or a file is not complete; the message has the
+            reason alone.
     """
     reports, rows = read_reports(directory), read_metrics(directory / "metrics.csv")
     file = directory / "config.yaml"
     config = mapping_from_yaml(text_of(file), f"its {file.name}") if file.is_file() else {}
+    if _only_tests(config):
+        raise ValueError("it trained nothing: give the run that it tested or validated")
     last = last_values(rows)
     best = _best(directory)
     if not reports and not _has_finished(config, last):
-        raise ValueError("it has no report, because it has not finished or has failed")
+        raise ValueError("it has no report: it has not finished, has failed or had no test images")
     protocol = _protocol(reports)
     seed = protocol.get("run_seed", protocol.get("seed", config.get("seed_everything")))
     about: dict[str, Any] = next((report for report in reports.values() if "recipe" in report), {})
@@ -153,7 +157,7 @@ def find_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
                 continue
             before = newest.get(key := (*alike(run), run.seed))
             if before and bool(_trained(before)) > bool(_trained(run)):
-                run, before = before, run  # a later test of the same run has no curves
+                run, before = before, run  # a later repetition of the final test has no curves
             if before:
                 left_out[before.directory.resolve()] = (
                     f"{before.directory} is left out: {run.directory.name} has the same settings and seed."
@@ -196,6 +200,11 @@ def _trained(run: Run) -> list[float]:
     return [row["train/loss"] for row in run.rows if "train/loss" in row]
 
 
+def _only_tests(config: Mapping[str, Any]) -> bool:
+    """Whether another command than ``fit`` wrote the directory: only these have the option ``untrained``."""
+    return "untrained" in config
+
+
 def _has_finished(config: Mapping[str, Any], last: Mapping[str, float]) -> bool:
     """Whether a run without a report has made all its steps: there were no test images to report on."""
     trainer = config.get("trainer", {})
@@ -228,7 +237,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, part in value.items():
             yield from _flat(part, f"{inside}{name}")
     else:
-        yield key, value
+        yield key, None if value == NULL else value
 
 
 def _without_seed(value: Any) -> Any:

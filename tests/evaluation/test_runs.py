@@ -104,7 +104,7 @@ def test_runs_that_have_not_finished_are_left_out_by_name(tmp_path: Path) -> Non
     (half / "evaluation.json").write_text('{"accuracy": ')
     runs, notes = find_runs([tmp_path])
     assert names(runs) == ["simclr/2026-01-01_00-00-00"]
-    reason = "it has no report, because it has not finished or has failed."
+    reason = "it has no report: it has not finished, has failed or had no test images."
     assert notes == [
         f"{empty} is left out: {reason}",
         f"{half} is left out: its evaluation.json is not complete JSON.",
@@ -157,6 +157,24 @@ def test_a_later_test_of_a_run_does_not_take_its_place(tmp_path: Path) -> None:
     trained = write(tmp_path)
     write(tmp_path, time="2026-01-01_00-00-09", rows=[{"epoch": 4, "step": 40, "test/knn": 0.9}])
     assert [run.directory for run in find_runs([tmp_path])[0]] == [trained]
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_a_directory_that_only_a_test_wrote_is_no_run(command: str, tmp_path: Path) -> None:
+    trained = write(tmp_path)
+    rows = [{"epoch": 4, "step": 40, f"{command}/knn": 0.9}]
+    again = write(tmp_path, "again", time="2026-01-01_00-00-09", rows=rows, settings={"untrained": False})
+    runs, notes = find_runs([trained.parent, again])
+    assert [run.directory for run in runs] == [trained]
+    assert notes == [f"{again} is left out: it trained nothing: give the run that it tested or validated."]
+
+
+def test_the_word_none_is_the_setting_null(tmp_path: Path) -> None:
+    first, second = (
+        read_run(write(tmp_path, seed=seed, time=str(seed), settings={"model": {"weights": weights}}))
+        for seed, weights in enumerate(["None", None])
+    )
+    assert alike(first) == alike(second)
 
 
 def test_students_of_teachers_that_differ_in_their_seed_are_alike(tmp_path: Path) -> None:

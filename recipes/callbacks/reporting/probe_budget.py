@@ -27,6 +27,7 @@ class ProbeBudget:
         self.full = full
         self.max_share = max_share
         self.every_n_epochs = every_n_epochs
+        self._rows = full.rows  # of the table without a limit: an encoder that has not changed has no reference
         self._images = 0  # of the whole training, 0 if unknown
         self._validations = 1
         self._forward = 0.0  # operations of the encoder for an image
@@ -49,9 +50,11 @@ class ProbeBudget:
             trainer: with a DataModule.
             recipe: whose encoder is measured.
             references: names of the other rows of the table.
-            images: that the training has seen; with 0, there is no limit.
+            images: that the whole training of this process has seen; with 0, there is no limit.
         """
-        task = self._task(trainer, recipe, "test", tuple(references))
+        names = tuple(references)
+        self._rows = 1 + len(names)
+        task = self._task(trainer, recipe, "test", names)
         return affordable(task, self._operations(images, _AT_THE_END), self.full.draws, self.full.few_labels)
 
     def of_pictures(self, images: int) -> float:
@@ -85,7 +88,7 @@ class ProbeBudget:
 
     def _left_out(self, plan: Plan) -> str:
         """What the plan of a test leaves out of the full protocol, in words; "" if nothing."""
-        words, rows = [], self.full.rows
+        words, rows = [], self._rows
         if not plan.few_labels and self.full.few_labels:
             words.append("no columns with few labels")
         elif plan.draws < self.full.draws:

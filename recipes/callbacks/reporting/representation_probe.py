@@ -35,15 +35,16 @@ class RepresentationProbe(Callback):
     raw pixels, with all labels and with a few per class. The table is printed, logged (``test/knn``,
     ``test/linear_5_per_class``, ``test/random_encoder/knn``, ``test/raw_pixels/knn``, ...) and written to
     ``evaluation.json`` in the run directory, with its protocol. The trained encoder has the weights that the test is
-    given: after ``fit``, those of the last step.
+    given; ``checkpoint`` in the protocol names them, with the epochs and images after which they were saved.
 
     The encoder that training started from is known if the Trainer that trains or loads the checkpoint has this
     callback. Its row is left out if it equals the trained encoder. Raw pixels are those of the image, or of its average
     over areas if it is larger than 32 × 32. Their row is left out if there are too many images.
 
-    Measurements may take a share of the computing of the training, ``max_share``. If the full protocol needs more, it
-    is reduced in this order: draws of few labels, references, columns with few labels, images of the bank. A line says
-    so before training, and the protocol states it. ``recipes test`` of the run measures in full. The computing is
+    In a Trainer that trains, measurements may take a share of the computing of the training, ``max_share``. If the
+    full protocol needs more, it is reduced in this order: draws of few labels, references, columns with few labels,
+    images of the bank. A line says so before training, and the protocol states it. A test without a training, such as
+    ``recipes test``, measures in full. The computing is
     counted in operations, not in seconds, so that the result of a run does not depend on the machine.
 
     Args:
@@ -97,7 +98,10 @@ class RepresentationProbe(Callback):
         self.measured: dict[str, Measured] = {}  # by row of the table, from the end of the test until teardown
         self.accuracies: dict[str, dict[str, list[float]]] = {}  # by row and column, one number for each draw
         self._references = References()
-        self._clock = TrainingClock()
+        self._clock = TrainingClock()  # of the weights
+        self._training: TrainingClock | None = None  # of the training that this process has begun or taken up
+        self._fits = False
+        self._checkpoint: str | None = None  # whose weights were put in after training
         self._tell = SaidOnce()
         self._bank_every = 1
         self._plan = Plan(1, draws, 3 if references else 1, tuple(labels_per_class))
@@ -108,7 +112,10 @@ class RepresentationProbe(Callback):
         """Copies the encoder at initialisation: weights of a checkpoint come later."""
         if not self._references.is_of(pl_module):
             self._references.remember(pl_module, copied=self.references and self.every_n_epochs > 0)
-            self._clock = TrainingClock()
+            self._clock, self._training = TrainingClock(), None
+        self._fits = stage == "fit"
+        if self._fits:
+            self._training, self._checkpoint = self._clock, None
 
     # While training
 
@@ -143,7 +150,7 @@ class RepresentationProbe(Callback):
         self._encoders = {}
         if self._can_measure(trainer):
             others = self._references.encoders(trainer, pl_module) if self.references else {}
-            self._plan = self._budget.of_test(trainer, pl_module, others, self._clock.images)
+            self._plan = self._budget.of_test(trainer, pl_module, others, self._images_of_training)
             others = dict(list(others.items())[: self._plan.rows - 1])
             self._encoders = {TRAINED: pl_module, **others}
             FeatureCollector.of(trainer).collect(_FEATURE)
@@ -253,7 +260,12 @@ class RepresentationProbe(Callback):
     @property
     def budget_of_pictures(self) -> float:
         """Operations that the pictures of this run may take."""
-        return self._budget.of_pictures(self._clock.images)
+        return self._budget.of_pictures(self._images_of_training)
+
+    @property
+    def _images_of_training(self) -> int:
+        """Images of the whole training of this process; 0, which has no budget, if it only tests."""
+        return self._training.images if self._training else 0
 
     # Tables and files
 
@@ -270,7 +282,7 @@ class RepresentationProbe(Callback):
             "protocol": {
                 "split": "test",
                 "model": "the weights given to the test, encoder in eval mode, test transforms",
-                **self._clock.protocol(),
+                **self._trained(trainer),
                 "run_seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 "num_classes": _classes(trainer),
                 "bank_images": len(bank.label),
@@ -293,6 +305,25 @@ class RepresentationProbe(Callback):
 
     # How long the encoder was trained
 
+    def weights_of(self, checkpoint: Path, states: dict[str, Any]) -> None:
+        """Learns that the recipe has been given the weights of a checkpoint, without the Trainer.
+
+        Args:
+            checkpoint: its file.
+            states: of the callbacks in it.
+        """
+        self._checkpoint = checkpoint.name
+        if state := states.get(self.state_key):
+            self._clock = TrainingClock.of(state)
+
+    def _trained(self, trainer: Trainer) -> dict[str, Any]:
+        """What the protocol states of the training, and of the checkpoint whose weights are measured."""
+        name = Path(trainer.ckpt_path).name if trainer.ckpt_path else self._checkpoint
+        if name is None and self._training and self._training.images:
+            name = "the last state of the training"
+        weights = {"name": name, "epochs": self._clock.epochs, "training_images_seen": self._clock.images}
+        return {**(self._training or self._clock).protocol(), "checkpoint": weights}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says what the evaluation costs, and starts the clock."""
         if self._budget.start(trainer) and self._can_measure(trainer):
@@ -304,19 +335,20 @@ class RepresentationProbe(Callback):
     ) -> None:
         """Counts the images and reads the clock: all that happens between two batches counts."""
         self._clock.count(len(batch.index) * trainer.world_size)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts the epoch."""
-        self._clock.epochs = trainer.current_epoch + 1
+        if trainer.is_last_batch:  # before the validation, which may save the best checkpoint
+            self._clock.epochs = trainer.current_epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the curve so far, and the epochs behind it."""
         return {"history": self.history, **self._clock.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up where the checkpoint stopped."""
-        self.history = list(state_dict["history"])
-        self._clock.load_state_dict(state_dict)
+        """Takes up where the checkpoint stopped; a test after training keeps what this knows of the training."""
+        self._clock = TrainingClock.of(state_dict)
+        if self._fits:
+            self._training = self._clock
+        if self._fits or self._training is None:
+            self.history = list(state_dict["history"])
 
 
 def _classes(trainer: Trainer) -> int:

@@ -1,20 +1,20 @@
 """Counts epochs, images and seconds of training."""
 
 import time
-from typing import Any
+from typing import Any, Self
 
 
 class TrainingClock:
     """Counts the epochs, images and seconds of a training, over all its resumed parts.
 
     Attributes:
-        epochs: number of epochs.
+        epochs: number of whole epochs.
         images: number of images over all devices and epochs.
         seconds: time in batches and between them.
     """
 
-    def __init__(self) -> None:
-        self.epochs, self.images, self.seconds = 0, 0, 0.0
+    def __init__(self, epochs: int = 0, images: int = 0, seconds: float = 0.0) -> None:
+        self.epochs, self.images, self.seconds = epochs, images, seconds
         self._last = 0.0
 
     def start(self) -> None:
@@ -37,6 +37,7 @@ class TrainingClock:
         """Returns the counts, for a checkpoint."""
         return {"epochs": self.epochs, "images": self.images, "seconds": self.seconds}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the counts from a checkpoint."""
-        self.epochs, self.images, self.seconds = (state_dict[name] for name in ("epochs", "images", "seconds"))
+    @classmethod
+    def of(cls, state_dict: dict[str, Any]) -> Self:
+        """Creates a clock that goes on from the counts of a checkpoint."""
+        return cls(*(state_dict[name] for name in ("epochs", "images", "seconds")))

@@ -20,7 +20,7 @@ class BestCheckpoint(Callback):
 
     The measure is that of a ``ModelCheckpoint`` or, without one, of ``EarlyStopping``. Every command takes the network
     of a run from ``best.ckpt``, if the run has one, and resumes the training from ``last.ckpt``. ``best.json`` records
-    the epoch and the validation measures.
+    the epoch, counted from 0, and the validation measures.
 
     No such file is written if nothing monitors a validation measure, or if the data is a ``TaskSequence``: the network
     with the best value may not have learned the last task.
@@ -84,10 +84,12 @@ class BestCheckpoint(Callback):
         if trainer.is_global_zero:
             self.path.with_name(RECORD).write_text(json.dumps(self._best, indent=1) + "\n")
 
-    def load_best(self, recipe: LightningModule) -> None:
-        """Gives a recipe the weights of the best checkpoint."""
+    def load_best(self, recipe: LightningModule) -> dict[str, Any]:
+        """Gives a recipe the weights of the best checkpoint; returns the states of the callbacks in it."""
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
         recipe.load_state_dict(checkpoint["state_dict"])
+        states: dict[str, Any] = checkpoint["callbacks"]
+        return states
 
     def _is_better(self, value: float) -> bool:
         if not torch.isfinite(torch.tensor(value)):

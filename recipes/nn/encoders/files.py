@@ -102,7 +102,7 @@ def about_checkpoint(file: Path) -> str:
     """Says in one line which state of a run a checkpoint is."""
     record = _json(file.with_name(RECORD)) if file.name == BEST and file.with_name(RECORD).is_file() else {}
     if {"monitor", "value", "epoch"} <= record.keys():
-        value = f"the best {record['monitor']} of the run, {record['value']:.4g}, after epoch {record['epoch']}"
+        value = f"the best {record['monitor']} of the run, {record['value']:.4g}, after epoch {record['epoch'] + 1}"
         return f"{file} is taken: it has {value}"
     return f"{file} is taken" + ": it is the last state of the run" * (file.name == LAST)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -21,6 +21,7 @@ from datamodules import Batch, Digits
 from recipes import SimCLR
 from recipes.callbacks import CollapseMonitor, Health, Pictures, RepresentationProbe
 from recipes.callbacks.reporting import probe_budget
+from recipes.callbacks.reporting.probe_budget import ProbeBudget
 from recipes.nn import ConvNet
 
 
@@ -176,7 +177,55 @@ def test_a_checkpoint_is_compared_with_the_encoder_before_it_was_loaded(run: Sim
     )
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["accuracy"] == run.report["accuracy"]
-    assert report["protocol"] == run.report["protocol"]  # the epochs, too
+    protocol = run.report["protocol"]  # the epochs, too
+    assert protocol["checkpoint"]["name"] == "the last state of the training"
+    assert report["protocol"] == protocol | {"checkpoint": protocol["checkpoint"] | {"name": "last.ckpt"}}
+
+
+class _Second(Callback):
+    """Saves a checkpoint after the validation of the second epoch, as that of a best epoch is saved."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(self.path)
+
+
+def test_only_the_test_in_a_training_has_a_budget_and_it_is_that_of_the_whole_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.callbacks.reporting.probe_budget.FREE", 0)
+    budgets: list[int] = []
+    of_test = ProbeBudget.of_test
+
+    def spied(self: ProbeBudget, trainer: Trainer, recipe: LightningModule, references: Any, images: int) -> Any:
+        if trainer.testing:
+            budgets.append(images)
+        return of_test(self, trainer, recipe, references, images)
+
+    monkeypatch.setattr(ProbeBudget, "of_test", spied)
+    file, model = tmp_path / "best.ckpt", recipe()
+
+    def protocol(it: Trainer) -> Any:
+        it.test(model, digits(), ckpt_path=file, verbose=False)
+        return json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
+
+    def probe() -> RepresentationProbe:
+        return RepresentationProbe(draws=4, max_share=1e-6)
+
+    training = trainer(tmp_path, probe(), _Second(file), max_epochs=3, limit_train_batches=2)
+    training.fit(model, digits())
+    here, later = protocol(training), protocol(trainer(tmp_path, probe()))
+    assert budgets == [3 * 2 * 128, 0]
+    assert here["bank_images"] < later["bank_images"] == 1257
+    assert "reduced" in here
+    assert "reduced" not in later
+    best = {"name": "best.ckpt", "epochs": 2, "training_images_seen": 2 * 2 * 128}
+    assert later["checkpoint"] == best
+    assert (here["epochs"], here["training_images_seen"]) == (3, 3 * 2 * 128)
+    assert (later["epochs"], later["training_images_seen"]) == (2, 2 * 2 * 128)
 
 
 @pytest.mark.slow

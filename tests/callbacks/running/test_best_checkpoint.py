@@ -14,7 +14,7 @@ from recipes.callbacks import BestCheckpoint, Checkpoint
 from recipes.cli import main
 from recipes.cli.commands.export import export
 from recipes.distillation.teacher import teacher_from
-from recipes.evaluation.runs import read_run
+from recipes.evaluation.runs import find_runs, read_run
 from recipes.nn import ConvNet
 from tests.helpers.training import quiet_trainer
 
@@ -183,6 +183,12 @@ def test_every_command_takes_the_best_checkpoint_and_a_resume_the_last(run, tmp_
     assert json.loads(again.read_text())["accuracy"] == accuracy
 
     record = json.loads((directory / "checkpoints" / "best.json").read_text())
+    here, later = (json.loads((each / "evaluation.json").read_text())["protocol"] for each in (directory, again.parent))
+    images = (record["epoch"] + 1) * here["training_images_seen"] // here["epochs"]
+    measured = {"name": "best.ckpt", "epochs": record["epoch"] + 1, "training_images_seen": images}
+    assert here["checkpoint"] == later["checkpoint"] == measured
+    assert here["epochs"] > later["epochs"] == record["epoch"] + 1
+    assert [run.directory for run in find_runs([directory, again.parent])[0]] == [directory]
     found = read_run(directory)
     assert found.best == "val/accuracy"
     assert found.measures["val/accuracy"] == record["value"]
