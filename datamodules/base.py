@@ -77,6 +77,7 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._splits: Splits | None = None
+        self._read_with: tuple[Any, ...] = ()  # how
         self._matched: Splits | None = None
         self._instead: Splits | None = None
         self._train_loader: ResumableLoader | None = None
@@ -100,8 +101,10 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         self._ask_network()
         self._give_back()
         self._position = {}
+        if self._splits is not None and self._read_with != self._all_chosen:
+            self.forget_images()
         if self._splits is None:
-            self._splits = self.load()
+            self._splits, self._read_with = self.load(), self._all_chosen
             self._tell()
         if stage == "fit" and self._overfits:
             rank_zero_info(

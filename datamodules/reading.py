@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+from lightning.pytorch.trainer.states import TrainerStatus
+
 LARGEST_SIZE = 2**14  # of an image: more than a gigabyte in floating point numbers, each
 
 ValueRange = tuple[float, float]
@@ -86,10 +88,6 @@ class ReadsLikeNetwork:
     trainer: Any
     _stated = _of_network = Reading()
 
-    def forget_images(self) -> None:
-        """Drops the images, so that the next ``setup`` reads them again."""
-        raise NotImplementedError
-
     def read_as(self, reading: Reading) -> None:
         """Reads the images like others, except where an argument says otherwise.
 
@@ -111,21 +109,23 @@ class ReadsLikeNetwork:
         chosen = self._stated.filled(self._of_network).filled(self.usual_reading)
         return Reading(**{field: getattr(chosen, field) for field in self.reading_options})
 
+    @property
+    def _all_chosen(self) -> tuple[Any, ...]:
+        """The values that hold now, here and for each of the sources."""
+        return (self._chosen, *(data._all_chosen for data in self.sources))
+
     def _ask_network(self) -> None:
-        """Takes what the arguments leave open from the network of the Trainer."""
-        reading = getattr(getattr(self.trainer, "lightning_module", None), "reading", None)
-        if isinstance(reading, Reading):
-            self._read_like(Reading(), reading)
+        """Takes what the arguments leave open from the network of the run, if there is one.
 
-    def _read_like(self, lasting: Reading, network: Reading) -> bool:
-        """Takes what the arguments leave open, for good or until the next network; drops images read otherwise.
-
-        Returns:
-            Whether that is a change.
+        What a DataModule wraps has no run of its own, although it may have had one before.
         """
-        changes = [data._read_like(lasting, network) for data in self.sources]
-        before = self._chosen
+        state = getattr(self.trainer, "state", None)
+        if state is not None and state.status == TrainerStatus.RUNNING:
+            reading = getattr(self.trainer.lightning_module, "reading", None)
+            self._read_like(Reading(), reading if isinstance(reading, Reading) else Reading())
+
+    def _read_like(self, lasting: Reading, network: Reading) -> None:
+        """Takes what the arguments leave open, for good or until the next network."""
+        for data in self.sources:
+            data._read_like(lasting, network)
         self._stated, self._of_network = self._stated.filled(lasting), network
-        if changed := any(changes) or self._chosen != before:
-            self.forget_images()
-        return changed

@@ -69,12 +69,17 @@ class Normalize(nn.Module):
         self._exact, self.provisional = None, False
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalises uint8 (0 to 255) or float images in [0, 1], [B, C, H, W], C 1 or 3, to torch's default type."""
+        """Normalises uint8 (0 to 255) or float images in [0, 1], [B, C, H, W], C 1 or 3.
+
+        Returns:
+            Images [B, C, H, W] in torch's default type, or in float64 where the recipe is.
+        """
         check_image(image)
         image = to_float(image)
         mean, std = (part[: image.shape[1], None, None].to(image.dtype) for part in (self.mean, self.std))
         std = torch.where(std > 0, std, 1)
-        return (image - mean).div_(std).to(torch.get_default_dtype())
+        is_double = self.mean.dtype == torch.float64  # also after a run in float64
+        return (image - mean).div_(std).to(torch.float64 if is_double else torch.get_default_dtype())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":
         def not_rounded(tensor: Tensor) -> Tensor:  # half precision would round mean and std for good

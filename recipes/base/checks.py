@@ -47,16 +47,21 @@ def check_indices(recipe: "Recipe", given: Any) -> None:
         )
 
 
-def check_loaders(recipe: "Recipe", stage: str) -> None:
-    """Refuses several loaders for one evaluation: measures would be of which one?"""
-    trainer, stage = recipe.trainer, str(getattr(stage, "value", stage))  # Lightning gives an enumeration
-    loops: dict[str, Any] = {
+def source_of(trainer: Any, stage: str) -> Any:
+    """What a run of a Trainer reads: a DataModule, loaders, or a module that makes them; for ``fit``, to validate."""
+    loops = {
         "fit": trainer.fit_loop.epoch_loop.val_loop,
         "validate": trainer.validate_loop,
         "test": trainer.test_loop,
         "predict": trainer.predict_loop,
     }
-    given = loops[stage]._data_source.instance
+    return loops[str(getattr(stage, "value", stage))]._data_source.instance
+
+
+def check_loaders(recipe: "Recipe", stage: str) -> None:
+    """Refuses several loaders for one evaluation: measures would be of which one?"""
+    stage = str(getattr(stage, "value", stage))  # Lightning gives an enumeration
+    given = source_of(recipe.trainer, stage)
     if isinstance(given, list | tuple | dict | CombinedLoader) and (count := len(CombinedLoader(given).flattened)) > 1:
         name = "validation" if stage in ("fit", "validate") else stage
         remedy = "one loader, such as of a torch.utils.data.ConcatDataset"

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from recipes.base.checks import source_of
 from recipes.nn.finite import listed
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class AsLent:
         """Undoes what a run has changed, and drops the gradients of its last step.
 
         Weights keep what they have learned. If the Trainer converted them to half precision, they get their former type
-        back, and unless they have changed since, their former value.
+        back, and unless they have changed since, their former value. A network that has learned in float64 stays in it.
         """
         for part, kind, training in self._modules:
             part.__class__ = kind  # batch norm in parts or across devices is a change of the class
@@ -46,17 +47,20 @@ class AsLent:
         for parameter, learns in self._learns:
             parameter.requires_grad_(learns)
             parameter.grad = None
-        for tensors, name, before in self._tensors:
-            now = tensors[name]
-            if now.dtype != before.dtype:
+        converted = [(tensors[name], old) for tensors, name, old in self._tensors if tensors[name].dtype != old.dtype]
+        if not any(_is_finer(now.data.to(before.device), before) for now, before in converted):
+            for now, before in converted:
                 now.data = _unrounded(now.data.to(before.device), before)
 
 
+def _is_finer(now: Tensor, before: Tensor) -> bool:
+    """Whether a tensor has values that its former type cannot hold."""
+    return torch.promote_types(now.dtype, before.dtype) == now.dtype and not torch.equal(now, before.to(now.dtype))
+
+
 def _unrounded(now: Tensor, before: Tensor) -> Tensor:
-    """A tensor in its former type if that is wider, with its former value if a conversion alone has changed it."""
-    if torch.equal(now, before.to(now.dtype)):
-        return before
-    return now.to(torch.promote_types(now.dtype, before.dtype))
+    """A tensor in its former type, with its former value if a conversion alone has changed it."""
+    return before if torch.equal(now, before.to(now.dtype)) else now.to(before.dtype)
 
 
 class CleanRuns(Callback):
@@ -65,13 +69,25 @@ class CleanRuns(Callback):
     A recipe changes its encoder for a run: it freezes parameters, puts layers into eval mode, or splits batch norm. The
     Trainer converts weights to its precision. This callback undoes such changes when the run ends, also if an exception
     or a keyboard interrupt ends it. A run begins in the precision of the Trainer, with empty metrics; training begins
-    in train mode and without gradients. Parameters that are frozen before the run, and not by the recipe, are named.
+    in train mode and without gradients. Parameters that are frozen before the run, and not by the recipe, are named,
+    and so are layers that alone were in eval mode.
+
+    A Trainer keeps its DataModule and its progress. Its former DataModule is not that of a run on other loaders, and a
+    Trainer that has reached its limit before is refused.
 
     Every recipe adds this callback to its Trainer.
+
+    Raises:
+        ValueError: if the Trainer has reached ``max_epochs`` or ``max_steps`` in an earlier run.
     """
+
+    _resumes = False
 
     def setup(self, trainer: Trainer, pl_module: "Recipe", stage: str) -> None:  # type: ignore[override]
         """Notes how the networks are, before the recipe changes them."""
+        self._resumes = False
+        if source_of(trainer, stage) is not pl_module.datamodule:
+            trainer.datamodule = None  # type: ignore[attr-defined]
         pl_module.give_back()
         pl_module.lend(pl_module)
         pl_module.step_columns.clear()
@@ -81,11 +97,29 @@ class CleanRuns(Callback):
         if trainer.precision in _SINGLE:
             pl_module.to(torch.get_default_dtype())  # after a run in another precision
         if stage == "fit":
+            encoder = pl_module.encoder
+            fixed = [name for name, part in encoder.named_modules() if encoder.training and not part.training]
             pl_module.train()
             pl_module.zero_grad()
+            if moved := [name for name in fixed if encoder.get_submodule(name).training]:
+                rank_zero_warn(
+                    f"layers of the encoder were in eval mode and train now: {listed(moved)}. An encoder "
+                    "whose train() leaves them in eval mode keeps them"
+                )
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: "Recipe", checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        """Notes that the run goes on with a checkpoint, which may be the last of its run."""
+        self._resumes = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: "Recipe") -> None:  # type: ignore[override]
-        """Names the parameters that are frozen, and not by the recipe."""
+        """Refuses a Trainer that has nothing left to do; names parameters that are frozen, and not by the recipe."""
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        ended = epochs >= (trainer.max_epochs or 0) > 0 or steps >= trainer.max_steps > 0
+        if ended and steps > 0 and not self._resumes and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"the Trainer has reached its limit in an earlier run, after step {steps}, and would train no further: "
+                "create a new Trainer"
+            )
         frozen = set(pl_module.frozen_parameters())
         named = pl_module.encoder.named_parameters()
         if names := [name for name, each in named if not each.requires_grad and each not in frozen]:

@@ -1,5 +1,6 @@
 """What all recipes share: an encoder, its optimiser and schedule, random keys, and gathering across devices."""
 
+import copy
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -234,6 +235,9 @@ class Recipe(AnyRecipe):
         if stage == "fit":
             for parameter in self.frozen_parameters():
                 parameter.requires_grad_(False)
+            learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
+            if not learns and self.normalize.known is None:  # those of this data are not the encoder's
+                self.normalize = copy.deepcopy(self.normalize)
         data = self.datamodule
         check_loaders(self, stage)
         if not isinstance(data, ImageDataModule):

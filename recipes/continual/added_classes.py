@@ -10,10 +10,11 @@ import torch
 
 from datamodules import ImageDataModule, Tasks, TaskSequence
 from datamodules.loading.dataset import ImageSelection
+from datamodules.reading import Reading
 from datamodules.wrappers.task_epochs import TaskEpochs
 from datamodules.wrappers.task_images import TaskImages, TaskSplits
 from datamodules.wrappers.tasks import Scenario
-from recipes.nn.encoders.files import checkpoint_file, why_unreadable
+from recipes.nn.encoders.files import checkpoint_file, read_weights, why_unreadable
 
 
 class AddedClasses(TaskSequence):
@@ -24,7 +25,8 @@ class AddedClasses(TaskSequence):
     is the situation that Learning without Forgetting was written for (Li & Hoiem, 2016, arXiv:1606.09282).
 
     A recipe loads the encoder and the head of the classifier when training begins, and normalises images as the
-    classifier does. The encoder of the recipe must be the network of the classifier.
+    classifier does. Size and channels of the images are those that the classifier was trained with, unless ``base``
+    states others. The encoder of the recipe must be the network of the classifier.
 
     Args:
         classifier: finished classifier: the directory of a run, a checkpoint, or a file of weights with a linear layer
@@ -92,6 +94,15 @@ class AddedClasses(TaskSequence):
     def tasks(self) -> Tasks:
         """How many classes each task has, and the scenario."""
         return Tasks((len(self.learned), *self._new.tasks.sizes), self.scenario)
+
+    def _ask_network(self) -> None:
+        """Takes what the arguments of the new images leave open from the classifier."""
+        self.read_as(self._reading_of_classifier)
+        super()._ask_network()
+
+    @cached_property
+    def _reading_of_classifier(self) -> Reading:
+        return read_weights(self.classifier).reading if self.learned else Reading()
 
     def task_sources(self) -> list[tuple[ImageDataModule, list[int]]]:
         """For each task, where it is from, and its classes there: none for the first."""

@@ -73,7 +73,7 @@ class ContinualRecipe(ContinualClassifier):
 
     scenarios: ClassVar[tuple[Scenario, ...]] = ("task", "class", "domain")
     reads_old_heads: ClassVar[bool] = False  # whether the loss of the scenario task reads the heads of old tasks
-    _marks = (*ContinualClassifier._marks, "begun", "ended")
+    _marks = (*ContinualClassifier._marks, "begun", "ended", "first_without_images")
     adds_classes: ClassVar[str | None] = None  # what it lacks as it adds classes to a classifier; null: it cannot
     stays_near: ClassVar[str | None] = None  # the baseline that a method without old images stays near in ``class``
 
@@ -184,9 +184,9 @@ class ContinualRecipe(ContinualClassifier):
 
     def setup(self, stage: str) -> None:
         """Checks that the data is the sequence of tasks that the recipe was made for."""
-        super().setup(stage)
         data = self.datamodule
         if stage == "predict" and not isinstance(data, TaskSequence):
+            super().setup(stage)
             return
         if not isinstance(data, TaskSequence):
             raise ValueError(
@@ -198,6 +198,7 @@ class ContinualRecipe(ContinualClassifier):
                 f"the data has {data.tasks}, but the recipe was created for {self.tasks}: create the recipe with "
                 "tasks=data.tasks"
             )
+        super().setup(stage)
         if stage == "fit":
             self._resumes = False
             if isinstance(data, AddedClasses) and self.begun == 0:

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from recipes.base.checkpoint import load
+from recipes.base.checks import tell_reading
 from recipes.base.classifier import Classifier
 from recipes.continual.added_classes import AddedClasses
 from recipes.nn import MultiHead, evaluating
@@ -65,6 +66,8 @@ def _take_run(recipe: "ContinualRecipe", source: nn.Module, data: AddedClasses) 
     recipe.encoder.pretrained = True
     if (known := source.normalize.known) is not None:
         recipe.normalize.set(*known)
+    recipe.reading = source.reading
+    tell_reading(recipe, None)
     _take_head(recipe, head.weight, head.bias)
     _check_same(recipe, source, data)
 

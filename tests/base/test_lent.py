@@ -7,9 +7,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
+from torch.utils.data import DataLoader
 
 from datamodules import Digits
-from recipes import InstanceDiscrimination, LinearProbe, MoCo, Supervised
+from recipes import SVM, InstanceDiscrimination, LinearProbe, MoCo, Supervised
 from recipes.nn import ConvNet
 from tests.helpers.training import quiet_trainer
 
@@ -62,6 +63,43 @@ def test_parameters_that_the_recipe_did_not_freeze_are_named(recwarn):
     assert not [each for each in recwarn if "requires_grad" in str(each.message)]
 
 
+@pytest.mark.parametrize("kind", [LinearProbe, SVM])
+def test_a_probe_keeps_the_normalisation_of_its_data_to_itself(kind):
+    dark = DataLoader([(torch.full((1, 8, 8), 0.1 * i / 63), i % 2) for i in range(64)], batch_size=32)
+    encoder = supervised().encoder
+    probe = kind(encoder, 10)
+    probe.normalize.set((0.25,), (0.5,), provisional=True)  # of data that it was only used with
+    fit(probe)
+    mean = probe.normalize.mean.clone()
+    assert encoder.input_normalize.known is None
+    quiet_trainer(max_steps=1).fit(Supervised(encoder, 10, scheduler=None), dark)
+    assert torch.equal(probe.normalize.mean, mean)
+    assert not torch.equal(encoder.input_normalize.mean, mean)
+
+
+def test_loaders_are_not_taken_for_the_data_of_the_run_before():
+    recipe, trainer, data = supervised(), quiet_trainer(max_steps=2), Digits(size=8, batch_size=32)
+    trainer.fit(recipe, datamodule=data)
+    images = [(torch.rand(1, 8, 8), 0)] * 4
+    assert len(trainer.predict(recipe, DataLoader(images, batch_size=2))) == 2
+    assert trainer.validate(recipe, DataLoader(images, batch_size=2), verbose=False)
+
+
+def test_a_trainer_that_has_nothing_left_to_do_is_refused():
+    trainer, data = quiet_trainer(max_steps=2), Digits(size=8, batch_size=32)
+    trainer.fit(supervised(), datamodule=data)
+    with pytest.raises(ValueError, match="reached its limit in an earlier run, after step 2"):
+        trainer.fit(supervised(), datamodule=data)
+
+
+def test_layers_that_alone_were_in_eval_mode_are_named():
+    recipe = supervised()
+    recipe.encoder.network[1].eval()
+    with pytest.warns(UserWarning, match=r"layers of the encoder were in eval mode and train now: network.1"):
+        fit(recipe)
+    assert not recipe.encoder.network[1].training
+
+
 def test_a_recipe_in_eval_mode_trains_in_train_mode():
     recipe = fit(supervised().eval())
     torch.testing.assert_close(recipe.state_dict(), fit(supervised()).state_dict(), rtol=0, atol=0)
@@ -74,6 +112,14 @@ def test_prediction_in_half_precision_does_not_round_the_weights():
     quiet_trainer(precision="bf16-true").predict(recipe, Digits(size=8))
     torch.testing.assert_close(recipe.state_dict(), before, rtol=0, atol=0)
     assert recipe.dtype == torch.float32
+
+
+def test_a_recipe_that_was_trained_in_float64_takes_images_of_any_type():
+    recipe = fit(supervised(), precision="64-true")
+    image = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    logits = [recipe.classify(each) for each in (image, image / 255, image.double() / 255)]
+    assert {each.dtype for each in logits} == {torch.float64}
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_state_dict_carries_the_names_of_the_classes():

@@ -68,6 +68,22 @@ def accuracy(learner, folder, colours, task):
     return sum(right) / len(right)
 
 
+def test_new_images_are_read_as_the_classifier_was_trained(folder):
+    data = AddedClasses(folder / "first", ImageFolder(folder / "new"), scenario="task", batch_size=8)
+    learner = made(FineTuning, data)
+    quiet_trainer(max_epochs=-1, limit_val_batches=0).fit(learner, data)
+    assert data.image_shape == (3, 8, 8)
+    assert learner.reading.image_size == 8
+
+
+def test_a_copy_of_the_weights_knows_that_the_first_task_has_no_images(folder):
+    data = added(folder, "class")
+    learner, new = fitted(ICaRL, data), made(ICaRL, data)
+    new.load_state_dict(learner.state_dict())
+    image = torch.rand(4, 3, 8, 8)
+    assert torch.equal(new.eval().classify(image), learner.classify(image))
+
+
 @pytest.mark.parametrize("recipe", [LwF, FeatureExtraction, FineTuning, EWC])
 def test_new_classes_are_learned_beside_those_of_the_classifier(recipe, folder, caplog):
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")

@@ -50,9 +50,12 @@ def test_gradients_are_those_of_the_batch_at_once(size, tmp_path):
 
 
 def test_gradients_with_frozen_batch_norm_are_those_of_the_batch_at_once(tmp_path):
-    """Lightning leaves modules in the mode that they are given in."""
-    _, expected = fit(tmp_path, None, lambda: ConvNet((4, 8)).eval())
-    _, seen = fit(tmp_path, 24, lambda: ConvNet((4, 8)).eval())
+    class Frozen(ConvNet):
+        def train(self, mode=True):
+            return super().train(False)
+
+    _, expected = fit(tmp_path, None, lambda: Frozen((4, 8)))
+    _, seen = fit(tmp_path, 24, lambda: Frozen((4, 8)))
     torch.testing.assert_close(seen, expected, rtol=1e-9, atol=1e-12)
 
 

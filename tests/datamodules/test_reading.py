@@ -78,6 +78,20 @@ def test_data_is_not_changed_by_the_network_that_read_it(pictures):
     assert data.image_shape == (3, 224, 224)
 
 
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_what_wraps_data_that_another_network_has_read_is_not_changed_by_it(kind, pictures):
+    """Whichever of the two is used in between."""
+    recipe = trained(ImageFolder(pictures, 9, 1, batch_size=4))
+    base = ImageFolder(pictures, batch_size=4)
+    assert predicted_shape(recipe, base) == (1, 9, 9)
+    data = wrapped(kind, base)
+    trained(data, channels=3)
+    assert data.image_shape == (3, 224, 224)
+    assert predicted_shape(recipe, base) == (1, 9, 9)
+    assert predicted_shape(recipe, data) == (1, 9, 9)
+    assert next(iter(data.predict_dataloader())).image.shape[1:] == (1, 9, 9)
+
+
 def test_images_are_not_read_again_for_the_network_that_was_trained_on_them(pictures):
     data = ImageFolder(pictures, 9, 1, batch_size=4)
     recipe = trained(data)

@@ -57,6 +57,11 @@ class Pictures(Callback):
 
     # Training
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets the losses of another run; those of a run that goes on are in its checkpoint."""
+        if stage == "fit":
+            self._steps, self._losses, self._pending, self._batch = [], [], [], None
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Keeps some images of the first batch."""
         if self._batch is None:

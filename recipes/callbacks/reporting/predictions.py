@@ -51,6 +51,10 @@ class PredictionFile(Callback):
         self.filename = filename
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets what is left of a prediction that was interrupted."""
+        self._parts.clear()
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,

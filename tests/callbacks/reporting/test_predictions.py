@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from PIL import Image
 
 from datamodules import Digits, ImageDataModule, ImageFolder
@@ -39,6 +39,23 @@ def folder(root: Path, *names: str) -> ImageFolder:
 def supervised(channels: int, classes: int) -> Supervised:
     seed_everything(0, verbose=False)
     return Supervised(ConvNet((4, 8), in_channels=channels), classes)
+
+
+class Failure(Callback):
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        raise RuntimeError("out of luck")
+
+
+def test_nothing_of_a_prediction_that_failed_is_written(tmp_path: Path) -> None:
+    data, written = Digits(size=8, batch_size=100), PredictionFile()
+    with pytest.raises(RuntimeError):
+        quiet_trainer(callbacks=[written, Failure()]).predict(supervised(1, 10), data)
+    recipe = SimCLR(ConvNet((4, 8)))
+    predict(tmp_path / "after", recipe, data, written)
+    predict(tmp_path / "fresh", recipe, data)
+    after, fresh = (np.load(tmp_path / name / "predictions.npz") for name in ("after", "fresh"))
+    assert sorted(after) == sorted(fresh)
+    assert np.array_equal(after["feature"], fresh["feature"])
 
 
 def test_the_table_has_the_most_probable_class_of_every_image_and_its_probability(tmp_path: Path) -> None:
