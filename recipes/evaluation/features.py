@@ -1,6 +1,6 @@
 """Features of images as the evaluation sees them: in eval mode, from all devices, in the order of the dataset."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from contextlib import ExitStack
 from itertools import islice
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from datamodules import Batch
 from datamodules.batch import is_filler
+from recipes.evaluation.chunks import chunks
 from recipes.nn import evaluating
 
 _INDEX_BITS = 40  # of a number that orders images: the index below, the number of the loader above
@@ -49,6 +50,7 @@ class Collector:
         dtype: floating-point type in which they are kept.
         names: names of the columns that ``add`` gets for every batch, beside labels and indices.
         every: keeps the images whose index is a multiple of it, > 0; 1 keeps all.
+        images: number of images that this device adds, if it is known. Its memory is then taken once.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Collector:
         dtype: torch.dtype = torch.float32,
         names: Iterable[str] = ("feature",),
         every: int = 1,
+        images: int = 0,
     ) -> None:
         self.every = every
         # devices without an image take part in gathering
-        self._columns = {name: [torch.empty(0, 0, device=device, dtype=dtype)] for name in names}
+        self._columns = {name: _Rows(torch.empty(0, 0, device=device, dtype=dtype), images) for name in names}
         self._labels = [torch.empty(0, dtype=torch.int64, device=device)]
         self._orders = [torch.empty(0, dtype=torch.int64, device=device)]
 
@@ -79,8 +82,8 @@ class Collector:
         if is_filler(batch):
             return
         kept = slice(None) if self.every == 1 else batch.index % self.every == 0
-        for name, parts in self._columns.items():
-            parts.append(check_rows(columns[name], batch).detach().to(parts[0].dtype)[kept])
+        for name, rows in self._columns.items():
+            rows.append(check_rows(columns[name], batch).detach()[kept])
         label = batch.label if batch.label.ndim == 1 else torch.full_like(batch.index, -1)
         self._labels.append(label[kept])
         self._orders.append((batch.index + (dataloader << _INDEX_BITS))[kept])
@@ -96,23 +99,47 @@ class Collector:
     def gather_columns(self) -> dict[str, Features]:
         """The same for each column, by its name; all have the same labels and indices.
 
-        One column at a time is held twice, once more where devices share or repeat images.
+        If ``images`` was known, one device holds no column twice, and several hold no more than their shares of one
+        column twice, and a second copy of what came out of order. Otherwise one column at a time is held twice.
         """
         label, order = join(self._labels), join(self._orders)
+        count = len(order)
         order, row = torch.sort(order, stable=True)
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = order[1:] != order[:-1]  # a sampler may repeat images so that all devices get the same number
         row = row[new]
         index = order[new] & ((1 << _INDEX_BITS) - 1)
-        in_order = row.equal(torch.arange(len(label), device=row.device))  # as on one device: nothing is copied
-
-        def sorted_rows(x: Tensor) -> Tensor:
-            return x if in_order else x[row]
-
-        label = sorted_rows(label)
+        in_order = row.equal(torch.arange(count, device=row.device))  # as on one device: nothing is copied
+        label = label if in_order else label[row]
         return {
-            name: Features(sorted_rows(join(self._columns.pop(name))), label, index) for name in list(self._columns)
+            name: Features(_in_order(self._columns.pop(name).joined(), None if in_order else row, count), label, index)
+            for name in list(self._columns)
         }
+
+
+class _Rows:
+    """Rows of numbers that come in parts, in one piece of memory if their number is known before."""
+
+    def __init__(self, empty: Tensor, expected: int) -> None:
+        self.parts = [empty]
+        self.expected = expected
+        self.used = 0  # rows of the last part
+
+    def append(self, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        if self.used + len(rows) > len(self.parts[-1]):
+            self.parts[-1] = self.parts[-1][: self.used]
+            self.parts.append(self.parts[0].new_empty(max(self.expected, len(rows)), rows.shape[1]))
+            self.expected = self.used = 0
+        self.parts[-1][self.used : self.used + len(rows)] = rows
+        self.used += len(rows)
+
+    def joined(self) -> Tensor:
+        """All rows; none are left here."""
+        *parts, last = self.parts
+        self.parts = []
+        return _cat([*parts, last[: self.used]])
 
 
 def check_rows(column: object, batch: Batch) -> Tensor:
@@ -137,7 +164,11 @@ def forward(encoder: nn.Module, image: Tensor, trainer: Trainer) -> Tensor:
 
 
 def extract(
-    encoders: Mapping[str, nn.Module], loader: Iterable[Batch], trainer: Trainer, dtype: torch.dtype = torch.float32
+    encoders: Mapping[str, nn.Module],
+    loader: Iterable[Batch],
+    trainer: Trainer,
+    dtype: torch.dtype = torch.float32,
+    images: int | None = None,
 ) -> dict[str, Features]:
     """Takes the features of the images of a loader, in eval mode and in the Trainer's precision.
 
@@ -149,16 +180,19 @@ def extract(
         loader: gives Batches.
         trainer: whose device and precision are used.
         dtype: that the features are kept in.
+        images: number of images that the loader gives on this device; None reads it from a ``DataLoader``, if possible.
 
     Returns:
         The features that each encoder gives for the images of all devices.
     """
-    collector = Collector(trainer.strategy.root_device, dtype, encoders)
+    limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    if images is None:
+        images = _images_of(loader)
+    collector = Collector(trainer.strategy.root_device, dtype, encoders, images=0 if limit else images)
     with ExitStack() as stack:
         stack.enter_context(isolate_rng())  # an iterator over a DataLoader draws a seed
         for encoder in encoders.values():
             stack.enter_context(evaluating(encoder))
-        limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
         for batch in islice(loader, limit or None):
             batch = trainer.strategy.batch_to_device(batch)
             collector.add_columns(
@@ -167,14 +201,47 @@ def extract(
     return collector.gather_columns()
 
 
+def _images_of(loader: object) -> int:
+    sampler = getattr(loader, "sampler", None)
+    return len(sampler) if isinstance(sampler, Sized) else 0
+
+
 def join(parts: list[Tensor]) -> Tensor:
     """Joins tensors [n, ...] of all devices to one, in rank order; each device gives at least one, which may be empty.
 
     Every device has to call this.
     """
+    joined = _cat(parts)
+    return _cat(gather_all_tensors(joined)) if _are_several() else joined
+
+
+def _in_order(column: Tensor, row: Tensor | None, count: int) -> Tensor:
+    """Rows of all devices in the order ``row``, given this device's rows; None leaves the ``count`` rows as they are.
+
+    Devices send chunks, so that beside the result and the shares no more than a chunk is in memory.
+    """
+    if not _are_several():
+        return column if row is None else column[row]
+    shapes = torch.stack(gather_all_tensors(torch.tensor(column.shape, device=column.device))).tolist()
+    width, most = max(shape[1] for shape in shapes), max(shape[0] for shape in shapes)
+    place = torch.full((count,), -1, device=column.device)  # -1: a repeated image
+    row = torch.arange(count, device=column.device) if row is None else row
+    place[row] = torch.arange(len(row), device=column.device)
+    places = place.split([shape[0] for shape in shapes])
+    whole = column.new_empty(len(row), width)
+    column = column if len(column) else column.new_empty(0, width)
+    for rows in chunks(most, width * len(shapes), column.dtype):
+        for part, to in zip(gather_all_tensors(column[rows]), places):
+            known = to[rows] >= 0
+            whole[to[rows][known]] = part[known]
+    return whole
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
     parts = [part for part in parts if len(part)] or parts[:1]
-    joined = torch.cat(parts)
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return joined
-    everyones = gather_all_tensors(joined)
-    return torch.cat([part for part in everyones if len(part)] or everyones[:1])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _are_several() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -1,12 +1,13 @@
 """Linear classifiers on frozen features: logistic regression and support vector machines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recipes.evaluation.chunks import chunks, rows_of_chunk
 from recipes.evaluation.features import Features
 
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # our choice, for standardised features
@@ -25,7 +26,8 @@ def linear_probe(
 
     Features are standardised by mean and standard deviation over the whole bank. The weights W minimise the sum of
     the cross-entropies plus l2 / 2 · ||W||², the bias is not penalised: with l2 = 1, what scikit-learn's
-    ``LogisticRegression(C=1)`` minimises. Full-batch L-BFGS, started at zero.
+    ``LogisticRegression(C=1)`` minimises. Full-batch L-BFGS, started at zero. The loss and its gradient are summed over
+    chunks of the bank, so that beside the bank only a few chunks and the weights of some 50 iterations are in memory.
 
     Args:
         bank: labelled images, the training set.
@@ -45,19 +47,20 @@ def linear_probe(
         raise ValueError(f"l2 is {l2}: it must be positive, or separable classes have no best weights")
     with torch.inference_mode(False), torch.enable_grad():  # the Trainer validates in inference mode
         mean, std = _standard(bank.feature)
-        train, test = (bank.feature - mean) / std, (query.feature - mean) / std
         label = bank.label.clone()  # out of inference mode, like what is computed here
-        x, label = (train[None], label[None]) if draws is None else (train[draws], label[draws])  # [D, n, F], [D, n]
-        basis = None
-        if x.shape[1] < x.shape[2]:  # the best weights lie in the span of the images, so n numbers say what F would
-            basis, triangle = torch.linalg.qr(x.mT)  # [D, F, n], [D, n, n]
-            x = triangle.mT
-        weight, bias = _logistic_regression(x, label, num_classes, l2, max_iterations)
-    if basis is not None:
-        weight = basis @ weight
-    # one draw at a time, so that memory does not grow with their number
-    classes = torch.stack([(test @ w + b).argmax(1) for w, b in zip(weight, bias)])
-    return classes[0] if draws is None else classes
+        if draws is None:
+            problems = [(bank.feature[None], label[None])]
+        else:  # as many draws at once as fit in a chunk
+            at_once = rows_of_chunk(draws.shape[1] * max(len(mean), num_classes), mean.dtype)
+            problems = ((bank.feature[rows], label[rows]) for rows in draws.split(at_once))
+        fits = [_fit(x, y, mean, std, num_classes, l2, max_iterations) for x, y in problems]
+    weight, bias = (torch.cat(each) for each in zip(*fits))
+    classes = []
+    for rows in chunks(len(query.feature), len(mean), mean.dtype):
+        x = (query.feature[rows] - mean).div_(std)
+        classes.append(torch.stack([(x @ w + b).argmax(1) for w, b in zip(weight, bias)]))
+    found = torch.cat(classes, dim=1)
+    return found[0] if draws is None else found
 
 
 class SVMFit(NamedTuple):
@@ -152,13 +155,51 @@ def _standard(feature: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 1e-6 * mean.abs(), std, 1)
 
 
-def _logistic_regression(
-    x: Tensor, label: Tensor, num_classes: int, l2: float, max_iterations: int
+def _fit(
+    x: Tensor, label: Tensor, mean: Tensor, std: Tensor, num_classes: int, l2: float, max_iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Solves D problems [D, n, F] at once; their sum is minimal where each is."""
+    """Solves D problems, given features [D, n, F] that are not standardised yet."""
     problems, images, width = x.shape
-    weight = x.new_zeros(problems, width, num_classes, requires_grad=True)
-    bias = x.new_zeros(problems, 1, num_classes, requires_grad=True)
+
+    parts = chunks(images, problems * max(width, num_classes), x.dtype)
+    memory = x.new_empty(problems, parts[0].stop, width)  # of one chunk after the other
+
+    def standardised(rows: slice) -> tuple[Tensor, Tensor]:
+        chunk = memory[:, : rows.stop - rows.start]
+        return torch.sub(x[:, rows], mean, out=chunk).div_(std), label[:, rows]
+
+    if len(parts) > 1:
+        return _logistic_regression(lambda: map(standardised, parts), x.shape, num_classes, l2, max_iterations)
+    whole, _ = standardised(parts[0])
+    basis = None
+    if images < width:  # the best weights lie in the span of the images, so n numbers say what F would
+        basis, triangle = torch.linalg.qr(whole.mT)  # [D, F, n], [D, n, n]
+        whole = triangle.mT
+    weight, bias = _logistic_regression(lambda: [(whole, label)], whole.shape, num_classes, l2, max_iterations)
+    return weight if basis is None else basis @ weight, bias
+
+
+def _logistic_regression(
+    parts: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    shape: Sequence[int],
+    num_classes: int,
+    l2: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """Solves D problems of features [D, n, F] at once; their sum is minimal where each is.
+
+    Args:
+        parts: gives features and labels, a chunk of the n images at a time.
+        shape: D, n and F of all images.
+        num_classes: see ``linear_probe``.
+        l2: see ``linear_probe``.
+        max_iterations: see ``linear_probe``.
+    """
+    problems, images, width = shape
+    example, _ = next(iter(parts()))
+    weight = example.new_zeros(problems, width, num_classes, requires_grad=True)
+    bias = example.new_zeros(problems, 1, num_classes, requires_grad=True)
+    del example
     solver = torch.optim.LBFGS(
         [weight, bias],
         max_iter=max_iterations,
@@ -168,14 +209,17 @@ def _logistic_regression(
     )
 
     def objective() -> Tensor:
+        """The mean over the images, so that the tolerance means the same everywhere."""
         solver.zero_grad()
-        logits = torch.baddbmm(bias, x, weight)  # [D, n, classes]
-        fit = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="sum")
-        value = (
-            fit + l2 / 2 * weight.square().sum()
-        ) / images  # means, so that the tolerance means the same everywhere
-        value.backward()
-        return value
+        value = torch.zeros_like(weight[0, 0, 0])
+        for x, label in parts():
+            logits = torch.baddbmm(bias, x, weight)  # [D, rows, classes]
+            fit = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="sum")
+            (fit / images).backward()
+            value = value + fit.detach()
+        penalty = l2 / 2 * weight.square().sum()
+        (penalty / images).backward()
+        return (value + penalty.detach()) / images
 
     solver.step(objective)
     return weight.detach(), bias.detach()

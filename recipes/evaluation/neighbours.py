@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recipes.evaluation.chunks import chunks
 from recipes.evaluation.features import Features
 from recipes.evaluation.transferability import checked
-
-_CHUNK = 1 << 24  # similarities in memory at a time
 
 
 def knn(
@@ -40,10 +39,9 @@ def knn(
         raise ValueError(f"k is {k}: it must be at least 1")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}: it must be positive")
-    neighbour, image = F.normalize(bank.feature), F.normalize(query.feature)
     if draws is None:
-        return _vote(neighbour, bank.label, image, num_classes, k, temperature)
-    votes = [_vote(neighbour[rows], bank.label[rows], image, num_classes, k, temperature) for rows in draws]
+        return _vote(bank.feature, bank.label, query.feature, num_classes, k, temperature)
+    votes = [_vote(bank.feature[rows], bank.label[rows], query.feature, num_classes, k, temperature) for rows in draws]
     return torch.stack(votes)  # [D, M]
 
 
@@ -63,7 +61,7 @@ def leave_one_out(feature: Tensor, label: Tensor, num_classes: int, k: int, temp
     Raises:
         ValueError: if there are fewer than two images, features and labels do not fit, or ``k`` is not positive.
     """
-    x = F.normalize(checked(feature, label, num_classes))
+    x = checked(feature, label, num_classes)
     if k < 1 or len(x) < 2:
         raise ValueError(f"there are {len(x)} images and k is {k}: it takes two images and one neighbour at least")
     predicted = _vote(x, label, x, num_classes, k, temperature, exclude_self=True)
@@ -79,19 +77,37 @@ def _vote(
     temperature: float,
     exclude_self: bool = False,
 ) -> Tensor:
-    """Classifies images [M, F] by neighbours [N, F], all of length one.
+    """Classifies images [M, F] by neighbours [N, F], a chunk of either at a time.
 
     With ``exclude_self`` images and neighbours are the same, and no image is its own neighbour.
     """
     k = min(k, len(neighbour) - exclude_self)
-    classes, start = [], 0
-    for part in image.split(max(1, _CHUNK // len(neighbour))):
-        similarity = part @ neighbour.T
-        if exclude_self:
-            similarity.diagonal(start).fill_(-torch.inf)
-        similarity, row = similarity.topk(k, dim=1)
+    width = neighbour.shape[1]
+    theirs = chunks(len(neighbour), width, neighbour.dtype)
+    ours = chunks(len(image), max(width, theirs[0].stop, num_classes), neighbour.dtype)
+    nearest = [
+        (image.new_empty(rows.stop - rows.start, 0), label.new_empty(rows.stop - rows.start, 0)) for rows in ours
+    ]
+    for there in theirs:
+        unit = F.normalize(neighbour[there])
+        for number, here in enumerate(ours):
+            similarity = F.normalize(image[here]) @ unit.T
+            if exclude_self:
+                similarity.diagonal(here.start - there.start).fill_(-torch.inf)
+            nearest[number] = _nearest(similarity, label[there], k, *nearest[number])
+    classes = []
+    for similarity, voter in nearest:
         weight = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the nearest: no overflow
-        votes = weight.new_zeros(len(part), num_classes).scatter_add_(1, label[row], weight)
+        votes = weight.new_zeros(len(weight), num_classes).scatter_add_(1, voter, weight)
         classes.append(votes.argmax(1))
-        start += len(part)
     return torch.cat(classes)
+
+
+def _nearest(similarity: Tensor, label: Tensor, k: int, known: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities [M, k] and labels of the nearest among neighbours [M, n] and those known so far [M, m]."""
+    similarity, row = similarity.topk(min(k, len(label)), dim=1)
+    if not known.shape[1]:
+        return similarity, label[row]
+    joined = torch.cat([known, similarity], dim=1)
+    similarity, place = joined.topk(min(k, joined.shape[1]), dim=1)
+    return similarity, torch.cat([labels, label[row]], dim=1).gather(1, place)

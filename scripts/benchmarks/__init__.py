@@ -13,5 +13,6 @@ PARTS = (
     "distillation",
     "continual",
     "evaluation",
+    "probe",
     "gpu",
 )

@@ -43,7 +43,9 @@ def standardised(bank: Features, query: Features) -> tuple[np.ndarray, np.ndarra
 
 def test_logistic_regression_finds_the_weights_of_scikit_learn() -> None:
     bank = random_features(80, 0)
-    weight, bias = linear._logistic_regression(bank.feature[None], bank.label[None], 4, l2=1.0, max_iterations=200)
+    weight, bias = linear._logistic_regression(
+        lambda: [(bank.feature[None], bank.label[None])], (1, 80, 6), 4, l2=1.0, max_iterations=200
+    )
     theirs = LogisticRegression(C=1, tol=1e-10, max_iter=10_000).fit(bank.feature.numpy(), bank.label.numpy())
     np.testing.assert_allclose(weight[0].T.numpy(), theirs.coef_, atol=2e-3)
     np.testing.assert_allclose(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.evaluation import knn, leave_one_out, neighbours
+from recipes.evaluation import chunks, knn, leave_one_out
 from recipes.evaluation.features import Features
 from recipes.evaluation.few_labels import few_label_draws
 
@@ -72,7 +72,7 @@ def test_knn_does_not_overflow_at_low_temperatures() -> None:
 def test_knn_does_not_depend_on_how_many_images_are_classified_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     bank, query = random_features(60, 0), random_features(25, 1)
     whole = knn(bank, query, 4, k=5)
-    monkeypatch.setattr(neighbours, "_CHUNK", 3 * 60)
+    monkeypatch.setattr(chunks, "BYTES", 7 * 6 * 8)  # seven images of the bank, and six to classify
     assert torch.equal(knn(bank, query, 4, k=5), whole)
 
 
@@ -112,7 +112,7 @@ def test_leave_one_out_does_not_depend_on_how_many_images_are_classified_at_a_ti
 ) -> None:
     feature, label, _ = random_features(60, 0)
     whole = leave_one_out(feature, label, 4, k=5)
-    monkeypatch.setattr(neighbours, "_CHUNK", 7 * 60)
+    monkeypatch.setattr(chunks, "BYTES", 7 * 6 * 8)
     assert leave_one_out(feature, label, 4, k=5) == whole
 
 

@@ -10,7 +10,6 @@ from recipes.callbacks.reporting.references import PIXELS, RANDOM
 from recipes.evaluation.budget import FREE, Plan, Task, affordable, forward_operations, training_operations
 from recipes.evaluation.representation import PIXEL_SIDE
 
-_MOST_BYTES = 24 << 30  # of the features of the bank, of all rows of the table together
 _WHILE_TRAINING, _AT_THE_END = 0.4, 0.4  # of what may be spent; the rest is for pictures
 
 
@@ -118,15 +117,15 @@ class ProbeBudget:
         return Task(bank, 0 if images is None else len(images), data.num_classes, self._forward, widths, passes)
 
 
-def every_that_fits(loader: Any, width: int) -> int:
-    """The smallest step between the images of a bank with which their features fit in memory.
+def every_that_fits(images: int, width: int, max_bytes: int) -> int:
+    """The smallest step between the images of a bank with which their features, in float32, fit in memory.
 
     Args:
-        loader: loader of the whole bank.
+        images: number of images of the whole bank.
         width: number of features of an image, of all rows of the table together.
+        max_bytes: largest size of the features.
     """
-    images = getattr(loader.sampler, "count", len(loader.dataset))
-    return max(1, math.ceil(4 * width * images / _MOST_BYTES))
+    return max(1, math.ceil(4 * width * images / max_bytes))
 
 
 def _left_out_of_bank(plan: Plan) -> str:

@@ -28,8 +28,9 @@ class RepresentationProbe(Callback):
     """Measures how well nearest neighbours (kNN) and logistic regression classify the features of the frozen encoder.
 
     The bank is the training set, in order, with test transforms and without unlabelled images. If its features exceed
-    24 GiB, it is every n-th labelled image, and the protocol records it. While training, ``val/knn`` and ``val/linear``
-    are the accuracies on the validation images, with all labels.
+    ``max_bytes``, it is every n-th labelled image: the same images on any number of devices. A line says so, and the
+    protocol records it. While training, ``val/knn`` and ``val/linear`` are the accuracies on the validation images,
+    with all labels.
 
     At the end of the test, a table compares the trained encoder with the encoder that training started from and with
     raw pixels, with all labels and with a few per class. The table is printed, logged (``test/knn``,
@@ -60,6 +61,9 @@ class RepresentationProbe(Callback):
             these take as long as the trained encoder, or longer.
         max_share: largest share of the computing of the training that all measurements and pictures of the run may
             take, > 0. Some 60 billion operations, a few seconds, are always free. If null, everything is measured.
+        max_bytes: largest size of the features of the bank on each device, of all rows of the table together, > 0. The
+            default is 4 GiB: every third image of ImageNet while a ResNet-50 trains. Measuring takes about 300 MB more,
+            and on several devices this device's share once more.
 
     Raises:
         ValueError: if a number is not positive, or ``every_n_epochs`` is negative.
@@ -75,10 +79,11 @@ class RepresentationProbe(Callback):
         seed: int = 0,
         references: bool = True,
         max_share: float | None = 0.25,
+        max_bytes: int = 4 << 30,
     ) -> None:
         if every_n_epochs < 0:
             raise ValueError(f"every_n_epochs is {every_n_epochs}: it must be positive, or 0 to measure nothing")
-        numbers = {"k": k, "temperature": temperature, "draws": draws}
+        numbers = {"k": k, "temperature": temperature, "draws": draws, "max_bytes": max_bytes}
         if max_share is not None and not max_share > 0:
             raise ValueError(f"max_share is {max_share}: it must be positive, or null to measure everything")
         for name, number in [*numbers.items(), *(("labels_per_class", n) for n in labels_per_class)]:
@@ -92,6 +97,7 @@ class RepresentationProbe(Callback):
         self.seed = seed
         self.references = references
         self.max_share = max_share
+        self.max_bytes = max_bytes
         splits = ("val", "test") if every_n_epochs else ()
         self.labelled_measures = tuple(f"{split}/{name}" for split in splits for name in ("knn", "linear"))
         self.history: list[tuple[int, float, float]] = []  # optimiser step, val/knn, val/linear
@@ -103,7 +109,7 @@ class RepresentationProbe(Callback):
         self._fits = False
         self._checkpoint: str | None = None  # whose weights were put in after training
         self._tell = SaidOnce()
-        self._bank_every = 1
+        self._bank_subset = ""  # which of the images of the bank are used, if not all
         self._plan = Plan(1, draws, 3 if references else 1, tuple(labels_per_class))
         self._budget = ProbeBudget(self._plan, max_share, every_n_epochs)
         self._encoders: dict[str, nn.Module] = {}  # by row, while the images pass that are measured
@@ -225,20 +231,30 @@ class RepresentationProbe(Callback):
             return queries, {}
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         loader = data.bank_dataloader()
+        all_images = getattr(loader.sampler, "count", len(loader.dataset))
         width = sum(query.feature.shape[1] for query in queries.values())
-        needed = every_that_fits(loader, width)
-        self._bank_every = max(self._plan.every, needed)
-        if needed > 1:
-            self._tell("bank", f"the bank is one of every {needed} labelled training images: more do not fit")
-        if self._bank_every > 1:
-            loader = data.bank_dataloader(every=self._bank_every)
+        needed = every_that_fits(all_images, width, self.max_bytes)
+        every = max(self._plan.every, needed)
+        if every > 1:
+            loader = data.bank_dataloader(every=every)
         images = shown(trainer, loader, "images of the bank")
-        banks = {name: bank.labelled() for name, bank in extract(encoders, images, trainer).items()}
-        for features in (queries[TRAINED], banks[TRAINED]):
-            if not features.feature.isfinite().all():
+        features = extract(encoders, images, trainer, images=len(loader.sampler))
+        banks = {name: bank.labelled() for name, bank in features.items()}
+        used = len(banks[TRAINED].label)
+        self._bank_subset = f"one of every {every} labelled images: {used:,} of {all_images:,}" if every > 1 else ""
+        if needed > 1:
+            self._tell(
+                f"bank of {width} features",
+                f"the features of the bank would take {4e-9 * width * all_images:.1f} GB and may take "
+                f"{self.max_bytes / 1e9:.1f} GB: it is {self._bank_subset} (--probe.max_bytes)",
+            )
+        if not self._has_labels(banks[TRAINED], "training images"):
+            return queries, {}
+        for measured in (queries[TRAINED], banks[TRAINED]):
+            if not all(extreme.isfinite() for extreme in measured.feature.aminmax()):  # without a mask of all numbers
                 self._is_missing("some features are not finite, because training diverged")
                 return queries, {}
-        return queries, banks if self._has_labels(banks[TRAINED], "training images") else {}
+        return queries, banks
 
     def _neighbours(self, bank: Features) -> int:
         """The number of neighbours that vote: all images of a small bank."""
@@ -272,7 +288,7 @@ class RepresentationProbe(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule, k: int) -> dict[str, Any]:
         bank, test = self.measured[TRAINED]
         subsets = {
-            "bank_subset": f"one of every {self._bank_every} labelled images" if self._bank_every > 1 else None,
+            "bank_subset": self._bank_subset,
             "test_subset": FeatureCollector.of(trainer).subset,
         }
         return {

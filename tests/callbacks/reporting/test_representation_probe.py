@@ -369,9 +369,9 @@ def test_of_a_small_bank_all_images_vote_and_a_line_says_so(tmp_path: Path, capl
     assert lines == [["k is 2000, and there are 1257 labelled training images: all of them vote."], [], []]
 
 
-def test_a_bank_that_does_not_fit_is_a_subset_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluate(data: Digits) -> dict[str, Any]:
-        it = trainer(tmp_path, RepresentationProbe(k=20, labels_per_class=[], references=False))
+def test_a_bank_that_does_not_fit_is_a_subset_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def evaluate(data: Digits, **options: Any) -> dict[str, Any]:
+        it = trainer(tmp_path, RepresentationProbe(k=20, labels_per_class=[], references=False, **options))
         it.test(recipe(), data, verbose=False)
         return json.loads((tmp_path / "evaluation.json").read_text())
 
@@ -383,11 +383,12 @@ def test_a_bank_that_does_not_fit_is_a_subset_that_is_named(tmp_path: Path, monk
 
     expected = evaluate(Third(size=8))
     assert "bank_subset" not in expected["protocol"]
-    monkeypatch.setattr(probe_budget, "_MOST_BYTES", 1257 * 16 * 4 // 3)
-    found = evaluate(digits())
-    assert found["protocol"].pop("bank_subset") == "one of every 3 labelled images"
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        found = evaluate(digits(), max_bytes=1257 * 16 * 4 // 3)
+    assert found["protocol"].pop("bank_subset") == "one of every 3 labelled images: 419 of 1,257"
     assert found["protocol"]["bank_images"] == 419
     assert found["accuracy"] == expected["accuracy"]
+    assert sum("one of every 3 labelled images: 419 of 1,257" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_without_references_and_few_labels_only_the_trained_encoder_is_measured(
@@ -404,7 +405,15 @@ def test_without_references_and_few_labels_only_the_trained_encoder_is_measured(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"every_n_epochs": -1}, {"k": 0}, {"temperature": -1.0}, {"draws": 0}, {"labels_per_class": [1, 0]}]
+    "wrong",
+    [
+        {"every_n_epochs": -1},
+        {"k": 0},
+        {"temperature": -1.0},
+        {"draws": 0},
+        {"labels_per_class": [1, 0]},
+        {"max_bytes": 0},
+    ],
 )
 def test_numbers_that_are_not_positive_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .* must be positive"):
