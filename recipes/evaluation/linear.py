@@ -49,7 +49,7 @@ def linear_probe(
         mean, std = _standard(bank.feature)
         label = bank.label.clone()  # out of inference mode, like what is computed here
         if draws is None:
-            problems = [(bank.feature[None], label[None])]
+            problems: Iterable[tuple[Tensor, Tensor]] = [(bank.feature[None], label[None])]
         else:  # as many draws at once as fit in a chunk
             at_once = rows_of_chunk(draws.shape[1] * max(len(mean), num_classes), mean.dtype)
             problems = ((bank.feature[rows], label[rows]) for rows in draws.split(at_once))

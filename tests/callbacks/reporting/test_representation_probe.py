@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from datamodules import Batch, Digits
 from recipes import SimCLR
 from recipes.callbacks import CollapseMonitor, Health, Pictures, RepresentationProbe
-from recipes.callbacks.reporting import probe_budget
 from recipes.callbacks.reporting.probe_budget import ProbeBudget
 from recipes.nn import ConvNet
 
