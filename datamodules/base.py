@@ -87,12 +87,6 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         """Reads the images."""
         raise NotImplementedError(f"{type(self).__name__} must write load()")
 
-    def forget_images(self) -> None:
-        """Drops the images, so that the next ``setup`` reads them again."""
-        self._splits = None
-        for name in ("image_shape", "_statistics"):
-            vars(self).pop(name, None)
-
     def setup(self, stage: str | None = None) -> None:
         """Reads the images, once, whatever the stage; again if the network was trained on images read otherwise.
 
@@ -101,9 +95,9 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         self._ask_network()
         self._give_back()
         self._position = {}
-        if self._splits is not None and self._read_with != self._all_chosen:
-            self.forget_images()
-        if self._splits is None:
+        if self._splits is None or self._read_with != self._all_chosen:
+            for name in ("image_shape", "_statistics"):  # of images that were read otherwise
+                vars(self).pop(name, None)
             self._splits, self._read_with = self.load(), self._all_chosen
             self._tell()
         if stage == "fit" and self._overfits:

@@ -43,7 +43,8 @@ class ImageFolder(ImageDataModule):
       may also be a single file, or a pattern such as ``photos/**/*.jpg``.
 
     A hash of its name decides to which split an image of ``root/<class>/*`` belongs, such as of "cat/1.png". Images
-    that are added or removed therefore move no other image. At least one image of each class is for training.
+    that are added or removed therefore move no other image, but for one: if all images of a class would be for
+    validation and testing, one of them is for training, until the class has others.
 
     Files in all formats that Pillow reads are images, and HEIF files if ``pillow-heif`` is installed. Others are left
     out, with a line that counts them. Every file is read once, whatever links lead to it. A warning counts the

@@ -115,8 +115,8 @@ def tell_reading(recipe: "Recipe", stage: str | None) -> None:
     if isinstance(ours, Reading) and (differences := ours.differences(recipe.reading)):
         tell = rank_zero_info if stage == "fit" else rank_zero_warn
         tell(
-            f"the images are read {differences}, as the network was trained: leave out the arguments of "
-            f"{type(recipe.datamodule).__name__} that say so to read them as in its training"
+            f"the images are read {differences}, with which the network was trained. Where this is not meant, set the "
+            f"arguments of {type(recipe.datamodule).__name__} to the values of the training, or to null"
         )
 
 

@@ -120,11 +120,17 @@ class Recipe(AnyRecipe):
         return self.encoder(self.normalize(image))
 
     def check_range(self, image: Tensor) -> None:
-        """Refuses float images outside [0, 1]; in a run, the first batch of each loader was checked before."""
+        """Refuses float images outside [0, 1], and images of other channels than the encoder takes.
+
+        In a run, the first batch of each loader was checked before.
+        """
         state = getattr(self._trainer, "state", None)
         running = state is not None and state.status == TrainerStatus.RUNNING
         if not running and not torch.compiler.is_compiling():
             check_range(image)
+            channels = getattr(self.encoder, "in_channels", None)
+            if image.ndim == 4 and channels not in (None, image.shape[1]):
+                raise ValueError(f"the images have {image.shape[1]} channels, and the encoder takes {channels}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Recipe":
         """Converts parameters and buffers; sums of metrics stay in float32 or wider, or they would end at 256."""

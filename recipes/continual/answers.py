@@ -168,6 +168,15 @@ class ContinualClassifier(Classifier):
         """Checks the task that was asked for once the checkpoint is loaded."""
         self.of_task(self.asked_task)
 
+    def tell_choice(self) -> None:
+        """Says how the class of an image without a task is chosen, in the scenario ``task``."""
+        if self.tasks.scenario == "task" and self.asked_task is None:
+            rank_zero_info(
+                "the task of these images is unknown: each prediction is the class with the largest output among the "
+                f"{int(self.seen_labels.sum())} classes of all tasks, which were not trained to be compared. Give the "
+                "task, with --task or, in Python, with recipe.of_task"
+            )
+
     def predict_step(self, batch: Batch | TaskBatch, batch_idx: int) -> dict[str, Tensor]:
         """Returns features [B, F], class probabilities or scores [B, classes] and indices [B].
 
@@ -179,11 +188,7 @@ class ContinualClassifier(Classifier):
             return predicted
         if isinstance(batch, TaskBatch):
             return {**predicted, "task": batch.task + 1}
-        if self.asked_task is None and not self._told_choice:
+        if not self._told_choice:
             self._told_choice = True
-            rank_zero_info(
-                "the task of these images is unknown: each prediction is the class with the largest output among the "
-                f"{int(self.seen_labels.sum())} classes of all tasks, which were not trained to be compared. Give the "
-                "task, with --task or, in Python, with recipe.of_task"
-            )
+            self.tell_choice()
         return {**predicted, "task": torch.full_like(batch.index, self.asked_task or 0)}

@@ -258,7 +258,7 @@ def _measures(last: Mapping[str, float], reports: Mapping[str, Any]) -> dict[str
         prefix = "test/" if row == "trained_encoder" else f"test/{row}/"
         for column, value in columns.items():
             found[f"{prefix}{column}"] = value["mean"] if isinstance(value, dict) else value
-    aware = reports.get("continual", {}).get("view") == "aware"  # the class report does not know the task of an image
+    aware = reports.get("continual", {}).get("view") == "aware"  # reports of earlier versions do not know the task
     if (classes := reports.get("classes")) and not aware:
         found.setdefault("test/accuracy", classes["accuracy"])
         found |= {f"test/macro_{name}": value for name, value in classes["macro"].items()}

@@ -292,3 +292,9 @@ def test_views_that_are_larger_than_the_images_are_told(size, said, recwarn):
     quiet_trainer(max_steps=1, limit_val_batches=0).fit(recipe, Digits(size=8, batch_size=32))
     found = [str(each.message) for each in recwarn if "the views have" in str(each.message)]
     assert [each.partition(":")[0] for each in found] == said
+
+
+@pytest.mark.parametrize("name", ["Supervised", "SimCLR", "LinearProbe"])
+def test_images_of_other_channels_than_the_encoder_takes_are_refused_in_words(name):
+    with pytest.raises(ValueError, match="the images have 3 channels, and the encoder takes 1"):
+        build(name)(torch.rand(2, 3, 8, 8))

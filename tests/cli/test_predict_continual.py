@@ -58,6 +58,10 @@ def test_new_pictures_are_predicted_with_the_task_as_an_option(tmp_path, capsys,
     assert "the task of these images is unknown" not in caplog.text
     assert {row["task"] for row in predict(tmp_path, "unknown")} == {""}
     assert "the task of these images is unknown" in caplog.text
+    for task, told in (("1", False), (None, True)):
+        caplog.clear()
+        main(["export", "--ckpt_path", "runs/run", "--formats", "safetensors", *(["--task", task] if task else [])])
+        assert ("the task of these images is unknown" in caplog.text) == told
     capsys.readouterr()
     for options, message in (
         (["--task", "3", "--data", "ImageFolder", "--data.root", "new", "--data.image_size", "8"], "between 1 and 2"),

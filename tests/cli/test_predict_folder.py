@@ -152,7 +152,7 @@ def test_a_folder_is_read_as_the_images_of_a_run_on_other_data(tmp_path):
         expected = recipes.load(directory).classify(torch.from_numpy(images)).softmax(1)
     np.testing.assert_allclose(np.load(path)["probability"], expected, atol=1e-6)
     with pytest.warns(
-        UserWarning, match="images are read at 20×20 pixels instead of 12×12, as the network was trained"
+        UserWarning, match="images are read at 20×20 pixels instead of 12×12, with which the network was trained"
     ):
         main(["predict", *folder, "--data.image_size", "20"])
 

@@ -66,7 +66,9 @@ def test_digits_are_read_at_the_size_of_the_network_and_an_argument_beats_it():
     recipe = recipes.SimCLR(ConvNet((4,)), scheduler=None)
     quiet_trainer(max_steps=1).fit(recipe, datamodule=Digits(24))
     assert predicted_shape(recipe, Digits()) == (1, 24, 24)
-    with pytest.warns(UserWarning, match="images are read at 8×8 pixels instead of 24×24, as the network was trained"):
+    with pytest.warns(
+        UserWarning, match="images are read at 8×8 pixels instead of 24×24, with which the network was trained"
+    ):
         assert predicted_shape(recipe, Digits(8)) == (1, 8, 8)
 
 

@@ -112,6 +112,8 @@ def export(
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     folder = Path(output) if output is not None else run / "export"
     recipe = with_task(load(path), task).to(memory_format=torch.contiguous_format)
+    if isinstance(recipe, ContinualClassifier):
+        recipe.tell_choice()
     shape = _image_shape(recipe, path, image_size)
     pictures = _pictures(shape)
     expected = _outputs(recipe, pictures)
