@@ -88,6 +88,7 @@ def _enter(
     from lightning.pytorch.utilities import rank_zero_only
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as usual; else workers get a server that outlives a kill
     rank_zero_only.rank = rank  # Lightning reads the environment where it is imported, which the server did
     try:
         if processes > 1:
