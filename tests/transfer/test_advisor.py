@@ -338,6 +338,7 @@ def test_every_line_and_strategy_of_the_rule_is_reached_by_some_measurement():
             advice = choose(found)
             advised.add((advice.size, advice.kinship, advice.strategy))
             plan(advice, {}, {}, found.images)
+        choose(worse_than_random())
 
     ran, lines = lines_run((choose, plan), choose_and_plan_everything)
     assert ran == lines
@@ -347,6 +348,17 @@ def test_every_line_and_strategy_of_the_rule_is_reached_by_some_measurement():
         ("large", "different", "from-scratch"),
     }
     assert {strategy for *_, strategy in advised} == set(get_args(rule.Advised))
+
+
+def worse_than_random():
+    found = made((10,) * 3, 0.9, pretrained=True)
+    return dataclasses.replace(found, random=dataclasses.replace(found.random, knn=1.0))
+
+
+def test_weights_that_are_worse_than_random_ones_are_told():
+    words = "Random weights of the same network do better here"
+    assert words in " ".join(choose(worse_than_random()).reasons)
+    assert words not in " ".join(choose(made((10,) * 3, 0.9, pretrained=True)).reasons)
 
 
 # What is planned
