@@ -148,16 +148,12 @@ def exactness() -> str:
     if not result:
         return ""
     protocol, differences = result["protocol"], result["largest_relative_difference"]
-    batches = protocol.get("batches_of_a_step", 1)
     columns = {
         "two_processes": "two processes",
-        "workers": "two workers",
-        "kill_and_resume": "killed, resumed" if batches == 1 else "with two workers, killed, resumed without",
-        "resume_on_two": "killed, resumed on two",
-        "resume_on_one": "killed on two, resumed on one",
-        "accumulate": "accumulating ×4, killed, resumed",
+        "kill_and_resume": "with two workers, killed, resumed without",
+        "resume_on_two": "resumed on two processes",
+        "resume_on_one": "on two processes, resumed on one",
     }
-    columns = {name: text for name, text in columns.items() if all(name in row for row in differences.values())}
     rows = [
         [f"`{name}`", *(f"{row[column]:.0e}" if row[column] else "same bits" for column in columns)]
         for name, row in differences.items()
@@ -166,8 +162,9 @@ def exactness() -> str:
         "**One run is one result**: difference between the final state of each run and that of an uninterrupted run on "
         "one process\n\n"
         + markdown(["", *columns.values()], rows)
-        + f"\n{protocol['steps']} steps of the whole command in {protocol['precision']}, killed by SIGKILL within an "
-        "epoch. Each number is the largest difference over all weights, buffers, optimiser states and logged metrics, "
+        + f"\n{protocol['steps']} steps of {protocol['batches_of_a_step']} batches, of the whole command in "
+        f"{protocol['precision']}. Runs are resumed within an epoch, after SIGKILL or from a checkpoint that was kept "
+        "there. Each number is the largest difference over all weights, buffers, optimiser states and logged metrics, "
         "relative to the largest magnitude of the tensor.\n"
     )
 
