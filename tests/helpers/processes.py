@@ -45,13 +45,6 @@ def run(function: Callable[..., Any], *args: Any, processes: int = 1, timeout: f
                 child.join()
 
 
-def draw_nothing() -> None:
-    """In this process, figures are not drawn into files: that takes a third of a short run."""
-    from matplotlib.figure import Figure
-
-    Figure.savefig = lambda *_, **__: None  # type: ignore[method-assign]
-
-
 def _collect(pipes: list[Any], children: list[Any], timeout: float) -> list[Any]:
     results: dict[int, Any] = {}
     while waiting := [rank for rank in range(len(pipes)) if rank not in results]:
