@@ -196,7 +196,7 @@ def _parsed_to(*args: Any, **kwargs: Any) -> Any:
 def _to(x: Tensor, device: Any, dtype: Any = None, non_blocking: bool = False, layout: Any = None, copy: bool = False):  # type: ignore[no-untyped-def]
     to_cuda = _is_on_cuda(x) if device is None else device.type == "cuda"
     if to_cuda != _is_on_cuda(x):
-        if not (non_blocking and to_cuda):
+        if not non_blocking:
             _note(f"copy to {'cuda' if to_cuda else 'cpu'}")
         x = _Move.apply(x, to_cuda) if x.requires_grad else _moved(x, to_cuda)
     options: dict[str, Any] = {} if layout is None else {"memory_format": layout}
