@@ -73,6 +73,7 @@ class Recipe(AnyRecipe):
         made_from: content of the checkpoint without weights, for a recipe that was loaded.
         smallest_batch: number of images that a global training batch needs at least.
         remembers_images: whether something is kept for every image under its index.
+        checks_images: whether images that are passed outside a run are checked. The host waits for a GPU to do so.
         step_columns: rows [B, n] that the last validation or test step computed besides the features, such as
             ``logits``. Reports read them instead of computing them again, and clear them.
 
@@ -82,6 +83,7 @@ class Recipe(AnyRecipe):
 
     smallest_batch: ClassVar[int] = 1
     remembers_images: ClassVar[bool] = False
+    checks_images: bool = True
     _marks: ClassVar[tuple[str, ...]] = ("trained",)  # attributes that go with the weights, in any state_dict
 
     def __init__(
@@ -126,7 +128,7 @@ class Recipe(AnyRecipe):
         """
         state = getattr(self._trainer, "state", None)
         running = state is not None and state.status == TrainerStatus.RUNNING
-        if not running and not torch.compiler.is_compiling():
+        if self.checks_images and not running and not torch.compiler.is_compiling():
             check_range(image)
             channels = getattr(self.encoder, "in_channels", None)
             if image.ndim == 4 and channels not in (None, image.shape[1]):

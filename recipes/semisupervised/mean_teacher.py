@@ -84,7 +84,7 @@ class MeanTeacher(Classifier):
         self.views = views or Compose([RandomAffine(translate=4 / 32, padding="border"), HorizontalFlip(0.5)])
         self.teacher = MomentumCopy(self.encoder, self.head)
         self.val_student_accuracy, self.test_student_accuracy = (
-            accuracy(f"{split}/student_accuracy", num_classes) for split in ("val", "test")
+            accuracy(f"{split}/student_accuracy") for split in ("val", "test")
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
