@@ -39,7 +39,7 @@ class Together:
             Their results in order, on every process.
 
         Raises:
-            Exception: that of the first job that failed, on every process.
+            Exception: that of a job that failed, on every process.
         """
         if self._group is None:
             return [job() for job in jobs]
@@ -47,13 +47,12 @@ class Together:
         error: Exception | None = None
         try:
             own = [job() for job in jobs[self.rank :: self.world_size]]
-        except Exception as raised:  # the others wait for what comes
-            error = raised
+        except Exception as caught:  # the others wait for what comes
+            error = caught
         everyones: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(everyones, (own, error), self._group)
-        for _, raised in everyones:
-            if raised is not None:
-                raise error or raised
+        if errors := [each for _, each in everyones if each is not None]:
+            raise error or errors[0]
         return [everyones[number % self.world_size][0][number // self.world_size] for number in range(len(jobs))]
 
     def of_first(self, job: Callable[[], T]) -> T:

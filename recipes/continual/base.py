@@ -182,7 +182,7 @@ class ContinualRecipe(ContinualClassifier):
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a tensor over all devices, the same on each of them."""
-        summed: Tensor = self.trainer.strategy.reduce(x, reduce_op="sum")  # type: ignore[assignment]
+        summed: Tensor = self.trainer.strategy.reduce(x, reduce_op="sum")
         return summed
 
     # When tasks begin and end

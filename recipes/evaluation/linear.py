@@ -87,7 +87,7 @@ def fit_svm(
     val_label: Tensor | None,
     num_classes: int,
     grid: Sequence[float] = GRID,
-    results: Callable[[Sequence[Callable[[], Any]]], list[Any]] = lambda jobs: [job() for job in jobs],
+    results: Callable[[Sequence[Callable[[], Any]]], list[Any]] | None = None,
 ) -> SVMFit:
     """Solves linear support vector machines, one class against the rest, and chooses C by validation.
 
@@ -107,7 +107,8 @@ def fit_svm(
         val_label: int64 [M], or None.
         num_classes: how many classes there are, whether or not they occur.
         grid: values of C to choose from, all positive.
-        results: does jobs, the longest first, and returns their results, such as ``Together.results``.
+        results: does jobs, the longest first, and returns their results, such as ``Together.results``. If None, does
+            them one after the other.
 
     Returns:
         The solution, on the CPU.
@@ -140,6 +141,7 @@ def fit_svm(
 
     solutions: dict[float, tuple[Tensor, Tensor]] = {}
     accuracies: dict[float, float] = {}
+    results = results or _one_by_one
     longest_first = grid[::-1]  # with C grows the number of iterations
     if held_out is not None:
         jobs = [partial(_solve, x, y, c, num_classes) for c in longest_first]
@@ -260,6 +262,10 @@ def _solve(x: Tensor, y: Tensor, c: float, num_classes: int) -> tuple[Tensor, Te
     present = torch.from_numpy(machine.classes_)
     weight = x.new_zeros(num_classes, x.shape[1]).index_copy(0, present, found)
     return weight, x.new_full((num_classes,), -torch.inf).index_copy(0, present, offset)
+
+
+def _one_by_one(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [job() for job in jobs]
 
 
 def _of_fold(x: Tensor, y: Tensor, c: float, num_classes: int, fit: Tensor, left: Tensor) -> float:

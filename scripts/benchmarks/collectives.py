@@ -75,14 +75,14 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
         parts = (result["before"], result) if "before" in result else (result,)
         most = [_most([recipe[when] for recipe in part["recipes"].values()]) for part in parts]
         what = f"exchanges for logging in a training step {words}, two processes, the most of all recipes"
-        lines.append([what, f"sync_dist: {most[0]}" if len(most) > 1 else "–", most[-1]])
+        lines.append([what, f"Lightning's sync_dist: {most[0]}" if len(most) > 1 else "–", most[-1]])
     return lines
 
 
 def _most(recipes: list[dict[str, Any]]) -> str:
     calls = max(recipe["calls"].get("logging", 0) for recipe in recipes)
     barriers = max(sum(recipe["barriers"].values()) for recipe in recipes)
-    return f"{calls:g} with {barriers:g} barriers"
+    return f"{calls:g}, and {barriers:g} barriers"
 
 
 def of_recipes() -> list[str]:

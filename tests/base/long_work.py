@@ -24,7 +24,7 @@ def impatient(folder: Path) -> Together:
 
 
 def longer_than_the_limit() -> float:
-    time.sleep(2.5 * SECONDS)
+    time.sleep(1.5 * SECONDS)
     return 7.0
 
 
