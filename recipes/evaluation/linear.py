@@ -1,7 +1,8 @@
 """Linear classifiers on frozen features: logistic regression and support vector machines."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +87,7 @@ def fit_svm(
     val_label: Tensor | None,
     num_classes: int,
     grid: Sequence[float] = GRID,
+    results: Callable[[Sequence[Callable[[], Any]]], list[Any]] | None = None,
 ) -> SVMFit:
     """Solves linear support vector machines, one class against the rest, and chooses C by validation.
 
@@ -105,6 +107,8 @@ def fit_svm(
         val_label: int64 [M], or None.
         num_classes: how many classes there are, whether or not they occur.
         grid: values of C to choose from, all positive.
+        results: does jobs, the longest first, and returns their results, such as ``Together.results``. If None, does
+            them one after the other.
 
     Returns:
         The solution, on the CPU.
@@ -135,16 +139,20 @@ def fit_svm(
     elif len(grid) > 1:
         folds = _folds(y)
 
-    solutions, accuracies = {}, {}
-    for c in grid:
-        if held_out is not None:
-            solutions[c] = _solve(x, y, c, num_classes)
-            accuracies[c] = _accuracy(*solutions[c], *held_out)
-        elif folds:
-            each = [_accuracy(*_solve(x[fit], y[fit], c, num_classes), x[left], y[left]) for fit, left in folds]
-            accuracies[c] = sum(each) / len(each)
+    solutions: dict[float, tuple[Tensor, Tensor]] = {}
+    accuracies: dict[float, float] = {}
+    results = results or _one_by_one
+    longest_first = grid[::-1]  # with C grows the number of iterations
+    if held_out is not None:
+        jobs = [partial(_solve, x, y, c, num_classes) for c in longest_first]
+        solutions = dict(zip(longest_first, results(jobs)))
+        accuracies = {c: _accuracy(*solutions[c], *held_out) for c in grid}
+    elif folds:
+        parts = [(c, fold) for c in longest_first for fold in range(len(folds))]
+        each = results([partial(_of_fold, x, y, c, num_classes, *folds[fold]) for c, fold in parts])
+        accuracies = {c: sum(a for a, (of, _) in zip(each, parts) if of == c) / len(folds) for c in grid}
     best = max(accuracies, key=lambda c: (accuracies[c], -c)) if accuracies else grid[len(grid) // 2]
-    weight, bias = solutions.get(best) or _solve(x, y, best, num_classes)
+    weight, bias = solutions.get(best) or results([partial(_solve, x, y, best, num_classes)])[0]
     weight = weight / std
     return SVMFit(weight, bias - weight @ mean, best, accuracies)
 
@@ -254,6 +262,15 @@ def _solve(x: Tensor, y: Tensor, c: float, num_classes: int) -> tuple[Tensor, Te
     present = torch.from_numpy(machine.classes_)
     weight = x.new_zeros(num_classes, x.shape[1]).index_copy(0, present, found)
     return weight, x.new_full((num_classes,), -torch.inf).index_copy(0, present, offset)
+
+
+def _one_by_one(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [job() for job in jobs]
+
+
+def _of_fold(x: Tensor, y: Tensor, c: float, num_classes: int, fit: Tensor, left: Tensor) -> float:
+    """The accuracy on the rows left out, of the solution for the others."""
+    return _accuracy(*_solve(x[fit], y[fit], c, num_classes), x[left], y[left])
 
 
 def _accuracy(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> float:

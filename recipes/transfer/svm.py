@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datamodules import Batch, ImageDataModule, ImageDataset
 from datamodules.base import is_labelled
+from recipes.base.together import Together
 from recipes.evaluation.features import Features, extract
 from recipes.evaluation.linear import GRID, SVMFit, fit_svm
 from recipes.nn import Encoder
@@ -17,11 +18,11 @@ class SVM(FrozenClassifier):
     """Transfer learning: linear support vector machines on the features of a frozen encoder.
 
     The SVMs are solved once, before training begins, from the features of all training images. C is chosen on the
-    validation images. Training steps change nothing, but one step is needed to save the checkpoint
-    (``trainer.max_epochs: 1``, ``trainer.limit_train_batches: 1``). The solution is in the linear layer ``head``. Its
-    outputs are decision values, not logits, so their softmax has no meaning: ``predict`` gives a ``score``
-    [B, classes] instead of a ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of images may
-    have one class only.
+    validation images. Several devices share the values of C. Training steps change nothing, but one step is needed to
+    save the checkpoint (``trainer.max_epochs: 1``, ``trainer.limit_train_batches: 1``). The solution is in the linear
+    layer ``head``. Its outputs are decision values, not logits, so their softmax has no meaning: ``predict`` gives a
+    ``score`` [B, classes] instead of a ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of
+    images may have one class only.
 
     Goyal et al. (2019, arXiv:1905.01235) compare encoders by linear SVMs on features of several stages, with a C for
     each task.
@@ -72,17 +73,16 @@ class SVM(FrozenClassifier):
             raise ValueError("SVM reads all training images before training: pass a DataModule of datamodules to fit")
         train = self._features(data, data.splits.train)
         val = self._features(data, data.splits.val) if is_labelled(data.splits.val) else None
-        found: SVMFit | ValueError | None = None
-        if self.trainer.is_global_zero:
-            val_feature, val_label = (None, None) if val is None else (val.feature, val.label)
-            try:
-                found = fit_svm(train.feature, train.label, val_feature, val_label, self.head.out_features, self.grid)
-            except ValueError as error:  # the other devices wait for what comes
-                found = error
-        found = self.trainer.strategy.broadcast(found)
-        if not isinstance(found, SVMFit):
-            raise ValueError(str(found))
-        self.solution = solution = found
+        val_feature, val_label = (None, None) if val is None else (val.feature, val.label)
+        self.solution = solution = fit_svm(
+            train.feature,
+            train.label,
+            val_feature,
+            val_label,
+            self.head.out_features,
+            self.grid,
+            Together(self.trainer).results,
+        )
         self.head.weight.copy_(solution.weight)
         self.head.bias.copy_(solution.bias)
         by = "validation images" if val is not None else "folds of the training images"
