@@ -41,6 +41,5 @@ def _registered(name: str) -> type[Strategy]:
 
 
 def _is_whole(kind: type[Strategy]) -> bool:
-    return issubclass(kind, (SingleDeviceStrategy, DDPStrategy, XLAStrategy)) and not issubclass(
-        kind, DeepSpeedStrategy
-    )
+    whole = SingleDeviceStrategy, DDPStrategy, XLAStrategy
+    return issubclass(kind, whole) and not issubclass(kind, DeepSpeedStrategy)  # a DDPStrategy to Lightning

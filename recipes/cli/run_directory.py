@@ -23,12 +23,17 @@ def nothing_left_if_refused() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # not empty
-            if _made and [file.name for file in _made[-1].iterdir()] == [CONFIG]:
-                (_made[-1] / CONFIG).unlink()
-            while _made:
-                _made.pop().rmdir()
+        remove_if_refused()
         raise
+
+
+def remove_if_refused() -> None:
+    """Removes the directory that this process has made, and those around it, if nothing was trained."""
+    with suppress(OSError):  # not empty
+        if _made and [file.name for file in _made[-1].iterdir()] == [CONFIG]:
+            (_made[-1] / CONFIG).unlink()
+        while _made:
+            _made.pop().rmdir()
 
 
 def new_directory(parent: Path) -> Path:

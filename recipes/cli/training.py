@@ -46,8 +46,9 @@ from recipes.callbacks import (
 from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.changes import changes, refusal, told
 from recipes.cli.classes import class_changes, own_defaults
-from recipes.cli.messages import fail, missing_package, one_line
+from recipes.cli.messages import Refused, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
+from recipes.cli.peers import Peers
 from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
 from recipes.continual.answers import with_task
 from recipes.distillation.teacher import teacher_from
@@ -75,10 +76,10 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints one line and ends the process with code 2."""
+        """Ends the process with one line and code 2."""
         if not self.exit_on_error:  # a parser inside the parser: the outer one will say it
             super().error(message, ex)
-        fail(one_line(message, self))
+        raise Refused(one_line(message, self))
 
 
 class Command(LightningCLI):
@@ -87,11 +88,13 @@ class Command(LightningCLI):
     Args:
         args: of the command, with configs already resolved to paths.
         signals: those that stop the command.
+        peers: the other processes of the run.
     """
 
-    def __init__(self, args: list[str], signals: Signals) -> None:
+    def __init__(self, args: list[str], signals: Signals, peers: Peers) -> None:
         self.asked = args[0]
         self.signals = signals
+        self.peers = peers
         with nothing_left_if_refused():
             super().__init__(
                 AnyRecipe,
@@ -236,6 +239,8 @@ class Command(LightningCLI):
             made = super().instantiate_trainer(**kwargs)
         callbacks: list[Any] = made.callbacks  # type: ignore[attr-defined]
         callbacks.append(StopOnSignal(self.signals))  # the last, so that all others have seen the step
+        self.peers.watch(made)
+        self.signals.children = lambda: getattr(made.strategy.launcher, "procs", [])
         return made
 
     def _has_summary(self, trainer: Any) -> bool:

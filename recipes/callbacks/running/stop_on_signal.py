@@ -40,8 +40,6 @@ class StopOnSignal(AnyCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to train: from here on there is something to save."""
         self.signals.listen()
-        launcher: Any = trainer.strategy.launcher
-        self.signals.children = lambda: getattr(launcher, "procs", [])
         self._step = trainer.global_step
         self._agreement = Agreement(trainer)
         self.signals.may_leave = lambda: self._may_leave(trainer)
