@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
@@ -52,6 +53,8 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.write(OVERVIEW)
         return
     _be_quiet()
+    # the first process of a further machine, before the Trainer numbers the processes
+    rank_zero_only.rank = rank_zero_only.rank or int(os.environ.get("NODE_RANK", 0))
     launched = RUN_DIRECTORY in os.environ and not is_first()
     # Lightning watches the processes that it launched, and kills this run if one leaves with another code than 0
     code_of = (lambda code: 0) if launched else (lambda code: code)

@@ -146,9 +146,10 @@ def _environment() -> ClusterEnvironment:
 
 
 def _processes(environment: ClusterEnvironment) -> int:
-    if isinstance(environment, LightningEnvironment):
-        return int(os.environ.get("WORLD_SIZE", 1))  # in processes that Lightning has started
-    return environment.world_size()
+    if not isinstance(environment, LightningEnvironment):
+        return environment.world_size()
+    further_machines = {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys() and "LOCAL_RANK" not in os.environ
+    return int(os.environ.get("WORLD_SIZE", 2 if further_machines else 1))  # at least: the Trainer knows
 
 
 def _answers(address: str, port: int) -> bool:

@@ -50,6 +50,7 @@ from recipes.cli.messages import Refused, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.peers import Peers
 from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
+from recipes.cli.slurm import earlier_checkpoint, job, requeue, requeue_signal
 from recipes.continual.answers import with_task
 from recipes.distillation.teacher import teacher_from
 from recipes.errors import CheckpointMismatch
@@ -198,13 +199,17 @@ class Command(LightningCLI):
         config = self.config[self.subcommand]
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
         self.text = self._parser(self.subcommand).dump(config, skip_unset=False)  # without the places of this run
+        parent = Path(config.runs) / config.name
+        if self.asked == "fit" and (checkpoint := earlier_checkpoint(parent, self.text)) is not None:
+            config.ckpt_path = str(checkpoint)
+            rank_zero_info(f"job {job()} was restarted: the run resumes from {checkpoint}")
         self.changed: dict[str, str] = {}
         resumed = self.subcommand == "fit" and Path(config.ckpt_path or "").is_file()
         then, ids = saved_run(config.ckpt_path) if resumed else ({}, [])
         if then:
             self.changed = changes(then, yaml.safe_load(self.text))
             rank_zero_info(told(self.changed))
-        self.directory = new_directory(Path(config.runs) / config.name)
+        self.directory = new_directory(parent)
         for each in _listed(config.trainer.logger):
             arguments = getattr(each, "init_args", {})
             if "save_dir" in arguments and arguments["save_dir"] in (None, "."):
@@ -240,6 +245,8 @@ class Command(LightningCLI):
         callbacks: list[Any] = made.callbacks  # type: ignore[attr-defined]
         callbacks.append(StopOnSignal(self.signals))  # the last, so that all others have seen the step
         self.peers.watch(made)
+        if (number := requeue_signal(made)) is not None:
+            self.signals.also(number, lambda: requeue() if made.is_global_zero else None)
         self.signals.children = lambda: getattr(made.strategy.launcher, "procs", [])
         return made
 

@@ -15,8 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from datamodules import ImageFolder
-from recipes.cli import main
-from tests.helpers.processes import started
+from tests.helpers.slurm import free_port, run_commands, run_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -69,33 +68,8 @@ def _pictures(tmp_path, monkeypatch):
         Image.fromarray(np.full((8, 8, 3), 6 * i, np.uint8)).save(path)
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def as_srun_starts_it(rank, port, options):
-    os.environ |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_NODEID": "0"}
-    os.environ |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NNODES": "1", "MASTER_PORT": str(port)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    rank_zero_only.rank = rank
-    main([*FIT, *options])
-
-
 def in_slurm(tmp_path, *options):
-    """Runs the command as two tasks: the lines on stderr of each, and the codes that they left with."""
-    port, begin = free_port(), time.monotonic()
-    files = [tmp_path / f"{rank}.txt" for rank in (0, 1)]
-    tasks = [started(as_srun_starts_it, rank, port, options, output=files[rank]) for rank in (0, 1)]
-    for task in tasks:
-        task.join(max(begin + BOUND - time.monotonic(), 0))
-    codes = [task.exitcode for task in tasks]
-    for task in tasks:
-        task.kill()
-    lines = [file.read_text().splitlines() for file in files]
-    assert None not in codes, f"a task did not end: {lines}"
-    return lines, codes
+    return run_job([*FIT, *options], tmp_path / "output", BOUND)
 
 
 def errors(lines):
@@ -158,3 +132,22 @@ def test_rank_1_says_that_it_does_not_see_the_data_whoever_starts_it(launcher):
         cause = ended.stderr.rpartition("Root Cause")[2]
         assert f"traceback : {error.removeprefix('recipes: error: ')}" in cause
         assert "rank      : 1" in cause
+
+
+def test_two_machines_share_one_directory_and_a_failure(tmp_path):
+    """Lightning's own launcher, started once on each machine."""
+    machines = [{"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NODE_RANK": str(i)} for i in (0, 1)]
+    fit = [*FIT, "--trainer.devices", "1", "--trainer.num_nodes", "2"]
+    port = {"MASTER_PORT": str(free_port())}
+    lines, codes = run_commands([(fit, {**each, **port}) for each in machines], tmp_path)
+    assert codes == [0, 0]
+    (directory,) = Path("runs").glob("*/*")
+    assert {file.name for file in directory.iterdir()} >= {"metrics.csv", "config.yaml", "checkpoints"}
+    assert not [line for line in lines[1] if "run directory" in line]
+    port = {"MASTER_PORT": str(free_port())}
+    fit = [*fit, "--data.absent_on", "[1]", "--name", "absent"]
+    lines, codes = run_commands([(fit, {**each, **port}) for each in machines], tmp_path)
+    (error,) = errors(lines[0] + lines[1])
+    assert says(error, 1, "pictures-absent is not there")
+    assert codes == [2, 2]
+    assert [*Path("runs").iterdir()] == [directory.parent]

@@ -15,8 +15,8 @@ class StopOnSignal(AnyCheckpoint):
     Training stops after the optimiser step in progress, or at once while it waits for data. A validation is broken off;
     the resumed run repeats it. The end of an epoch, with what a continual recipe does at the end of a task, is
     finished first. The processes of a run stop after the same step, whichever of them got the signal. Outside of
-    training, all is saved already, and the process leaves at once. Under SLURM, Lightning's handler of the requeue
-    signal stays in place.
+    training, all is saved already, and the process leaves at once. The requeue signal of SLURM is one of the signals,
+    so that its checkpoint is not that of a step in progress, as from Lightning's handler.
 
     It has to be the last callback of the Trainer.
 
