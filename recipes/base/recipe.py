@@ -40,6 +40,7 @@ from recipes.base.optimizers import optimizer_and_schedule
 from recipes.base.pickling import named_defaults, with_defaults
 from recipes.base.position import RunPosition
 from recipes.base.resume import Resume
+from recipes.base.strategies import check_strategy
 from recipes.nn import Encoder, Replicated, has_local_batch_norm
 from recipes.optim import parameter_groups
 
@@ -293,7 +294,11 @@ class Recipe(AnyRecipe):
         return made
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the callbacks by which runs begin clean, resumed runs obey their options and runs that diverge end."""
+        """Adds the callbacks by which runs begin clean, resumed runs obey their options and runs that diverge end.
+
+        Refuses strategies that recipes cannot have: this is the first that a Trainer asks of a recipe.
+        """
+        check_strategy(type(self.trainer.strategy))
         given = self.trainer.callbacks  # type: ignore[attr-defined]
         return [
             kind()
