@@ -8,7 +8,7 @@ from torch import Tensor
 from datamodules import Batch, ImageDataModule, ImageDataset
 from datamodules.base import is_labelled
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.linear import GRID, SVMFit, fit_svm
+from recipes.evaluation.svm import GRID, SVMFit, fit_svm
 from recipes.nn import Encoder
 from recipes.transfer.frozen import FrozenClassifier
 
