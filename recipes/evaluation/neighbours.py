@@ -107,12 +107,25 @@ def nearest(
         similarity = asked.new_full((len(asked), k), -torch.inf)  # a share may have fewer than k
         row = bank.row.new_zeros(len(asked), k)
         for there in theirs:
-            found = asked @ F.normalize(bank.feature[there].to(bank.dtype)).T
-            if exclude_self:
-                found.diagonal(here.start - there.start).fill_(-torch.inf)
-            found, place = found.topk(min(k, found.shape[1]), dim=1, sorted=False)
+            found, place = _search(asked, bank.feature[there], k, here.start - there.start if exclude_self else None)
             similarity, row = _best(k, [similarity, found], [row, bank.row[there][place]])
         yield _best(k, bank.gather(similarity), bank.gather(row), ordered=True)
+
+
+def _search(asked: Tensor, feature: Tensor, k: int, itself: int | None) -> tuple[Tensor, Tensor]:
+    """Similarities and places [m, k] of the k most similar of a chunk of neighbours, in any order.
+
+    Args:
+        asked: unit vectors [m, F].
+        feature: features of the neighbours [n, F].
+        k: number of neighbours; of fewer all.
+        itself: diagonal of the similarities [m, n] on which an image meets itself; None if there is none.
+    """
+    similarity = asked @ F.normalize(feature.to(asked.dtype)).T
+    if itself is not None:
+        similarity.diagonal(itself).fill_(-torch.inf)
+    best, place = similarity.topk(min(k, len(feature)), dim=1, sorted=False)
+    return best, place
 
 
 def _best(k: int, similarity: list[Tensor], row: list[Tensor], ordered: bool = False) -> tuple[Tensor, Tensor]:
