@@ -9,7 +9,7 @@ from datamodules import Batch, ImageDataModule, ImageDataset
 from datamodules.base import is_labelled
 from recipes.base.together import Together
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.linear import GRID, SVMFit, fit_svm
+from recipes.evaluation.svm import GRID, SVMFit, fit_svm
 from recipes.nn import Encoder
 from recipes.transfer.frozen import FrozenClassifier
 
@@ -81,7 +81,7 @@ class SVM(FrozenClassifier):
             val_label,
             self.head.out_features,
             self.grid,
-            Together(self.trainer).results,
+            results=Together(self.trainer).results,
         )
         self.head.weight.copy_(solution.weight)
         self.head.bias.copy_(solution.bias)

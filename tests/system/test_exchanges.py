@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from recipes.cli import main
-from tests.helpers.processes import draw_nothing, run
+from tests.helpers.drawing import draw_nothing
+from tests.helpers.processes import run
 from tests.system.exactness import CASES, IN_TASKS, OPTIONS, TEACHER, arguments, packaged
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
