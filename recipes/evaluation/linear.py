@@ -28,7 +28,8 @@ def linear_probe(
     Features are standardised by mean and standard deviation over the whole bank. The weights W minimise the sum of
     the cross-entropies plus l2 / 2 · ||W||², the bias is not penalised: with l2 = 1, what scikit-learn's
     ``LogisticRegression(C=1)`` minimises. Full-batch L-BFGS, started at zero. The loss and its gradient are summed over
-    chunks of the bank, so that beside the bank only a few chunks and the weights of some 50 iterations are in memory.
+    chunks of the bank. Beside the bank only a few chunks are in memory, and on the first device the weights of some 50
+    iterations in float64.
 
     If devices share the bank, each of them has to call this. The gradients of all devices are summed, so the weights
     are those of one device that has the whole bank, up to the rounding of the sums.
@@ -140,8 +141,11 @@ def _logistic_regression(
     """
     problems, images, width = shape
     example, _ = next(iter(parts()))
-    weight = example.new_zeros(problems, width, num_classes)
-    bias = example.new_zeros(problems, 1, num_classes)
+    dtype = example.dtype
+    # sums in float32 would send the line search other ways, for other chunks or numbers of devices
+    exact = dtype if example.device.type == "mps" else torch.float64
+    weight = example.new_zeros(problems, width, num_classes, dtype=exact)
+    bias = example.new_zeros(problems, 1, num_classes, dtype=exact)
     del example
     solver = torch.optim.LBFGS(
         [weight, bias],
@@ -153,15 +157,19 @@ def _logistic_regression(
 
     def objective() -> Tensor:
         """The mean over the images, so that the tolerance means the same everywhere."""
-        inner = (weight if scale is None else weight * scale).detach().requires_grad_()
-        offset = bias.detach().requires_grad_()
+        inner = (weight if scale is None else weight * scale).to(dtype, copy=True).requires_grad_()
+        offset = bias.to(dtype, copy=True).requires_grad_()
+        slope, shift = torch.zeros_like(weight), torch.zeros_like(bias)
         value = weight.new_zeros(())
         for x, label in parts():
             logits = torch.baddbmm(offset, x, inner)  # [D, rows, classes]
-            fit = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="sum") / images
-            fit.backward()
-            value += fit.detach()
-        weight.grad, bias.grad = inner.grad, offset.grad
+            fit = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
+            fit.sum().backward()
+            value += fit.detach().to(exact).sum() / images
+            slope += inner.grad
+            shift += offset.grad
+            inner.grad = offset.grad = None
+        weight.grad, bias.grad = slope / images, shift / images
         if bank is not None:
             for part in (value, weight.grad, bias.grad):
                 bank.total(part)
@@ -174,7 +182,7 @@ def _logistic_regression(
         solver.step(objective)
     else:
         _solve_together(solver, objective, bank, weight, bias)
-    return weight, bias
+    return weight.to(dtype), bias.to(dtype)
 
 
 def _solve_together(

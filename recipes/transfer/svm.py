@@ -24,6 +24,9 @@ class SVM(FrozenClassifier):
     ``score`` [B, classes] instead of a ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of
     images may have one class only.
 
+    If the features of all labelled training images take more than 1 GiB in float64 (65,536 images with the 2,048
+    features of a ResNet-50), every n-th of these images is used, and a line says so.
+
     Goyal et al. (2019, arXiv:1905.01235) compare encoders by linear SVMs on features of several stages, with a C for
     each task.
 
@@ -87,7 +90,10 @@ class SVM(FrozenClassifier):
         self.head.bias.copy_(solution.bias)
         by = "validation images" if val is not None else "folds of the training images"
         shown = ", ".join(f"{c:g}: {100 * accuracy:.1f} %" for c, accuracy in solution.accuracies.items())
-        rank_zero_info(f"SVM: C = {solution.C:g}" + (f", by accuracy on {by} ({shown})" if shown else ""))
+        chosen = f", by accuracy on {by} ({shown})" if shown else ""
+        rank_zero_info(
+            f"SVM: C = {solution.C:g}{chosen}" + (f"; solved on {solution.subset}" if solution.subset else "")
+        )
 
     def _features(self, data: ImageDataModule, images: ImageDataset) -> Features:
         return extract({"svm": self}, data.in_order(images), self.trainer, self.head.weight.dtype)["svm"].to("cpu")

@@ -176,7 +176,9 @@ def _fit(head: str, features: dict[str, Features], classes: int, options: Namesp
         parts = linear_probe(bank, both, classes).split([len(each.label) for each in queries.values()])
         predicted = dict(zip(queries, parts, strict=True))
     found: dict[str, Any] = {split: accuracy(predicted[split], each.label, classes) for split, each in queries.items()}
-    return found | ({"C": svm.C} if head == "svm" else {})
+    if head == "svm":
+        found |= {"C": svm.C, **({"bank_subset": svm.subset} if svm.subset else {})}
+    return found
 
 
 def _by_sgd(
