@@ -27,6 +27,7 @@ from recipes.base.imports import check_classes
 from recipes.base.kinds import check_nulls
 from recipes.base.loaded import RUN_DIRECTORY
 from recipes.base.recipe import AnyRecipe, Recipe
+from recipes.base.together import Together
 from recipes.callbacks import (
     BestCheckpoint,
     Checkpoint,
@@ -312,6 +313,7 @@ class Command(LightningCLI):
 
     def after_fit(self) -> None:
         """Measures the trained encoder on the test images."""
+        Together(self.trainer).wait()  # the first process may still draw
         if self.datamodule.splits.test is None:
             rank_zero_info(f"there are no test images to measure on; run directory: {self.directory}")
         elif self.trainer.state.finished:

@@ -65,13 +65,6 @@ def _call(environment: dict[str, str], output: Path, function: Callable[..., Any
     function(*args)
 
 
-def draw_nothing() -> None:
-    """In this process, figures are not drawn into files: that takes a third of a short run."""
-    from matplotlib.figure import Figure
-
-    Figure.savefig = lambda *_, **__: None  # type: ignore[method-assign]
-
-
 def _collect(pipes: list[Any], children: list[Any], timeout: float) -> list[Any]:
     results: dict[int, Any] = {}
     while waiting := [rank for rank in range(len(pipes)) if rank not in results]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from recipes.cli import main
-from tests.helpers.processes import draw_nothing, started
+from tests.helpers.drawing import draw_nothing
+from tests.helpers.processes import started
 
 
 def run_job(

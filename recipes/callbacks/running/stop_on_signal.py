@@ -42,6 +42,8 @@ class StopOnSignal(AnyCheckpoint):
         self.signals.listen()
         self._step = trainer.global_step
         self._agreement = Agreement(trainer)
+        # instead of Lightning's exchange at every step, which the host waits for
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         self.signals.may_leave = lambda: self._may_leave(trainer)
         self.signals.saves = True
 
@@ -138,3 +140,7 @@ class StopOnSignal(AnyCheckpoint):
             self.signals.outcome = (
                 f"after step {trainer.global_step}: {what} {path}; 'recipes fit --ckpt_path {path}' goes on"
             )
+
+
+def _nothing() -> None:
+    pass
