@@ -254,7 +254,7 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
 
         Only ``setup`` in a run may do so, because all devices have to do it.
         """
-        self._compute_statistics_on(*self._place, self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        self._compute_statistics_on(*self._place, self.trainer.strategy.root_device)
         _ = self.mean
         self._statistics_are_shared = True
         self._compute_statistics_on(1, 0, None)

@@ -164,11 +164,9 @@ def _logistic_regression(
         for x, label in parts():
             logits = torch.baddbmm(offset, x, inner)  # [D, rows, classes]
             fit = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
-            fit.sum().backward()
+            for total, part in zip((slope, shift), torch.autograd.grad(fit.sum(), (inner, offset)), strict=True):
+                total += part
             value += fit.detach().to(exact).sum() / images
-            slope += inner.grad
-            shift += offset.grad
-            inner.grad = offset.grad = None
         weight.grad, bias.grad = slope / images, shift / images
         if bank is not None:
             for part in (value, weight.grad, bias.grad):
@@ -185,9 +183,7 @@ def _logistic_regression(
     return weight.to(dtype), bias.to(dtype)
 
 
-def _solve_together(
-    solver: torch.optim.Optimizer, objective: Callable[[], Tensor], bank: Bank, *variables: Tensor
-) -> None:
+def _solve_together(solver: torch.optim.LBFGS, objective: Callable[[], Tensor], bank: Bank, *variables: Tensor) -> None:
     """Has the solver of the first device choose the points at which all devices compute their part of the objective.
 
     Solvers on every device could part: the number of evaluations hangs on the last bit of a sum.

@@ -121,7 +121,9 @@ def _search(asked: Tensor, feature: Tensor, k: int, itself: int | None) -> tuple
         k: number of neighbours; of fewer all.
         itself: diagonal of the similarities [m, n] on which an image meets itself; None if there is none.
     """
-    similarity = asked @ F.normalize(feature.to(asked.dtype)).T
+    feature = feature.to(asked.dtype)
+    similarity = asked @ feature.T
+    similarity /= torch.linalg.vector_norm(feature, dim=1).clamp(min=1e-12)  # as F.normalize, without a copy
     if itself is not None:
         similarity.diagonal(itself).fill_(-torch.inf)
     best, place = similarity.topk(min(k, len(feature)), dim=1, sorted=False)

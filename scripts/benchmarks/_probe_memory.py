@@ -61,6 +61,7 @@ def measured(stage: str, images: int, width: int, classes: int, queries: int, th
     linear_probe(warm, warm, 2)
     torch.rand(2000, width) @ torch.rand(width, classes)
     query = filled(range(images, images + queries), width, classes, 0)
+    _wait()  # gloo takes memory of its own
     base = megabytes_in_use()
     predicted: Tensor | None = None
     if stage == "collect":
