@@ -122,7 +122,7 @@ class MoCo(Recipe):
         self.new_keys = self.keys_of_all(batch, shuffle)  # [devices × B, D]
         own = self.new_keys.chunk(self.trainer.world_size)[self.global_rank]
         loss = self.loss(query, own, self.queue.features)
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def on_after_backward(self) -> None:

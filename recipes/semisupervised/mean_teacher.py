@@ -99,9 +99,9 @@ class MeanTeacher(Classifier):
             consistency = F.kl_div(student.log_softmax(1), targets, reduction="batchmean", log_target=True)
         weight = self.consistency_weight * self.risen()
         loss = supervised_loss + weight * consistency
-        self.log("train/loss", loss, sync_dist=True)
-        self.log("train/supervised_loss", supervised_loss, sync_dist=True)
-        self.log("train/consistency", consistency, sync_dist=True)
+        self.log("train/loss", loss)
+        self.log("train/supervised_loss", supervised_loss)
+        self.log("train/consistency", consistency)
         self.log("train/consistency_weight", weight)
         return loss
 

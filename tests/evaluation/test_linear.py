@@ -241,3 +241,16 @@ def test_what_cannot_be_solved_is_refused(changed, message):
     given = {"feature": feature, "label": label, "grid": (1.0,), **changed}
     with pytest.raises(ValueError, match=message):
         fit_svm(val_feature=None, val_label=None, num_classes=3, **given)
+
+
+def test_a_svm_whose_features_would_take_too_much_memory_is_solved_on_a_subset_that_it_names() -> None:
+    bank, val = random_features(90, 0), random_features(40, 1)
+    label = bank.label.clone()
+    label[:6] = -1
+    third = slice(6, None, 3)
+    bound = {"max_bytes": 8 * 6 * 84 // 3, "grid": (0.01, 1.0)}
+    found = fit_svm(bank.feature, label, val.feature, val.label, 4, **bound)
+    expected = fit_svm(bank.feature[third], label[third], val.feature, val.label, 4, grid=bound["grid"])
+    assert torch.equal(found.weight, expected.weight)
+    assert found.accuracies == expected.accuracies
+    assert (found.subset, expected.subset) == ("one of every 3 labelled images: 28 of 84", "")
