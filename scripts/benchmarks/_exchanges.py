@@ -17,7 +17,7 @@ _KINDS = {
     "Lightning's signals": ("_broadcast_sigterm_tensor",),
     "batch norm": ("nn/norm.py", "nn/modules/_functions.py"),
     "buffers": ("_sync_buffers", "_pre_forward"),
-    "the method": ("torch/distributed/nn/functional.py",),
+    "the method": ("torch/distributed/nn/functional.py", "nn/shuffle.py"),
     "gradients": ("_engine_run_backward",),
 }
 
