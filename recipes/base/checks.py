@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 
 def check_precision(recipe: "Recipe") -> None:
-    """Refuses to train in float16 without a scale, and warns of weights in bfloat16."""
+    """Refuses to train in float16 without a scale; warns of weights in bfloat16, and of GPUs that only emulate it."""
     precision = recipe.trainer.precision
+    on_gpu = recipe.trainer.strategy.root_device.type == "cuda"
+    if on_gpu and precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        rank_zero_warn(
+            f"precision is {precision}, and {torch.cuda.get_device_name()} computes in bfloat16 by emulation, which is "
+            "slow: use 16-mixed"
+        )
     if precision == "16-true":
         raise ValueError(
             "precision is 16-true: training in float16 without a scale makes small gradients 0 and large numbers "

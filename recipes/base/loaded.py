@@ -20,7 +20,8 @@ from recipes.base.kinds import CALLABLE, either, is_own_class, kinds_of, paramet
 RUN_DIRECTORY = "<run directory>"
 """Value of an argument that needs a place to write to: the command replaces it by the directory of the new run."""
 
-_OF_THE_RUN = ("seed_everything", "name", "compile")  # the options outside of sections that a resumed run keeps
+# the options outside of sections that a resumed run keeps
+_OF_THE_RUN = ("seed_everything", "name", "compile", "float32_matmul_precision")
 _PLACE_NAMES = re.compile(r"(^|_)(dir|dirpath|directory|folder|path|location|uri|url)$")  # libraries type some as str
 
 

@@ -63,7 +63,7 @@ class StepLog:
                 options = {**options, "prog_bar": False, "logger": False}  # only monitors use the short name
             LightningModule.log(recipe, name, value, **options, **of_epoch)  # type: ignore[arg-type]
         else:
-            self._take(recipe, name, value, options)
+            self._take(recipe, name, value, {**options, "on_step": on_step})
 
     def _take(self, recipe: "Recipe", name: str, value: Any, options: dict[str, Any]) -> None:
         if not isinstance(value, Tensor):

@@ -173,8 +173,9 @@ class Recipe(AnyRecipe):
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         """Logs as Lightning does, except that values of a training step are the means over all devices.
 
-        They are joined only on the steps whose values are read, see ``StepLog``; ``sync_dist`` is not needed. A number
-        is not copied to the device, which the host would wait for, but made there.
+        They are joined only on the steps whose values are read, see ``StepLog``; ``sync_dist`` is not needed. Every
+        device has to log the same names. A number is not copied to the device, which the host would wait for, but made
+        there.
 
         Args:
             name: name of the measure.

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
@@ -29,7 +28,7 @@ from recipes.cli.arguments import config_folders, prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, families, table
 from recipes.cli.messages import Refused, report
 from recipes.cli.peers import Peers, note_for_torchrun
-from recipes.cli.run_directory import RUN_DIRECTORY, is_first, remove_if_refused
+from recipes.cli.run_directory import RUN_DIRECTORY, is_first, know_machine, remove_if_refused
 from recipes.cli.training import Command
 from recipes.errors import RunFailed, nearest
 
@@ -53,8 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.write(OVERVIEW)
         return
     _be_quiet()
-    # the first process of a further machine, before the Trainer numbers the processes
-    rank_zero_only.rank = rank_zero_only.rank or int(os.environ.get("NODE_RANK", 0))
+    know_machine()
     launched = RUN_DIRECTORY in os.environ and not is_first()
     # Lightning watches the processes that it launched, and kills this run if one leaves with another code than 0
     code_of = (lambda code: 0) if launched else (lambda code: code)

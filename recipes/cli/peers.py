@@ -17,8 +17,9 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
+
+from recipes.cli.run_directory import is_first, rank
 
 _POLL = 0.5  # seconds between two looks at whether another process has failed
 _PATIENCE = 15.0  # seconds that a process which fails waits for the others, which may still start
@@ -38,30 +39,34 @@ class Peers:
 
     def __init__(self, end: Callable[[int], None]) -> None:
         self._end = end
-        self._environment = _environment()
-        self._count = _processes(self._environment)
+        self._environment: ClusterEnvironment | None = None
+        self._count = 1
         self._key = f"recipes/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         self._knows = threading.Lock()
         self._shared: Any = None
         self._done = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Peers":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+        if self._thread is not None:
+            self._thread.join(1.0)  # in a call of the store, it could not end with the interpreter
 
     @property
     def name(self) -> str:
         """Rank and host of this process; empty for a process alone."""
-        return f"rank {rank_zero_only.rank} on {socket.gethostname()}" if self._several() else ""
+        return f"rank {rank()} on {socket.gethostname()}" if self._several() else ""
 
     def watch(self, trainer: Trainer) -> None:
         """Watches for failures of the processes that a Trainer has."""
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if trainer.world_size > 1 and environment is not None:
             self._environment, self._count = environment, trainer.world_size
-            threading.Thread(target=self._watch, daemon=True, name="peers").start()
+            self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
+            self._thread.start()
 
     def failed(self, code: int) -> bool:
         """Tells the others of a failure of this process; returns whether it is the first that fails.
@@ -90,6 +95,9 @@ class Peers:
 
     def _several(self) -> bool:
         """Whether there are other processes: Lightning starts those of one machine when the Trainer runs."""
+        if self._environment is None:
+            self._environment = _environment()
+            self._count = _processes(self._environment)
         here = isinstance(self._environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ
         return self._count > 1 and not here
 
@@ -98,14 +106,16 @@ class Peers:
         while not self._done.wait(_POLL):
             try:
                 store = store or (self._store() if self._several() else None)
-                if store is None or not store.check([self._key]) or not self._knows.acquire(blocking=False):
+                if store is None or not store.check([self._key]):
                     continue
                 code = int(store.get(f"{self._key}/code"))
-                store.add(self._key, 1)
             except RuntimeError:
                 store = None
                 continue
-            self._end(code)
+            if self._knows.acquire(blocking=False):  # the main thread does not fail now
+                with suppress(RuntimeError):
+                    store.add(self._key, 1)
+                self._end(code)
 
     def _store(self, until: float = 0.0) -> Any:
         """A connection of its own to the store that the processes share; None if there is none ``until`` then.
@@ -117,8 +127,9 @@ class Peers:
             while isinstance(store, distributed.PrefixStore):
                 store = store.underlying_store
             return store.clone() if isinstance(store, distributed.TCPStore) else store
-        place = self._environment.main_address, self._environment.main_port
-        keeps = rank_zero_only.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        environment = self._environment or _environment()
+        place = environment.main_address, environment.main_port
+        keeps = is_first() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         while not (reached := _answers(*place)) and not keeps and time.monotonic() < until:
             time.sleep(_POLL)
         if not reached and not (keeps and until):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -68,4 +69,16 @@ def new_directory(parent: Path) -> Path:
 
 def is_first() -> bool:
     """Whether this is the first of the processes of a run."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return rank() == 0
+
+
+def rank() -> int:
+    """The number of this process in its run, from 0, as far as Lightning knows it."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def know_machine() -> None:
+    """Numbers the first process of each further machine: Lightning does so only when there is a Trainer."""
+    if is_first():
+        numbered: Any = rank_zero_only
+        numbered.rank = int(os.environ.get("NODE_RANK", 0))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
@@ -35,7 +36,7 @@ def earlier_checkpoint(runs: Path, config: str) -> Path | None:
 
 def requeue_signal(trainer: Trainer) -> int | None:
     """The signal by which SLURM tells a run that its time is over, if the run shall be started once more."""
-    environment = trainer._accelerator_connector.cluster_environment
+    environment: Any = trainer._accelerator_connector.cluster_environment
     requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
     return environment.requeue_signal if requeues else None
 
@@ -45,7 +46,7 @@ def requeue() -> None:
     command = ["scontrol", "requeue", job() or ""]
     try:
         code = subprocess.call(command)
-        problem = code and f"it ended with code {code}"
+        problem = f"it ended with code {code}" if code else None
     except OSError as error:
         problem = error.strerror
     result = f"not requeued, because '{' '.join(command)}' failed: {problem}" if problem else "requeued"

@@ -5,8 +5,9 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -123,6 +124,11 @@ class Command(LightningCLI):
         run.add_argument("--runs", type=str, default="runs", help="folder for the directories of all runs")
         about = "backend of torch.compile for the encoder, such as inductor; if null, the encoder is not compiled"
         run.add_argument("--compile", type=str | None, help=about)
+        about = "precision of float32 matrix products on GPUs, also in losses and measurements: highest; high, which "
+        about += "rounds factors to TensorFloat32 (10 bits) and is faster; medium, which rounds them to bfloat16; null "
+        about += "for that of torch, highest"
+        precisions = Literal["highest", "high", "medium"] | None
+        run.add_argument("--float32_matmul_precision", type=precisions, default=None, help=about)
         run.add_argument("--import", type=str | list[str] | None, help=IMPORT_HELP)
         if self.asked != "fit":
             about = "whether to accept a network that is not trained, where --ckpt_path is not given"
@@ -198,6 +204,8 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run directory and sends the files of every logger there."""
         config = self.config[self.subcommand]
+        if config.float32_matmul_precision is not None:
+            torch.set_float32_matmul_precision(config.float32_matmul_precision)
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
         self.text = self._parser(self.subcommand).dump(config, skip_unset=False)  # without the places of this run
         parent = Path(config.runs) / config.name

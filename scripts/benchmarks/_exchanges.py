@@ -66,7 +66,7 @@ class _Noted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         space, _, name = func._schema.name.partition("::")
         if space == "c10d":
-            sent = args[1] if "gather" in name else args[0]  # what is gathered into comes first
+            sent = args[1] if "gather" in name or "alltoall" in name else args[0]  # what they write into comes first
             self.note(name, [sent] if isinstance(sent, torch.Tensor) else sent)
         return func(*args, **(kwargs or {}))
 
