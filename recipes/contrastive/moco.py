@@ -119,7 +119,7 @@ class MoCo(Recipe):
         order = uniform(self.key(batch._replace(index=index), 2), 1).flatten().argsort(stable=True)  # on every device
         shuffle = Shuffle(order, self.trainer.world_size, self.global_rank)
         query = self.projector(self(self.views(batch.image, self.key(batch, 0))))  # [B, D]
-        self.new_keys = self.keys_of_all(batch, shuffle)  # [devices × B, D]
+        self.new_keys = self.keys_of_all(batch, index, shuffle)  # [devices × B, D]
         own = self.new_keys.chunk(self.trainer.world_size)[self.global_rank]
         loss = self.loss(query, own, self.queue.features)
         self.log("train/loss", loss)
@@ -131,9 +131,9 @@ class MoCo(Recipe):
         average_running_statistics(self, self.gather)
 
     @torch.no_grad()
-    def keys_of_all(self, batch: Batch, shuffle: Shuffle) -> Tensor:
+    def keys_of_all(self, batch: Batch, index: Tensor, shuffle: Shuffle) -> Tensor:
         """The keys of all devices' images, in their order; made of them in a random order (Section 3.3)."""
-        view = self.views(shuffle(batch.image), self.key(batch._replace(index=shuffle(batch.index)), 1))
+        view = self.views(shuffle(batch.image), self.key(batch._replace(index=index[shuffle.mine]), 1))
         keys = self.key_network(self.normalize(view))
         return torch.empty_like(shuffled := self.gather(keys)).index_copy_(0, shuffle.order, shuffled)
 

@@ -10,7 +10,6 @@ from torch import Tensor, distributed, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.overrides import TorchFunctionMode
 
@@ -22,9 +21,9 @@ class CrossDeviceBatchNorm(LayerSync):
     batches of all devices together, and their gradients and running statistics are those of one device that has the
     whole batch. The devices' batches may differ in size. In eval mode the layers behave as usual.
 
-    On CUDA this is the arithmetic of ``torch.nn.SyncBatchNorm``, which supports CUDA only; on other devices, each
-    device's count, mean and variance are gathered and merged (Chan et al., 1979, "Updating Formulae and a Pairwise
-    Algorithm for Computing Sample Variances"). One layer costs one collective forward and one backward.
+    Each device's count, mean and variance are gathered and merged (Chan et al., 1979, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances"). One layer costs one collective forward and one backward. Unlike with
+    ``torch.nn.SyncBatchNorm``, the host does not wait for a GPU.
 
     Layers stay the same objects, with their parameters, hooks and keys in the state dict. What a subclass does around
     the normalisation, such as the activation in timm's ``BatchNormAct2d``, is still done. ``nn.SyncBatchNorm`` and
@@ -195,9 +194,6 @@ def _batch_norm_across(
 ) -> Tensor:
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    if x.is_cuda:
-        world = distributed.group.WORLD, distributed.get_world_size()
-        return SyncBatchNorm.apply(x, weight, bias, running_mean, running_var, eps, momentum, *world)
     count, mean, var = _statistics(x.detach())
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -207,7 +203,7 @@ def _batch_norm_across(
     return _Normalize.apply(x, weight, bias, mean.to(dtype), var.to(dtype), count, eps)
 
 
-def _statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How many values each channel has on all devices together, their mean [C] and their biased variance [C]."""
     channels = x.shape[1]
     own = x.new_zeros(1 + 2 * channels, dtype=torch.float64)  # an empty batch counts nothing
@@ -218,9 +214,9 @@ def _statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
     everyones = own.new_empty(distributed.get_world_size(), len(own))
     distributed.all_gather(list(everyones), own)
     counts, means, variances = everyones.split([1, channels, channels], dim=1)  # [devices, 1], 2 × [devices, C]
-    count = counts.sum().item()
-    if count <= 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got {count:.0f} on all devices")
+    count = counts.sum()
+    if x.numel() <= channels and count <= 1:  # a GPU is only waited for where this device's batch has no variance
+        raise ValueError(f"Expected more than 1 value per channel when training, got {int(count)} on all devices")
     share = counts / count
     mean = (share * means).sum(0)
     return count, mean, (share * (variances + (means - mean) ** 2)).sum(0)
@@ -237,18 +233,18 @@ class _Normalize(Function):
         bias: Tensor | None,
         mean: Tensor,
         var: Tensor,
-        count: float,
+        count: Tensor,
         eps: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, var)
-        ctx.count, ctx.eps = count, eps
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps = eps
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """With x̂ = (x − mean) / σ, dx = weight / σ · (dy − mean of dy − x̂ · mean of dy·x̂), means over all devices."""
-        x, weight, mean, var = ctx.saved_tensors
+        x, weight, mean, var, count = ctx.saved_tensors
         if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)  # the kernel is slow on two layouts
         sums = mean.new_zeros(2, len(mean))  # of dy·x̂ and of dy on this device: DDP averages them
@@ -260,7 +256,7 @@ class _Normalize(Function):
             total = sums.clone()
             distributed.all_reduce(total)
             scale = torch.rsqrt(var + ctx.eps) * (1 if weight is None else weight)
-            by_x, by_one = total * (-scale / ctx.count)
+            by_x, by_one = total * (-scale / count)
             dx = F.batch_norm(x, mean, var, by_x, by_one, eps=ctx.eps)
             dx.addcmul_(dy, scale.to(dx.dtype).view(-1, *[1] * (x.dim() - 2)))  # mixed types are slow
         given = dx, *sums, None, None, None, None

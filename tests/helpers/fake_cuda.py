@@ -170,6 +170,8 @@ class _Devices(TorchFunctionMode):
         if func is Tensor.data.__set__ and isinstance(args[1], OnCuda):  # type: ignore[attr-defined]
             args[0].held = args[1].held
             return None
+        if func is Tensor.__setitem__ and isinstance(args[2], int | float) and _is_on_cuda(args[0]):
+            args = (*args[:2], OnCuda(torch.tensor(args[2], dtype=args[0].dtype)))  # made there, and not copied
         if func is Tensor.new_tensor and _is_on_cuda(args[0]):
             kwargs.setdefault("device", CUDA)
         if kwargs.get("device") is None:

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from datamodules import Digits
 from recipes import SimCLR
 from recipes.nn import ConvNet, CrossDeviceBatchNorm, has_local_batch_norm
+from tests.helpers.fake_cuda import fake_cuda
 from tests.helpers.processes import run
 from tests.helpers.training import quiet_trainer
 
@@ -71,6 +72,25 @@ def agree(cases, sizes):
 def test_outputs_gradients_and_running_statistics_are_those_of_the_whole_batch(sizes):
     kinds = [(nn.BatchNorm1d, ()), (nn.BatchNorm1d, (5,)), (nn.BatchNorm2d, (4, 2)), (nn.BatchNorm3d, (2, 3, 2))]
     run(agree, [(kind, shape, {}) for kind, shape in kinds], sizes, processes=2)
+
+
+def agree_on_cuda_without_waiting(sizes):
+    layer, across = pair(nn.BatchNorm2d)
+    mine = numbers(sum(sizes), 3, 4, 2).split(sizes)[distributed.get_rank()]
+    expected = step(across, mine, numbers(*mine.shape, seed=9))
+    layer = CrossDeviceBatchNorm().apply(layer)
+    with fake_cuda() as noted:
+        layer.to("cuda")
+        given = mine.to("cuda"), numbers(*mine.shape, seed=9).to("cuda")
+        with noted() as waits:
+            found = step(layer, *given)
+        for ours, theirs in zip(found, expected):
+            torch.testing.assert_close(ours.cpu(), theirs, **EXACT)
+    assert list(waits) == [], waits
+
+
+def test_the_host_does_not_wait_for_a_gpu():
+    run(agree_on_cuda_without_waiting, (5, 2), processes=2)
 
 
 def test_every_setting_of_torchs_holds():

@@ -153,6 +153,28 @@ FAULTS = {
 }
 
 
+def number_set(x):
+    x[0, 0, 0, 0] = 1
+    x[x > 0] = 2
+
+
+NO_FAULTS = {
+    "number": lambda x: x * 2 + torch.zeros(()),
+    "number set": number_set,
+    "index of the device": lambda x: x[torch.zeros(3, dtype=torch.int64, device=x.device)],
+    "choice": lambda x: torch.where(x > 0, x, 0.0),
+    "copy to the device while the host goes on": lambda x: torch.zeros(2).to(x.device, non_blocking=True),
+    "made on the device": lambda x: torch.full((2,), 0.5, device=x.device),
+}
+
+
+@pytest.mark.parametrize("what", NO_FAULTS)
+def test_nothing_else_is_noted(what):
+    with fake_cuda() as noted, noted() as waits:
+        NO_FAULTS[what](torch.zeros(8, 1, 8, 8, device="cuda"))
+    assert list(waits) == []
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wait_is_noted_once(fault):
     with fake_cuda() as noted, noted() as waits:
