@@ -222,7 +222,7 @@ def test_only_the_test_in_a_training_has_a_budget_and_it_is_that_of_the_whole_tr
     assert "reduced" in here
     assert "reduced" not in later
     best = {"name": "best.ckpt", "epochs": 2, "training_images_seen": 2 * 2 * 128}
-    assert later["checkpoint"] == best
+    assert here["checkpoint"] == later["checkpoint"] == best
     assert (here["epochs"], here["training_images_seen"]) == (3, 3 * 2 * 128)
     assert (later["epochs"], later["training_images_seen"]) == (2, 2 * 2 * 128)
 
