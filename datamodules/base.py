@@ -98,7 +98,9 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         if self._splits is None or self._read_with != self._all_chosen:
             for name in ("image_shape", "_statistics"):  # of images that were read otherwise
                 vars(self).pop(name, None)
-            self._splits, self._read_with = self.load(), self._all_chosen
+            with self._reading_sources():
+                self._splits = self.load()
+            self._read_with = self._all_chosen
             self._tell()
         if stage == "fit" and self._overfits:
             rank_zero_info(

@@ -1,6 +1,7 @@
 """How images are read: the properties that a network's images share, whatever DataModule they come from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -87,6 +88,7 @@ class ReadsLikeNetwork:
     usual_reading: ClassVar[Reading] = Reading()
     trainer: Any
     _stated = _of_network = Reading()
+    _is_read_by_another = False
 
     def read_as(self, reading: Reading) -> None:
         """Reads the images like others, except where an argument says otherwise.
@@ -115,14 +117,27 @@ class ReadsLikeNetwork:
         return (self._chosen, *(data._all_chosen for data in self.sources))
 
     def _ask_network(self) -> None:
-        """Takes what the arguments leave open from the network of the run, if there is one.
+        """Takes what the arguments leave open from the network of the run. Without a run, forgets earlier networks.
 
         What a DataModule wraps has no run of its own, although it may have had one before.
         """
+        if self._is_read_by_another:
+            return
         state = getattr(self.trainer, "state", None)
-        if state is not None and state.status == TrainerStatus.RUNNING:
-            reading = getattr(self.trainer.lightning_module, "reading", None)
-            self._read_like(Reading(), reading if isinstance(reading, Reading) else Reading())
+        runs = state is not None and state.status == TrainerStatus.RUNNING
+        reading = getattr(self.trainer.lightning_module, "reading", None) if runs else None
+        self._read_like(Reading(), reading if isinstance(reading, Reading) else Reading())
+
+    @contextmanager
+    def _reading_sources(self) -> Iterator[None]:
+        """Has the sources read as this DataModule does, and not ask for themselves."""
+        try:
+            for data in self.sources:
+                data._is_read_by_another = True
+            yield
+        finally:
+            for data in self.sources:
+                data._is_read_by_another = False
 
     def _read_like(self, lasting: Reading, network: Reading) -> None:
         """Takes what the arguments leave open, for good or until the next network."""

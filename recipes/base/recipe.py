@@ -272,7 +272,7 @@ class Recipe(AnyRecipe):
         """Makes a Batch of what a loader gives that is not of an ``ImageDataModule``, and checks it."""
         trainer = self.trainer
         made, is_first = self._plain_batches.make(batch, trainer, dataloader_idx)
-        if not trainer.predicting:
+        if not trainer.predicting and (is_first or made.label.device.type == "cpu"):
             check_labels(self, made.label)
         if trainer.training:
             check_indices(self, batch)
