@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -140,6 +140,23 @@ class Recipe(AnyRecipe):
                 sums = [state for state in module.metric_state.values() if isinstance(state, Tensor)]
                 if any(at_least_float32(state) is not state for state in sums):
                     module.set_dtype(torch.float32)
+        return self
+
+    def of_task(self, task: int | None) -> Self:
+        """States the task of images that come without one. Only continual recipes have tasks.
+
+        Args:
+            task: number of the task, from 1. If null, the task is unknown.
+
+        Returns:
+            The recipe itself.
+
+        Raises:
+            ValueError: if a task is given, and the recipe has none.
+        """
+        if task is not None:
+            name = type(self).__name__
+            raise ValueError(f"task is {task}, but {name} has not learned a sequence of tasks: leave task out")
         return self
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -49,7 +49,6 @@ from recipes.cli.classes import class_changes, own_defaults
 from recipes.cli.messages import fail, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
-from recipes.continual.answers import with_task
 from recipes.distillation.teacher import teacher_from
 from recipes.errors import CheckpointMismatch
 from recipes.nn import CrossDeviceBatchNorm
@@ -256,7 +255,8 @@ class Command(LightningCLI):
 
     def before_predict(self) -> None:
         """States the task of the images."""
-        with_task(self.model, self.config[self.subcommand].task)
+        recipe: Any = self.model
+        recipe.of_task(self.config[self.subcommand].task)
 
     def fit(self, model: Recipe, **options: Any) -> None:
         """Trains; a checkpoint that does not fit is refused with the options that have changed."""

@@ -25,7 +25,7 @@ from recipes.base.checkpoint import checkpoint_path, load
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
 from recipes.cli.arguments import IMPORT_HELP
-from recipes.continual.answers import ContinualClassifier, with_task
+from recipes.continual.answers import ContinualClassifier
 from recipes.evaluation.tables import versions
 from recipes.nn import MultiHead, TorchvisionEncoder
 
@@ -111,7 +111,7 @@ def export(
     path = checkpoint_path(ckpt_path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     folder = Path(output) if output is not None else run / "export"
-    recipe = with_task(load(path), task).to(memory_format=torch.contiguous_format)
+    recipe = load(path).of_task(task).to(memory_format=torch.contiguous_format)
     if isinstance(recipe, ContinualClassifier):
         recipe.tell_choice()
     shape = _image_shape(recipe, path, image_size)

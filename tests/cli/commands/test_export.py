@@ -324,7 +324,7 @@ def test_a_task_that_is_given_leaves_its_classes_alone(convnet, monkeypatch, tmp
     assert logits.isfinite().tolist() == [[label in (2, 3) for label in range(10)]] * 3
     report = json.loads((tmp_path / "export.json").read_text())
     assert (report["scenario"], report["task"], report["tasks"][1]) == ("task", 2, [2, 3])
-    with pytest.raises(ValueError, match="task is 6: it must be between 1 and 5"):
+    with pytest.raises(ValueError, match="task is 6: it must be a whole number between 1 and 5"):
         export.export(convnet, tmp_path, ["torch"], task=6)
     _used("Supervised", monkeypatch)
     with pytest.raises(ValueError, match="task is 1, but Supervised has not learned a sequence of tasks"):
