@@ -101,7 +101,8 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
             with self._reading_sources():
                 self._splits = self.load()
             self._read_with = self._all_chosen
-            self._tell()
+            if not (self.sources and self._is_read_by_another):  # the outermost one tells
+                self._tell()
         if stage == "fit" and self._overfits:
             rank_zero_info(
                 f"overfit_batches is {self._overfits}: every epoch trains on the same images, a sample of each of its "
@@ -110,8 +111,10 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
 
     @rank_zero_only
     def _tell(self) -> None:
-        """Prints what was found."""
-        rank_zero_info(f"{type(self).__name__}: {counted(self.splits, [data.splits for data in self.sources])}")
+        """Prints what was found, unless it is what the one wrapped DataModule has printed."""
+        found = counted(self.splits, [data.splits for data in self.sources])
+        if [found] != [counted(data.splits) for data in self.sources]:
+            rank_zero_info(f"{type(self).__name__}: {found}")
 
     def teardown(self, stage: str) -> None:
         """Gives the images, labels and classes back as they were before the run."""

@@ -145,19 +145,29 @@ def test_what_does_not_fit_is_refused(folder):
         quiet_trainer(max_epochs=-1).fit(learner, data)
 
 
-def test_the_config_adds_classes_and_the_run_predicts_both(folder, tmp_path, monkeypatch):
+def test_the_config_adds_classes_and_the_run_predicts_both(folder, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     encoder = ["--model.encoder", "ConvNet", "--model.encoder.in_channels", "3", "--model.encoder.widths", "[8]"]
     data = ["--data.classifier", str(folder / "first"), "--data.base.root", str(folder / "new")]
     small = ["--data.base.image_size", "8", "--data.batch_size", "8", "--data.epochs_per_task", "16"]
     model = [*encoder, "--model.views", "null", "--model.warmup_epochs", "1", "--trainer.precision", "32"]
     model += ["--model.optimizer.lr", "0.3"]  # a tenth of it, in later tasks
     main(["fit", "--config", "lwf-added-classes", *model, *data, *small, *QUIET])
+    found = [line for line in caplog.messages if "images: " in line]
+    assert [line.partition(":")[0] for line in found] == [str(folder / "new"), "AddedClasses"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "There are no images of task 1, and so no averages." in printed
+    assert "average accuracy" not in printed
+    assert not list(tmp_path.glob("runs/*/*/pictures/forgetting.png"))
     (report,) = tmp_path.glob("runs/*/*/continual.json")
     found = json.loads(report.read_text())
     assert found["tasks"] == [["blue", "green"], ["red", "yellow"]]
     assert found["matrix"]["aware"][2][0] is None
     assert found["matrix"]["aware"][2][1] > 0.5
+    with pytest.raises(SystemExit):
+        main(["predict", "--ckpt_path", "runs/lwf-added-classes", "--data.root", str(folder / "both"), *QUIET])
+    assert "for other images, add --data ImageFolder" in capsys.readouterr().err
     new = ["--data", "ImageFolder", "--data.root", str(folder / "both"), "--data.image_size", "8", "--task", "2"]
     main(["predict", "--ckpt_path", "runs/lwf-added-classes", "--name", "new", *new, *QUIET])
     (table,) = tmp_path.glob("runs/new/*/predictions.csv")
