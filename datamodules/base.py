@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -138,8 +138,8 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
     def reading(self) -> Reading:
         """How the images are read; after ``setup``."""
         if self.sources:
-            wrapped: ImageDataModule = self.sources[0]
-            return wrapped.reading
+            first, *others = (data.reading for data in self.sources)
+            return reduce(Reading.keeping, others, first)
         channels, height, width = self.image_shape
         return Reading(height if height == width else None, channels)
 

@@ -18,11 +18,14 @@ class Reading(NamedTuple):
         image_size: height and width of the images in pixels.
         channels: 1 (grey) or 3 (RGB).
         value_range: pixel values that become black and white, see ``ImageFolder``.
+        for_training: names of images that are never for validation or testing, because the network was trained on them
+            while their class had no others.
     """
 
     image_size: int | None = None
     channels: int | None = None
     value_range: ValueRange | None = None
+    for_training: tuple[str, ...] | None = None
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> "Reading":
@@ -30,7 +33,10 @@ class Reading(NamedTuple):
         saved = checkpoint.get("reading")
         if isinstance(saved, Mapping):
             return cls(
-                _size(saved.get("image_size")), _channels(saved.get("channels")), _range(saved.get("value_range"))
+                _size(saved.get("image_size")),
+                _channels(saved.get("channels")),
+                _range(saved.get("value_range")),
+                _names(saved.get("for_training")),
             )
         shape = checkpoint.get("image_shape")
         if isinstance(shape, list | tuple) and len(shape) == 3 and shape[1] == shape[2]:
@@ -40,7 +46,12 @@ class Reading(NamedTuple):
     def filled(self, other: "Reading") -> "Reading":
         """This reading, with the values of another one where there are none."""
         known = {name: value for name, value in self._asdict().items() if value is not None}
-        return other._replace(**known)
+        return other._replace(**known).keeping(other)
+
+    def keeping(self, other: "Reading") -> "Reading":
+        """This reading, with the images of another one that are for training."""
+        names = {*(self.for_training or ()), *(other.for_training or ())}
+        return self._replace(for_training=tuple(sorted(names)) or None)
 
     def differences(self, other: "Reading") -> str:
         """Says in what two readings differ, ours first: of the properties that both know."""
@@ -62,6 +73,11 @@ def _size(value: Any) -> int | None:
 
 def _channels(value: Any) -> int | None:
     return value if isinstance(value, int) and value in (1, 3) else None
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    whole = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return tuple(value) if whole else None
 
 
 def _range(value: Any) -> ValueRange | None:
@@ -109,7 +125,8 @@ class ReadsLikeNetwork:
     def _chosen(self) -> Reading:
         """The values that hold now."""
         chosen = self._stated.filled(self._of_network).filled(self.usual_reading)
-        return Reading(**{field: getattr(chosen, field) for field in self.reading_options})
+        fields = (*self.reading_options, "for_training")
+        return Reading(**{field: getattr(chosen, field) for field in fields})
 
     @property
     def _all_chosen(self) -> tuple[Any, ...]:

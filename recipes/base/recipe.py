@@ -397,7 +397,7 @@ class Recipe(AnyRecipe):
         if not self._has_stepped:
             self._has_stepped = self.trained = True
             self.normalize.keep()
-            self.reading = getattr(self.datamodule, "reading", self.reading)
+            self.reading = getattr(self.datamodule, "reading", self.reading).keeping(self.reading)
             if any(parameter.requires_grad for parameter in self.encoder.parameters()):
                 self.encoder.pretrained = True
                 self.encoder.reading = self.reading
