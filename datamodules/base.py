@@ -24,7 +24,7 @@ from datamodules.reading import Reading, ReadsLikeNetwork
 _MOST_WORKERS = 256  # that a user may ask for: each is a process
 _MAX_WORKERS = 16  # more rarely load faster, and each holds memory
 _STATISTICS_FILES = 2048  # images that mean and std are taken from where each must be decoded
-_STATISTICS_CHUNK = 1024
+_STATISTICS_CHUNK = 16_000_000  # bytes of images
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         self._read_with: tuple[Any, ...] = ()  # how
         self._matched: Splits | None = None
         self._instead: Splits | None = None
+        self._statistics_are_shared = False
+        self._statistics_place: tuple[int, int, torch.device | None] = 1, 0, None  # number of devices, rank, device
         self._train_loader: ResumableLoader | None = None
         self._position: dict[str, Any] = {}
 
@@ -103,6 +105,9 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
             self._read_with = self._all_chosen
             if not (self.sources and self._is_read_by_another):  # the outermost one tells
                 self._tell()
+            self._statistics_are_shared = False
+        if self._place[0] > 1 and not self._statistics_are_shared:
+            self._share_statistics()
         if stage == "fit" and self._overfits:
             rank_zero_info(
                 f"overfit_batches is {self._overfits}: every epoch trains on the same images, a sample of each of its "
@@ -235,13 +240,41 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         train = self.splits.train
         count = len(train) if train.in_memory else min(len(train), _STATISTICS_FILES)
         positions = torch.arange(count) * len(train) // count
-        total = torch.zeros(2, self.image_shape[0], dtype=torch.int64)  # integers: exact, whatever the order
-        for chunk in positions.split(_STATISTICS_CHUNK):
-            image = train.images(chunk).transpose(0, 1).flatten(1).to(torch.int32)  # [C, B*H*W]
-            total += torch.stack([image.sum(1), image.square().sum(1)])
-        first, second = total.double() / (count * self.image_shape[1] * self.image_shape[2])
+        channels, height, width = self.image_shape
+        devices, rank, device = self._statistics_place
+        found = torch.zeros(channels, 256, dtype=torch.int64)  # pixels of each value: exact, whatever the order
+        for chunk in positions[rank::devices].split(max(1, _STATISTICS_CHUNK // (channels * height * width))):
+            for values, image in zip(found, train.images(chunk).unbind(1), strict=True):
+                values += torch.bincount(image.flatten(), minlength=256)
+        if devices > 1:
+            found = found.to(device)
+            torch.distributed.all_reduce(found)
+        found, value = found.cpu(), torch.arange(256)
+        first, second = ((found * power).sum(1).double() / (count * height * width) for power in (value, value**2))
         std = (second - first.square()).clamp(min=0).sqrt()
         return tuple((first / 255).tolist()), tuple((std / 255).clamp(min=1 / 255).tolist())
+
+    def _share_statistics(self) -> None:
+        """Computes mean and standard deviation on all devices of the run together, each from its share of the images.
+
+        Only ``setup`` in a run may do so, because all devices have to do it.
+        """
+        self._compute_statistics_on(*self._place, self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        _ = self.mean
+        self._statistics_are_shared = True
+        self._compute_statistics_on(1, 0, None)
+
+    def _compute_statistics_on(self, devices: int, rank: int, device: torch.device | None) -> None:
+        self._statistics_place = devices, rank, device
+        if devices > 1:
+            vars(self).pop("_statistics", None)  # devices that know them and others would wait for each other
+        for data in self.sources:
+            data._compute_statistics_on(devices, rank, device)
+
+    def _all_have_read(self) -> None:
+        """Is called when all processes of the run have read their images."""
+        for data in self.sources:
+            data._all_have_read()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training images in batches, in a new order every epoch; an incomplete last batch is dropped.
@@ -358,6 +391,7 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
 
     def _options(self, dataset: ImageDataset, sampler: GlobalBatchSampler) -> dict[str, Any]:
         workers = self._workers(dataset)
+        self._all_have_read()  # a Trainer asks for loaders after the set-up of all devices
         return {
             "dataset": dataset,
             "batch_size": sampler.batch_size,

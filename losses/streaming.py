@@ -4,6 +4,7 @@ Contrastive losses are means of them, less the logit of the positive. The matrix
 which is dropped after use and recomputed for the gradient (Cheng et al., 2024, arXiv:2410.17243, Section 3.1).
 """
 
+from collections.abc import Iterator
 from itertools import combinations_with_replacement, product
 from typing import Any
 
@@ -30,8 +31,6 @@ def streamed_logsumexp(anchors: Tensor, keys: Tensor, scale: float, exclude: Ten
     Returns:
         The logarithms [A]; -inf, without gradient, where no key is left.
     """
-    if exclude is None:
-        exclude = torch.full((len(anchors),), -1, device=anchors.device)
     return _OverKeys.apply(at_least_float32(anchors), at_least_float32(keys), scale, exclude)
 
 
@@ -56,11 +55,12 @@ def streamed_logsumexp_of_others(vectors: Tensor, scale: float) -> Tensor:
 
 class _OverKeys(Function):
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, keys: Tensor, scale: float, exclude: Tensor) -> Tensor:
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor, scale: float, exclude: Tensor | None) -> Tensor:
         total = anchors.new_full((len(anchors),), -torch.inf)
-        for i, j in product(_tiles(anchors), _tiles(keys)):
+        for i, j in _pairs_of_tiles(anchors, keys):
             logits = _logits(anchors[i], keys[j], scale)
-            _leave_out(logits, exclude[i] - j.start)
+            if exclude is not None:
+                _leave_out(logits, exclude[i] - j.start)
             total[i] = torch.logaddexp(total[i], logits.logsumexp(1))
         ctx.save_for_backward(anchors, keys, exclude, _finite(total))
         ctx.scale = scale
@@ -73,9 +73,10 @@ class _OverKeys(Function):
         grad_anchors = torch.zeros_like(anchors) if ctx.needs_input_grad[0] else None
         grad_keys = torch.zeros_like(keys) if ctx.needs_input_grad[1] else None
         grad = grad * ctx.scale
-        for i, j in product(_tiles(anchors), _tiles(keys)):
+        for i, j in _pairs_of_tiles(anchors, keys):
             logits = _logits(anchors[i], keys[j], ctx.scale)
-            _leave_out(logits, exclude[i] - j.start)
+            if exclude is not None:
+                _leave_out(logits, exclude[i] - j.start)
             weight = logits.sub_(total[i, None]).exp_().mul_(grad[i, None])
             if grad_anchors is not None:
                 grad_anchors[i].addmm_(weight, keys[j])
@@ -119,9 +120,17 @@ class _OverOthers(Function):
         return grad_vectors, None
 
 
-def _tiles(vectors: Tensor) -> list[slice]:
-    size = _tile_size(vectors)
+def _tiles(vectors: Tensor, size: int | None = None) -> list[slice]:
+    size = size or _tile_size(vectors)
     return [slice(start, start + size) for start in range(0, len(vectors), size)]
+
+
+def _pairs_of_tiles(anchors: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of tiles of one area: the fewer rows there are, the more columns a tile has."""
+    side = _tile_size(anchors)
+    rows = max(1, min(len(anchors), side))
+    columns = max(1, min(len(keys), side * side // rows))
+    return product(_tiles(anchors, side * side // columns), _tiles(keys, columns))
 
 
 def _tile_size(vectors: Tensor) -> int:

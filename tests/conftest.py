@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from recipes.evaluation.tables import versions
+from tests.helpers.drawing import draw_nothing
 from tests.system.exactness import ACCUMULATED, BATCHES, CASES, STEPS, Runs
 
 SLOW = 4  # seconds
+PLOTS = Path(__file__).parent / "plots"
 WHOLE_RUNS = Path(__file__).parent / "system"
 
 
@@ -56,6 +58,12 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section(f"took more than {SLOW} s and are not marked slow")
         for name in sorted(long, key=long.get, reverse=True):
             terminalreporter.line(f"{long[name]:6.1f} s  {name}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures that a test is the first to use
+def pytest_runtest_setup(item):
+    """Leaves out the pictures of runs, unless the test is marked to look at them."""
+    draw_nothing(not (item.get_closest_marker("draws") or item.path.is_relative_to(PLOTS)))
 
 
 @pytest.fixture(autouse=True)

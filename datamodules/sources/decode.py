@@ -174,6 +174,7 @@ def decode_all(
     keep: bool = True,
     value_range: ValueRange | None = None,
     max_pixels: int = MAX_PIXELS,
+    into: np.ndarray | None = None,
 ) -> tuple[Tensor | None, list[int]]:
     """Decodes many files with one thread per usable CPU.
 
@@ -185,6 +186,7 @@ def decode_all(
         keep: keeps the images; without, files are only checked.
         value_range: see ``decode``.
         max_pixels: see ``decode``.
+        into: zeros of the shape and type of the images, into which they are decoded; None makes some.
 
     Returns:
         The images, uint8 [N, channels, image_size, image_size] (black where a file was skipped) or none;
@@ -193,7 +195,9 @@ def decode_all(
     Raises:
         ValueError: that names the first file that cannot be decoded, unless ``skip``.
     """
-    image = np.zeros((len(paths) if keep else 0, channels, image_size, image_size), np.uint8)
+    if into is None:
+        into = np.zeros((len(paths) if keep else 0, channels, image_size, image_size), np.uint8)
+    image = into
 
     def run(start: int) -> list[int]:
         bad = []

@@ -1,8 +1,10 @@
 """Handwritten digits that come with scikit-learn."""
 
+import functools
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from datamodules.base import ImageDataModule, Splits
@@ -61,10 +63,7 @@ class Digits(ImageDataModule):
     def load(self) -> Splits:
         """Reads the digits from scikit-learn."""
         _check_size(self.size)
-        from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
-
-        digits = load_digits()
-        image = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)  # its pixels are 0..16
+        image, label = _digits()
         if self.mode == "resize":
             image = functional.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True)
         else:
@@ -72,9 +71,18 @@ class Digits(ImageDataModule):
             after = self.size - _NATIVE - before
             image = functional.pad(image, (before, after, before, after))
         image = image.round().to(torch.uint8)
-        label = torch.from_numpy(digits.target).to(torch.int64)
         test, val, train = (ImagesInMemory(image, label, rows) for rows in split(label, [_TEST, _VAL]))
         return Splits(_NAMES, train, val, test)
+
+
+@functools.cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """The images [1797, 1, 8, 8], float64 in 0..255, and their labels, read once in a process. Nobody changes them."""
+    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+
+    digits = load_digits()
+    image = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)  # its pixels are 0..16
+    return image, torch.from_numpy(digits.target).to(torch.int64)
 
 
 def _check_size(size: int | None) -> None:

@@ -3,10 +3,12 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -29,6 +31,7 @@ from datamodules.sources.decode import (
 from datamodules.sources.duplicates import copies
 from datamodules.sources.layout import Pictures, find, folder_of, label_remedy, training_classes
 from datamodules.sources.names import printable
+from datamodules.sources.shared import SharedImages, are_several
 
 
 class ImageFolder(ImageDataModule):
@@ -139,6 +142,7 @@ class ImageFolder(ImageDataModule):
         self._pictures: Pictures | None = None
         self._found: _Found | None = None
         self._kept: tuple[str, ...] = ()
+        self._shared: SharedImages | None = None
         self._paths: dict[str, list[Path]] = {}
         self._matched_paths: dict[str, list[Path]] = {}
 
@@ -259,10 +263,15 @@ class ImageFolder(ImageDataModule):
             self.match_classes(matched.class_names, strict=False)
 
     def prepare_data(self) -> None:
-        """Fills the cache, if there is to be one: Lightning lets one process per machine do this."""
+        """Decodes the images for all processes of a machine: Lightning lets one of them do this.
+
+        They go into the cache, if there is to be one. Otherwise several processes share them in memory.
+        """
         self._ask_network()
         if self.cache_file is not None:
             self._decode(find(self.root).paths)
+        elif are_several() and (self._splits is None or self._read_with != self._all_chosen):
+            self._share(find(self.root).paths)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images, once.
@@ -363,22 +372,45 @@ class ImageFolder(ImageDataModule):
 
     def _decode(self, paths: list[Path]) -> tuple[Tensor | None, list[int]]:
         """The images, if they are to be in memory, and the positions of the files to skip."""
-        keep = len(paths) * self.channels * self.image_size**2 <= self.memory_limit
-        skip = self.on_error == "skip"
-        if not keep and not skip:
+        keep = self._keeps(paths)
+        if not keep and self.on_error == "raise":
             return None, []
         settings = VERSION, *self._decoding, keep
         cache = DecodedFile(self.cache_file, settings, paths, self.folder) if self.cache_file else None
         if cache and (found := cache.read()):
             image, bad = found["image"], found["bad"]
+        elif are_several() and not cache and (shared := SharedImages(settings, paths).read()):
+            image, bad = shared
         else:
-            size, channels, value_range, most = self._decoding
-            image, bad = decode_all(paths, size, channels, skip, keep, value_range, most)
+            image, bad = self._decode_all(paths)
             if cache:
                 cache.write({"image": image, "bad": bad})
         if bad:
             self._report(paths, bad)
         return image, bad
+
+    def _keeps(self, paths: list[Path]) -> bool:
+        """Whether the images are to be in memory."""
+        return len(paths) * self.channels * self.image_size**2 <= self.memory_limit
+
+    def _decode_all(self, paths: list[Path], into: np.ndarray | None = None) -> tuple[Tensor | None, list[int]]:
+        size, channels, value_range, most = self._decoding
+        skip = self.on_error == "skip"
+        return decode_all(paths, size, channels, skip, self._keeps(paths), value_range, most, into)
+
+    def _share(self, paths: list[Path]) -> None:
+        """Decodes the images for all processes of this machine, if they are to be decoded at the start."""
+        keep = self._keeps(paths)
+        if keep or self.on_error == "skip":
+            shape = (len(paths), self.channels, self.image_size, self.image_size) if keep else None
+            self._shared = SharedImages((VERSION, *self._decoding, keep), paths)
+            with suppress(ValueError, MemoryError):  # every process meets it again in ``setup``, and none waits
+                self._shared.decode(shape, lambda into: self._decode_all(paths, into)[1])
+
+    def _all_have_read(self) -> None:
+        if self._shared is not None:
+            self._shared.remove()
+        super()._all_have_read()
 
     def _report(self, paths: list[Path], bad: list[int]) -> None:
         """Counts and names the files that cannot be read, or raises the error of the first."""

@@ -230,6 +230,7 @@ class TaskSequence(ImageDataModule):
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         first = ImageDataModule()
         first._splits = Splits((), next(part for part in self.splits.train.parts if len(part)))  # without a change
+        first._statistics_place = self._statistics_place
         return first.mean, first.std
 
     def task_sources(self) -> list[tuple[ImageDataModule, list[int]]]:

@@ -60,8 +60,8 @@ class Classifier(Recipe):
         self.head = nn.Linear(self.feature_dim, num_classes)
         self.class_names: tuple[str, ...] = ()
         self.val_loss = LabelledMetric("val/loss", CrossEntropy())
-        self.val_accuracy = accuracy("val/accuracy", num_classes)
-        self.test_accuracy = accuracy("test/accuracy", num_classes)
+        self.val_accuracy = accuracy("val/accuracy")
+        self.test_accuracy = accuracy("test/accuracy")
 
     def setup(self, stage: str) -> None:
         """Takes the names of the classes from the DataModule too, and checks that there are enough images.

@@ -168,7 +168,7 @@ class FiniteCheck:
         step = self._trainer.global_step
         stepped, self._seen = step != self._seen, step
         device = self._recipe.device
-        nothing = torch.tensor(0.0, device=device)
+        nothing = torch.zeros((), device=device)
         numbers = (
             nothing if loss is None else loss.detach().float().reshape(()),
             largest(self._weights).to(device) if stepped else nothing,

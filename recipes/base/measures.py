@@ -8,7 +8,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from datamodules import ImageDataModule
@@ -33,7 +32,7 @@ class LabelledMetric(WrapperMetric):
         super().__init__()
         self.name = name
         self.metric = metric
-        self.labelled = SumMetric()
+        self.labelled = SumMetric(nan_strategy="disable")  # or the host would wait for a GPU, to look for NaN
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Adds a batch."""
@@ -78,9 +77,38 @@ class CrossEntropy(Metric):
         return self.total / self.images
 
 
-def accuracy(name: str, num_classes: int) -> LabelledMetric:
+class Share(Metric):
+    """The share of images for which something holds. Unlike those of torchmetrics, it does not wait for a GPU."""
+
+    number: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("number", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, holds: Tensor, counts: Tensor) -> None:
+        """Adds a batch: for which images it holds, and which of them count, both bool [B]."""
+        self.number += (holds & counts).sum()
+        self.images += counts.sum()
+
+    def compute(self) -> Tensor:
+        """Returns the share; NaN without an image."""
+        return self.number / self.images
+
+
+class Accuracy(Share):
     """The share of the labelled images whose largest logit is that of their class."""
-    return LabelledMetric(name, MulticlassAccuracy(num_classes, average="micro", ignore_index=-1))
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Adds a batch of logits [B, classes] and labels [B], -1 where unlabelled."""
+        super().update(prediction.argmax(1) == label, label >= 0)
+
+
+def accuracy(name: str) -> LabelledMetric:
+    """The accuracy over the labelled images."""
+    return LabelledMetric(name, Accuracy())
 
 
 def check_measures(recipe: LightningModule, stage: str) -> None:

@@ -34,11 +34,13 @@ from recipes.base.checks import (
 )
 from recipes.base.finite import StopOnDivergence
 from recipes.base.lent import AsLent, CleanRuns
+from recipes.base.logged import StepLog
 from recipes.base.measures import LabelledMetric, check_measures
 from recipes.base.optimizers import optimizer_and_schedule
 from recipes.base.pickling import named_defaults, with_defaults
 from recipes.base.position import RunPosition
 from recipes.base.resume import Resume
+from recipes.base.strategies import check_strategy
 from recipes.nn import Encoder, Replicated, has_local_batch_norm
 from recipes.optim import parameter_groups
 
@@ -73,6 +75,7 @@ class Recipe(AnyRecipe):
         made_from: content of the checkpoint without weights, for a recipe that was loaded.
         smallest_batch: number of images that a global training batch needs at least.
         remembers_images: whether something is kept for every image under its index.
+        checks_images: whether images that are passed outside a run are checked. The host waits for a GPU to do so.
         step_columns: rows [B, n] that the last validation or test step computed besides the features, such as
             ``logits``. Reports read them instead of computing them again, and clear them.
 
@@ -82,6 +85,7 @@ class Recipe(AnyRecipe):
 
     smallest_batch: ClassVar[int] = 1
     remembers_images: ClassVar[bool] = False
+    checks_images: bool = True
     _marks: ClassVar[tuple[str, ...]] = ("trained",)  # attributes that go with the weights, in any state_dict
 
     def __init__(
@@ -112,6 +116,7 @@ class Recipe(AnyRecipe):
         self._has_stepped = False  # in this run
         self.step_columns: dict[str, Tensor] = {}
         self._position = RunPosition()
+        self._step_log = StepLog()
         self._lent: list[AsLent] = []
 
     def forward(self, image: Tensor) -> Tensor:
@@ -126,7 +131,7 @@ class Recipe(AnyRecipe):
         """
         state = getattr(self._trainer, "state", None)
         running = state is not None and state.status == TrainerStatus.RUNNING
-        if not running and not torch.compiler.is_compiling():
+        if self.checks_images and not running and not torch.compiler.is_compiling():
             check_range(image)
             channels = getattr(self.encoder, "in_channels", None)
             if image.ndim == 4 and channels not in (None, image.shape[1]):
@@ -183,17 +188,25 @@ class Recipe(AnyRecipe):
         self.log(metric.name, metric)
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
-        """Logs as Lightning does; a number is not copied to the device, which the host would wait for, but made there.
+        """Logs as Lightning does, except that values of a training step are the means over all devices.
+
+        They are joined only on the steps whose values are read, see ``StepLog``; ``sync_dist`` is not needed. A number
+        is not copied to the device, which the host would wait for, but made there.
 
         Args:
             name: name of the measure.
-            value: scalar tensor, number or metric.
+            value: scalar tensor, number or metric; or a function that computes a scalar tensor from tensors of the
+                training step. It is called after the optimiser step, on the steps whose values are read.
             *args: of ``LightningModule.log``.
             **options: of ``LightningModule.log``.
         """
         if isinstance(value, int | float):
             value = torch.full((), value, device=self.device, dtype=torch.get_default_dtype())
-        super().log(name, value, *args, **options)
+        of_step = self._current_fx_name == "training_step"
+        if of_step and not isinstance(value, Metric) and not options.get("rank_zero_only"):
+            self._step_log.add(self, name, value, *args, **options)
+        else:
+            super().log(name, value, *args, **options)
 
     def key(self, batch: Batch | TaskBatch, view: int = 0) -> Key:
         """The random key of one view of a batch: a function of (seed, epoch, image, view) and of nothing else."""
@@ -298,7 +311,11 @@ class Recipe(AnyRecipe):
         return made
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the callbacks by which runs begin clean, resumed runs obey their options and runs that diverge end."""
+        """Adds the callbacks by which runs begin clean, resumed runs obey their options and runs that diverge end.
+
+        Refuses strategies that recipes cannot have: this is the first that a Trainer asks of a recipe.
+        """
+        check_strategy(type(self.trainer.strategy))
         given = self.trainer.callbacks  # type: ignore[attr-defined]
         return [
             kind()
@@ -316,6 +333,7 @@ class Recipe(AnyRecipe):
 
     def give_back(self) -> None:
         """Restores the networks that were lent for this run. It is called when a run ends, however it ends."""
+        self._step_log = StepLog()
         while self._lent:
             self._lent.pop().restore()
         self._dtype = next((each.dtype for each in self.parameters()), self._dtype)
@@ -394,6 +412,7 @@ class Recipe(AnyRecipe):
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """Takes a step. After the first one the encoder counts as trained, on images normalised as they are now."""
         super().optimizer_step(*args, **options)
+        self._step_log.settle(self)
         if not self._has_stepped:
             self._has_stepped = self.trained = True
             self.normalize.keep()
@@ -401,6 +420,10 @@ class Recipe(AnyRecipe):
             if any(parameter.requires_grad for parameter in self.encoder.parameters()):
                 self.encoder.pretrained = True
                 self.encoder.reading = self.reading
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Logs the values of the step if they are read because the run ends with it."""
+        self._step_log.settle(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes whose checkpoint it is, the shape of the images, and how they were read."""

@@ -11,7 +11,7 @@ _DEEPEST = 50  # levels; a configuration has about 10
 _MOST = 100_000  # values, aliases counted as often as they are used
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Builds plain values. Dates stay text, as they do for the command's parser."""
 
 
@@ -86,7 +86,7 @@ def _check_size(text: str) -> None:
     sizes: dict[str, int] = {}  # of the values that have an anchor
     open_values: list[tuple[str | None, int]] = [(None, 0)]  # anchor, and the number of values before it
     total = 0
-    for event in yaml.parse(text):
+    for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
                 raise ValueError(f"the alias *{event.anchor} has no complete value before it")

@@ -90,8 +90,9 @@ class BYOL(Recipe):
         candidates = (self.gather(z1), self.gather(z2)) if self.loss.negatives_weight else None
         p1, p2 = (self.predictor(projection) for projection in projections)
         loss = self.loss((p1, p2), (z1, z2), candidates, offset=self.global_rank * len(z1))
-        self.log("train/loss", loss, sync_dist=True)
-        self.log("train/projection_std", feature_std(unit(self.gather(projections[0].detach()))))
+        self.log("train/loss", loss)
+        first = projections[0].detach()
+        self.log("train/projection_std", lambda: feature_std(unit(self.gather(first))))
         return loss
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:

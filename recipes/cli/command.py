@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
@@ -23,9 +25,10 @@ from recipes.base.imports import import_named, search_also, trusted_only
 from recipes.callbacks import Interrupted, Signals
 from recipes.cli.arguments import config_folders, prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, families, table
-from recipes.cli.messages import fail, report
+from recipes.cli.messages import Refused, report
+from recipes.cli.peers import Peers, note_for_torchrun
 from recipes.cli.quiet import quiet
-from recipes.cli.run_directory import RUN_DIRECTORY, is_first
+from recipes.cli.run_directory import RUN_DIRECTORY, is_first, remove_if_refused
 from recipes.cli.training import Command
 from recipes.errors import RunFailed, nearest
 
@@ -48,30 +51,43 @@ def main(args: Sequence[str] | None = None) -> None:
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(OVERVIEW)
         return
+    # the first process of a further machine, before the Trainer numbers the processes
+    rank_zero_only.rank = rank_zero_only.rank or int(os.environ.get("NODE_RANK", 0))
     launched = RUN_DIRECTORY in os.environ and not is_first()
-    with quiet(), Signals() as signals:
-        # Lightning watches the processes that it launched, and kills this run if one leaves with another code than 0
-        signals.leave_with = lambda code: 0 if launched else code
+    # Lightning watches the processes that it launched, and kills this run if one leaves with another code than 0
+    code_of = (lambda code: 0) if launched else (lambda code: code)
+    with quiet(), Signals() as signals, Peers(lambda code: _end_after_another(code_of(code), signals)) as peers:
+        signals.leave_with = code_of
         try:
-            _run(args, signals)
+            _run(args, signals, peers)
         except Interrupted:
             signals.tell()
-            _leave(128 + signals.number, launched)
-        except RunFailed as error:
-            report(str(error))
-            _leave(1, launched)
-        except Exception as error:
+            _leave(code_of(128 + signals.number))
+        except RunFailed as error:  # in all processes at once
+            if is_first():
+                report(str(error))
+            _leave(code_of(1))
+        except (Refused, Exception) as error:
             if signals.number:  # another process has left, and this one cannot go on without
                 signals.tell()
-                _leave(128 + signals.number, launched)
-            usual = isinstance(error, ValueError | OSError | ImportError | MemoryError | MisconfigurationException)
-            usual = usual or type(error).__module__.startswith("wandb.")
-            if not usual or (message := _meant_for_the_user(error)) is None:
+                _leave(code_of(128 + signals.number))
+            message = _meant_for_the_user(error)
+            if not peers.name and message is None:
                 raise
-            fail(message)
+            code = 1 if message is None else 2
+            if peers.failed(code):
+                if message is None:
+                    traceback.print_exception(error)
+                    message = f"{type(error).__name__}: see the traceback above"
+                report(message, peers.name)
+                note_for_torchrun(f"{peers.name}: {message}")
+            peers.wait()
+            for child in signals.children():
+                child.kill()  # those that had not begun to watch
+            _leave(code_of(code))
 
 
-def _run(args: list[str], signals: Signals) -> None:
+def _run(args: list[str], signals: Signals, peers: Peers) -> None:
     if args[0] == "list":
         _list(args[1:])
         return
@@ -89,7 +105,7 @@ def _run(args: list[str], signals: Signals) -> None:
         return
     args, of_checkpoint = prepared(args, imports)
     with trusted_only() if of_checkpoint else nullcontext():
-        Command(args, signals)
+        Command(args, signals, peers)
     _leave_process_group()
 
 
@@ -102,16 +118,28 @@ def _list(args: list[str]) -> None:
     sys.stdout.write(table(parser.parse_args(args).family, width))
 
 
-def _leave(code: int, launched: bool) -> NoReturn:
+def _leave(code: int) -> NoReturn:
     """Ends a process whose run ended early: others of the run may have left already."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _end(code)  # the references of the traceback keep the process group alive
+    raise SystemExit(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends this process at once, from any thread."""
     sys.stdout.flush()
     sys.stderr.flush()
-    code = 0 if launched else code
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for child in multiprocessing.active_children():  # workers that load images
-            child.kill()
-        os._exit(code)  # the references of the traceback keep the process group alive
-    raise SystemExit(code)
+    for child in multiprocessing.active_children():  # workers that load images
+        child.kill()
+    os._exit(code)
+
+
+def _end_after_another(code: int, signals: Signals) -> NoReturn:
+    """Ends this process because another of the run has failed."""
+    remove_if_refused()
+    for child in signals.children():
+        child.kill()
+    _end(code)
 
 
 def _leave_process_group() -> None:
@@ -123,6 +151,13 @@ def _leave_process_group() -> None:
 
 def _meant_for_the_user(error: BaseException) -> str | None:
     """The message of an error that this project's code raised for the user; None for other errors, which are bugs."""
+    if isinstance(error, Refused):
+        return str(error)
+    usual = isinstance(error, ValueError | OSError | ImportError | MemoryError | MisconfigurationException)
+    return _words(error) if usual or type(error).__module__.startswith("wandb.") else None
+
+
+def _words(error: BaseException) -> str | None:
     if isinstance(error, MisconfigurationException):
         return str(error)
     if type(error).__module__.startswith("wandb."):
@@ -136,4 +171,4 @@ def _meant_for_the_user(error: BaseException) -> str | None:
     raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
     if any(raised_in.is_relative_to(Path(str(home.__file__)).parent) for home in (recipes, datamodules, losses)):
         return str(error)
-    return _meant_for_the_user(error.__cause__) if error.__cause__ else None  # the parser wraps what constructors raise
+    return _words(error.__cause__) if error.__cause__ else None  # the parser wraps what constructors raise

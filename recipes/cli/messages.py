@@ -4,13 +4,11 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
 from datamodules import ImageDataModule
 from recipes.base.imports import class_named, refusal
-from recipes.cli.run_directory import is_first
 from recipes.errors import nearest
 
 _TYPES = {
@@ -207,13 +205,20 @@ def _options(parser: ArgumentParser) -> Iterator[str]:
             yield from (f"model.{argument}" for argument in list(inspect.signature(value.__init__).parameters)[1:])
 
 
-def report(message: str) -> None:
-    """Prints one line, in the first process of a run."""
-    if is_first():
-        sys.stderr.write(f"recipes: error: {' '.join(message.split())}\n")
+class Refused(SystemExit):
+    """Leaves the process with code 2, because of a mistake in the command line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 2
 
 
-def fail(message: str) -> NoReturn:
-    """Prints one line and ends the process with code 2."""
-    report(message)
-    raise SystemExit(2)
+def report(message: str, place: str = "") -> None:
+    """Prints one line about an error.
+
+    Args:
+        message: of the error.
+        place: process of the run in which it happened, if there are several.
+    """
+    sys.stderr.write(f"recipes: error: {place and f'{place}: '}{' '.join(message.split())}\n")
+    sys.stderr.flush()

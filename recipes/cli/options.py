@@ -12,6 +12,8 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from recipes.base.imports import class_named
+from recipes.base.strategies import check_strategy, strategy_names
 from recipes.errors import check_at_least, nearest
 
 _LONGEST_NAME = 255  # bytes: limit of Linux file systems
@@ -35,7 +37,7 @@ def check_options(config: Any) -> None:
     _check_word(
         "trainer.accelerator", trainer.accelerator, ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     )
-    _check_word("trainer.strategy", trainer.strategy, ["auto", *StrategyRegistry.available_strategies()])
+    _check_strategy(trainer.strategy)
     _check_devices(trainer.devices)
 
 
@@ -102,6 +104,27 @@ def trainer_errors() -> Iterator[None]:
 def _check_word(name: str, given: Any, known: Sequence[str]) -> None:
     if isinstance(given, str) and given.lower() not in known:
         raise ValueError(f"{name} is {given}{nearest(given, known)}: it must be one of {', '.join(sorted(known))}")
+
+
+def _check_strategy(given: Any) -> None:
+    """Refuses strategies that recipes cannot have, and those for notebooks, which start functions and not commands."""
+    option = "trainer.strategy"
+    if isinstance(given, str):
+        check_strategy(given, option)
+        arguments, name = _registered_arguments(given), given
+        _check_word(option, given, strategy_names())
+    else:
+        check_strategy(class_named(given.class_path), option)
+        arguments, name = given.get("init_args", {}), given.class_path.rpartition(".")[2]
+    if (method := arguments.get("start_method", "popen")) != "popen":
+        raise ValueError(
+            f"{option} is {name}, which starts processes by {method}, for notebooks: it must be ddp, which starts "
+            "the command once for each device"
+        )
+
+
+def _registered_arguments(strategy: str) -> Any:
+    return StrategyRegistry[strategy]["init_params"] if strategy in StrategyRegistry else {}
 
 
 def _check_devices(given: Any) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from recipes.cli.slurm import job
+
 RUN_DIRECTORY = "RECIPES_RUN_DIRECTORY"
 CONFIG = "config.yaml"
 _made: list[Path] = []  # the directory that this process made last, after those around it
@@ -23,23 +25,30 @@ def nothing_left_if_refused() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # not empty
-            if _made and [file.name for file in _made[-1].iterdir()] == [CONFIG]:
-                (_made[-1] / CONFIG).unlink()
-            while _made:
-                _made.pop().rmdir()
+        remove_if_refused()
         raise
+
+
+def remove_if_refused() -> None:
+    """Removes the directory that this process has made, and those around it, if nothing was trained."""
+    with suppress(OSError):  # not empty
+        if _made and [file.name for file in _made[-1].iterdir()] == [CONFIG]:
+            (_made[-1] / CONFIG).unlink()
+        while _made:
+            _made.pop().rmdir()
 
 
 def new_directory(parent: Path) -> Path:
     """A directory for this run alone, the same in the processes that this one starts for further devices.
 
+    Its name is the time and, under SLURM, the job: the same job finds the run again when it is restarted.
     Processes that torchrun or SLURM started learn of it from the first when they write: loggers and checkpoints ask it.
     """
     if not is_first() and RUN_DIRECTORY in os.environ:
         return Path(os.environ[RUN_DIRECTORY])
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    directory, number = parent / time, 1
+    of_job = f"_job-{job()}" if job() else ""
+    directory, number = parent / f"{time}{of_job}", 1
     while is_first():
         try:
             missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
@@ -48,7 +57,7 @@ def new_directory(parent: Path) -> Path:
             break
         except FileExistsError:  # another run of this second
             number += 1
-            directory = parent / f"{time}_{number}"
+            directory = parent / f"{time}_{number}{of_job}"
         except OSError as error:
             raise ValueError(
                 f"no run directory can be made in {parent} ({error.strerror}): choose other --runs"

@@ -21,6 +21,7 @@ from recipes.base.imports import check_classes
 from recipes.base.kinds import check_nulls
 from recipes.base.loaded import RUN_DIRECTORY
 from recipes.base.recipe import AnyRecipe, Recipe
+from recipes.base.together import Together
 from recipes.callbacks import (
     BestCheckpoint,
     Checkpoint,
@@ -42,9 +43,11 @@ from recipes.cli.arguments import IMPORT_HELP
 from recipes.cli.changes import changes, told
 from recipes.cli.classes import class_changes, own_defaults
 from recipes.cli.fit_words import how_it_ended, words_of_fit
-from recipes.cli.messages import fail, missing_package, one_line
+from recipes.cli.messages import Refused, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
+from recipes.cli.peers import Peers
 from recipes.cli.run_directory import goes_on_elsewhere, is_first, new_directory, nothing_left_if_refused
+from recipes.cli.slurm import earlier_checkpoint, job, requeue, requeue_signal
 from recipes.distillation.teacher import teacher_from
 from recipes.nn import CrossDeviceBatchNorm
 
@@ -68,10 +71,10 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints one line and ends the process with code 2."""
+        """Ends the process with one line and code 2."""
         if not self.exit_on_error:  # a parser inside the parser: the outer one will say it
             super().error(message, ex)
-        fail(one_line(message, self))
+        raise Refused(one_line(message, self))
 
 
 class Command(LightningCLI):
@@ -80,11 +83,13 @@ class Command(LightningCLI):
     Args:
         args: of the command, with configs already resolved to paths.
         signals: those that stop the command.
+        peers: the other processes of the run.
     """
 
-    def __init__(self, args: list[str], signals: Signals) -> None:
+    def __init__(self, args: list[str], signals: Signals, peers: Peers) -> None:
         self.asked = args[0]
         self.signals = signals
+        self.peers = peers
         with nothing_left_if_refused():
             super().__init__(
                 AnyRecipe,
@@ -188,13 +193,17 @@ class Command(LightningCLI):
         config = self.config[self.subcommand]
         config.name = config.name or f"{_short(config.model)}-{_short(config.data)}".lower()
         self.text = self._parser(self.subcommand).dump(config, skip_unset=False)  # without the places of this run
+        parent = Path(config.runs) / config.name
+        if self.asked == "fit" and (checkpoint := earlier_checkpoint(parent, self.text)) is not None:
+            config.ckpt_path = str(checkpoint)
+            rank_zero_info(f"job {job()} was restarted: the run resumes from {checkpoint}")
         self.changed: dict[str, str] = {}
         resumed = self.subcommand == "fit" and Path(config.ckpt_path or "").is_file()
         then, ids = saved_run(config.ckpt_path) if resumed else ({}, [])
         if then:
             self.changed = changes(then, yaml.safe_load(self.text))
             rank_zero_info(told(self.changed))
-        self.directory = new_directory(Path(config.runs) / config.name)
+        self.directory = new_directory(parent)
         if resumed and (note := goes_on_elsewhere(Path(config.ckpt_path), self.directory)):
             rank_zero_info(note)
         for each in _listed(config.trainer.logger):
@@ -231,6 +240,10 @@ class Command(LightningCLI):
             made = super().instantiate_trainer(**kwargs)
         callbacks: list[Any] = made.callbacks  # type: ignore[attr-defined]
         callbacks.append(StopOnSignal(self.signals))  # the last, so that all others have seen the step
+        self.peers.watch(made)
+        if (number := requeue_signal(made)) is not None:
+            self.signals.also(number, lambda: requeue() if made.is_global_zero else None)
+        self.signals.children = lambda: getattr(made.strategy.launcher, "procs", [])
         return made
 
     def _has_summary(self, trainer: Any) -> bool:
@@ -270,6 +283,7 @@ class Command(LightningCLI):
 
     def after_fit(self) -> None:
         """Measures the trained encoder on the test images."""
+        Together(self.trainer).wait()  # the first process may still draw
         if self.datamodule.splits.test is None:
             rank_zero_info(f"there are no test images to measure on; run directory: {self.directory}")
         elif self.trainer.state.finished:

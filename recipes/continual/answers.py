@@ -50,9 +50,7 @@ class ContinualClassifier(Classifier):
         for task in range(len(tasks)):
             own[task, tasks.labels(task)] = True
         self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
-        self.test_task_accuracies = nn.ModuleList(
-            accuracy(f"test/task_{task}", tasks.num_classes) for task in range(1, len(tasks) + 1)
-        )
+        self.test_task_accuracies = nn.ModuleList(accuracy(f"test/task_{task}") for task in range(1, len(tasks) + 1))
 
     def of_task(self, task: int | None) -> Self:
         """States the task of images that come without one: those of ``classify`` and of data that is no TaskSequence.

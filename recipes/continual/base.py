@@ -180,6 +180,11 @@ class ContinualRecipe(ContinualClassifier):
         """This device's part of a tensor [N, ...] that is the same on every device."""
         return x.tensor_split(self.trainer.world_size)[self.trainer.global_rank]
 
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over all devices, the same on each of them."""
+        summed: Tensor = self.trainer.strategy.reduce(x, reduce_op="sum")
+        return summed
+
     # When tasks begin and end
 
     def setup(self, stage: str) -> None:

@@ -84,10 +84,10 @@ class DERpp(ReplayRecipe):
         if len(self.buffer):
             logit_loss = self.logit_loss(of_recorded, rows, drawn)
             replay_loss = self.cross_entropy(of_past, past.label, past.task)
-            self.log("train/logit_loss", logit_loss, sync_dist=True)
-            self.log("train/replay_loss", replay_loss, sync_dist=True)
+            self.log("train/logit_loss", logit_loss)
+            self.log("train/replay_loss", replay_loss)
             loss = loss + self.logit_weight * logit_loss + self.replay_weight * replay_loss
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def logit_loss(self, logits: Tensor, rows: Tensor, drawn: Tensor) -> Tensor:

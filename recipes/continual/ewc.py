@@ -81,14 +81,13 @@ class EWC(ContinualRecipe):
         loss = self.cross_entropy(self.training_logits(self.view(batch, batch_idx)), batch.label, batch.task)
         if self.ended > 0:
             loss = with_penalty(self, loss, self.ewc_weight / 2 * self.penalty(self.held))
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def end_task(self) -> None:
         """Computes F of the task, over the classes that its images could be of, and holds the weights by it."""
-        images = self.normalize(self.data.splits.train.images(self._fisher_rows()).to(self.device))
         classes = self.allowed(torch.tensor([self.task], device=self.device))[0]
-        *of_encoder, weight, bias = diagonal_fisher(nn.Sequential(self.encoder, self.head.joined()), images, classes)
+        *of_encoder, weight, bias = self._fisher(nn.Sequential(self.encoder, self.head.joined()), classes)
         fisher = [*of_encoder, *self.head.apart(weight, bias)]
         if self.online:
             self.penalty.move(fisher, self.held, decay=self.gamma)
@@ -99,6 +98,14 @@ class EWC(ContinualRecipe):
     def held(self) -> list[Tensor]:
         """The parameters that the penalty is on: all of encoder and head. No head is held before it is trained."""
         return held_parameters(self.encoder, self.head)
+
+    def _fisher(self, network: nn.Module, classes: Tensor) -> list[Tensor]:
+        """F of the parameters of a network, each device's from its share of the images, and then the mean of all."""
+        rows = self._fisher_rows()
+        own = self.share(rows)  # without an image, this device has any one, which does not count
+        images = self.normalize(self.data.splits.train.images(own if len(own) else rows[:1]).to(self.device))
+        fisher = diagonal_fisher(network, images, classes)
+        return [self.total(len(own) / len(rows) * of_share) for of_share in fisher]
 
     def _fisher_rows(self) -> Tensor:
         """Which images of the task F is computed from: a function of seed and task, the same on every device."""

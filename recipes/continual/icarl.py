@@ -93,7 +93,7 @@ class ICaRL(ReplayRecipe):
         total = self.loss(self.training_logits(image), torch.cat([batch.label, past.label]), old)
         images = len(batch.index) * self.trainer.world_size + len(drawn)
         loss = total / images * self.trainer.world_size  # DDP takes the mean over the devices
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def loss(self, logits: Tensor, label: Tensor, old: Tensor | None) -> Tensor:

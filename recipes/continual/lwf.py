@@ -79,9 +79,9 @@ class LwF(ContinualRecipe):
         if self.task > 0 and self.old_weight > 0 and not self.warming_up:
             old = self.old_network(self.normalize(image))  # Y_o
             each = [self.soft_target(logits[:, labels], old[:, labels]) for labels in self.old_labels]
-            self.log("train/old_loss", sum(each), sync_dist=True)
+            self.log("train/old_loss", sum(each))
             loss = loss + self.old_weight * sum(each)
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     @property

@@ -24,5 +24,6 @@ def with_penalty(recipe: ContinualRecipe, cross_entropy: Tensor, penalty: Tensor
         The sum, a scalar.
     """
     recipe.log("train/penalty", penalty)
-    recipe.log("train/penalty_ratio", penalty / recipe.gather(cross_entropy.detach()[None]).mean())
+    of_weights, of_images = penalty.detach(), cross_entropy.detach()
+    recipe.log("train/penalty_ratio", lambda: of_weights / recipe.gather(of_images[None]).mean())
     return cross_entropy + penalty

@@ -48,5 +48,5 @@ class Rehearsal(ReplayRecipe):
         past = self.past(self.share(self.draw(batch, batch_idx)), batch)
         logits = self.training_logits(torch.cat([self.view(batch, batch_idx), self.replayed_view(past, batch_idx)]))
         loss = self.cross_entropy(logits, torch.cat([batch.label, past.label]), torch.cat([batch.task, past.task]))
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss

@@ -71,7 +71,7 @@ class SI(ContinualRecipe):
         loss = self.cross_entropy(self.training_logits(self.view(batch, batch_idx)), batch.label, batch.task)
         if self.ended > 0:
             loss = with_penalty(self, loss, self.si_weight * self.penalty(self.held))
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -123,7 +123,7 @@ class InstanceDiscrimination(Recipe):
             loss = self.nce(z, last, noise, len(self.bank), self.log_z)
             loss = loss + self.proximal_weight * (unit(z) - last).square().sum(1).mean()  # Section 3.3
         self.seen = self.gather(batch.index), self.gather(z.detach())
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def on_after_backward(self) -> None:

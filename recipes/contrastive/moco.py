@@ -14,6 +14,7 @@ from recipes.nn import (
     Encoder,
     FeatureQueue,
     MomentumCopy,
+    Shuffle,
     average_running_statistics,
     check_momentum,
     projection_head,
@@ -114,11 +115,14 @@ class MoCo(Recipe):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Algorithm 1 of version 1."""
+        index = self.gather(batch.index)
+        order = uniform(self.key(batch._replace(index=index), 2), 1).flatten().argsort(stable=True)  # on every device
+        shuffle = Shuffle(order, self.trainer.world_size, self.global_rank)
         query = self.projector(self(self.views(batch.image, self.key(batch, 0))))  # [B, D]
-        self.new_keys = self.keys_of_all(batch)  # [devices × B, D]
+        self.new_keys = self.keys_of_all(batch, shuffle)  # [devices × B, D]
         own = self.new_keys.chunk(self.trainer.world_size)[self.global_rank]
         loss = self.loss(query, own, self.queue.features)
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def on_after_backward(self) -> None:
@@ -127,13 +131,11 @@ class MoCo(Recipe):
         average_running_statistics(self, self.gather)
 
     @torch.no_grad()
-    def keys_of_all(self, batch: Batch) -> Tensor:
+    def keys_of_all(self, batch: Batch, shuffle: Shuffle) -> Tensor:
         """The keys of all devices' images, in their order; made of them in a random order (Section 3.3)."""
-        batch = Batch(*(self.gather(field) for field in batch[:3]))  # data may add more
-        order = uniform(self.key(batch, 2), 1).flatten().argsort(stable=True)  # the same on every device
-        mine = Batch(*(field[order.chunk(self.trainer.world_size)[self.global_rank]] for field in batch))
-        keys = self.key_network(self.normalize(self.views(mine.image, self.key(mine, 1))))
-        return torch.empty_like(shuffled := self.gather(keys)).index_copy_(0, order, shuffled)
+        view = self.views(shuffle(batch.image), self.key(batch._replace(index=shuffle(batch.index)), 1))
+        keys = self.key_network(self.normalize(view))
+        return torch.empty_like(shuffled := self.gather(keys)).index_copy_(0, shuffle.order, shuffled)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """Takes the step, and has the key network follow (Equation 2)."""

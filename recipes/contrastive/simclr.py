@@ -78,7 +78,7 @@ class SimCLR(Recipe):
         feature = in_micro_batches(self.features_of_views, batch, self.micro_batch_size)
         z1, z2 = self.projector(feature.flatten(0, 1)).chunk(2)
         loss = self.loss(z1, z2, (self.gather(z1), self.gather(z2)), offset=self.global_rank * len(z1))
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def features_of_views(self, batch: Batch) -> Tensor:

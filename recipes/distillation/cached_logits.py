@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules import Batch, ImageDataModule
-from recipes.evaluation.features import forward
+from recipes.base.together import Together
+from recipes.evaluation.features import forward, join
 
 _PROBES = 16  # images whose views and logits tell whether a file is the right one
 _TOLERANCE = 0.05  # between logits of the same image in batches of other sizes, in bfloat16, relative to the largest
@@ -40,8 +41,9 @@ class CachedLogits:
     """The logits [N, classes] of all training images, by the index of the image, in a file that is mapped to memory.
 
     The name of the file is a hash of the teacher's weights, the images, the views of the first images and the
-    precision, so a wrong file is never read. The first process computes the file if it is missing, and renames it to
-    its name when it is complete. Opening the file recomputes the logits of the first images and compares them.
+    precision, so a wrong file is never read. If the file is missing, the devices share the images. The first process
+    writes the logits of all devices, and renames the file to its name when it is complete. Opening the file recomputes
+    the logits of the first images and compares them.
 
     Args:
         folder: folder of the file; processes on other machines must see it too.
@@ -63,24 +65,30 @@ class CachedLogits:
 
         def predicted(batch: Batch) -> tuple[Tensor, Tensor]:
             seen = view(Batch(*(part.to(device) for part in batch[:3])))  # data may add more
-            return seen, forward(teacher, seen, trainer).cpu()
+            return seen, forward(teacher, seen, trainer)
 
         probes = train.__getitems__(list(range(min(_PROBES, len(train)))))
-        seen, expected = predicted(probes)
-        images = trainer.strategy.broadcast(train.digest() if trainer.is_global_zero else "")  # it may read all files
-        names = digest, images, str(trainer.precision), hashlib.sha256(seen.cpu().numpy().tobytes()).hexdigest()
+        seen, expected = (part.cpu() for part in predicted(probes))
+        together = Together(trainer)
+        images = together.of_first(train.digest)  # it may read all files
+        names = digest, images, str(trainer.precision), hashlib.sha256(seen.numpy().tobytes()).hexdigest()
         self.path = folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.npy"
-        if trainer.is_global_zero and not self.path.is_file():
+        if not together.of_first(self.path.is_file):
             rank_zero_info(f"computing the teacher's logits of {len(train):,} images: {self.path}")
-            folder.mkdir(parents=True, exist_ok=True)
             unfinished = self.path.with_suffix(".unfinished")
             shape = len(train), expected.shape[1]
-            logits = np.lib.format.open_memmap(unfinished, "w+", expected.numpy().dtype, shape)
-            for batch in data.in_order(train, shared=False):
-                logits[batch.index.numpy()] = predicted(batch)[1].numpy()
-            logits.flush()
-            unfinished.replace(self.path)
-        trainer.strategy.barrier()
+            logits = None
+            if trainer.is_global_zero:
+                folder.mkdir(parents=True, exist_ok=True)
+                logits = np.lib.format.open_memmap(unfinished, "w+", expected.numpy().dtype, shape)
+            for batch in data.in_order(train):
+                index, of_all = join([batch.index.to(device)]), join([predicted(batch)[1]])
+                if logits is not None:
+                    logits[index[index >= 0].cpu().numpy()] = of_all[index >= 0].cpu().numpy()  # -1 is no image
+            if logits is not None:
+                logits.flush()
+                unfinished.replace(self.path)
+        together.wait()
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"{self.path} was written by the first process but is missing here: use a shared folder"

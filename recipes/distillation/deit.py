@@ -135,9 +135,9 @@ class DeiT(Student):
             hard = self._of_labels(of_class, batch.label, share)
             taught = self._of_teacher(of_distillation, self.teacher_logits(image))
             loss = (1 - self.distillation_weight) * hard + self.distillation_weight * taught
-            self.log("train/label_loss", hard, sync_dist=True)
-            self.log("train/distillation_loss", taught, sync_dist=True)
-        self.log("train/loss", loss, sync_dist=True)
+            self.log("train/label_loss", hard)
+            self.log("train/distillation_loss", taught)
+        self.log("train/loss", loss)
         return loss
 
     def mixed_view(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:

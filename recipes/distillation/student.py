@@ -8,11 +8,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from datamodules import Batch
 from recipes.base.classifier import Classifier
-from recipes.base.measures import LabelledMetric, accuracy
+from recipes.base.measures import LabelledMetric, Share, accuracy
 from recipes.distillation.teacher import Teacher, teacher_from, unpacked
 from recipes.evaluation.calibration import CalibrationError
 from recipes.nn import Encoder
@@ -55,9 +54,9 @@ class Student(Classifier):
         self.teacher_from = None if isinstance(teacher, Teacher) else teacher
         self.keep_teacher = keep_teacher
         self._teacher = [teacher] if isinstance(teacher, Teacher) else []  # a list, so that it is no submodule
-        self.val_agreement, self.test_agreement = MeanMetric(), MeanMetric()
+        self.val_agreement, self.test_agreement = Share(), Share()
         self.val_teacher_accuracy, self.test_teacher_accuracy = (
-            accuracy(f"{split}/teacher_accuracy", num_classes) for split in ("val", "test")
+            accuracy(f"{split}/teacher_accuracy") for split in ("val", "test")
         )
         self.test_calibration_error = LabelledMetric("test/calibration_error", CalibrationError())
 

@@ -62,6 +62,8 @@ class Teacher(nn.Module):
             )
         self.class_names: tuple[str, ...] = named[0] if named else ()
         self.members = nn.ModuleList(members).requires_grad_(False)
+        for member in members:
+            member.checks_images = False  # those of a run are checked once
         self.sources = sources
         self.scales = [1.0] * len(members)
         self.to(memory_format=torch.channels_last)

@@ -137,18 +137,18 @@ class TeacherStudent(Student):
             total, values = self.layer_losses(ours, theirs, batch, self.gather, key)
             loss = loss + total
             for name, value in values.items():
-                self.log(f"train/{name}", value, sync_dist=True)
-        self.log("train/loss", loss, sync_dist=True)
+                self.log(f"train/{name}", value)
+        self.log("train/loss", loss)
         return loss + self._zero_of_idle(loss, hints)
 
     def _by_logits(self, student: Tensor, teacher: Tensor | None, label: Tensor) -> Tensor:
         hard = labelled_cross_entropy(student, label, self.gather(label))
-        self.log("train/hard_loss", hard, sync_dist=True)
+        self.log("train/hard_loss", hard)
         if not self.soft_weight:
             return hard
         self.soft_target.temperature = temperature = self.temperature_now()
         soft = self.soft_target(student, teacher)
-        self.log("train/soft_loss", soft, sync_dist=True)
+        self.log("train/soft_loss", soft)
         if self.temperatures[0] != self.temperatures[1]:
             self.log("train/temperature", temperature)
         return self.soft_weight * soft + (1 - self.soft_weight) * hard

@@ -9,11 +9,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from datamodules import Batch
 from datamodules.batch import is_filler
-from recipes.evaluation.chunks import chunks
+from recipes.evaluation.rows import Rows, in_order, join, only
 from recipes.nn import evaluating
 
 _INDEX_BITS = 40  # of a number that orders images: the index below, the number of the loader above
@@ -47,7 +46,7 @@ class Collector:
 
     Args:
         device: device of the features.
-        dtype: floating-point type in which they are kept.
+        dtype: floating-point type in which they are kept, for all columns or for each by its name.
         names: names of the columns that ``add`` gets for every batch, beside labels and indices.
         every: keeps the images whose index is a multiple of it, > 0; 1 keeps all.
         images: number of images that this device adds, if it is known. Its memory is then taken once.
@@ -56,16 +55,18 @@ class Collector:
     def __init__(
         self,
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
         names: Iterable[str] = ("feature",),
         every: int = 1,
         images: int = 0,
     ) -> None:
         self.every = every
+        types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(names := list(names), dtype)
         # devices without an image take part in gathering
-        self._columns = {name: _Rows(torch.empty(0, 0, device=device, dtype=dtype), images) for name in names}
-        self._labels = [torch.empty(0, dtype=torch.int64, device=device)]
-        self._orders = [torch.empty(0, dtype=torch.int64, device=device)]
+        self._columns = {name: Rows(torch.empty(0, 0, device=device, dtype=types[name]), images) for name in names}
+        # in one piece too: what stays of each batch would keep the memory of the batch from being used again
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        self._labels, self._orders = Rows(none, images), Rows(none, images)
 
     def add(self, feature: Tensor, batch: Batch, dataloader: int = 0) -> None:
         """Takes the features [B, F] of a batch of the loader number ``dataloader``.
@@ -102,44 +103,56 @@ class Collector:
         If ``images`` was known, one device holds no column twice, and several hold no more than their shares of one
         column twice, and a second copy of what came out of order. Otherwise one column at a time is held twice.
         """
-        label, order = join(self._labels), join(self._orders)
+        label, index, row, count = self._all_rows()
+        ordered = row.equal(torch.arange(count, device=row.device))  # as on one device: nothing is copied
+        return {
+            name: Features(in_order(self._columns.pop(name).joined(), None if ordered else row, count), label, index)
+            for name in list(self._columns)
+        }
+
+    def share_columns(self) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The labelled images of each column, by its name, each left on the device that has it, or on one of them.
+
+        The collector is empty then. Every device has to call this.
+
+        Returns:
+            Of each column the features of this device [n, F], which of all N images these are [n], and labels and
+            indices of all images in order [N]: see ``Bank``.
+        """
+        ours = len(self._orders)
+        first = sum(self._of_all(ours)[: torch.distributed.get_rank()])
+        label, index, row, count = self._all_rows()
+        known = label >= 0
+        place = torch.full((count,), -1, device=row.device)  # -1: a repeated image, or one without a label
+        place[row[known]] = torch.arange(int(known.sum()), device=row.device)
+        place = place[first : first + ours]
+        kept = place >= 0
+        shares = {}
+        for name in list(self._columns):
+            feature = only(self._columns.pop(name).joined(), kept)
+            width = max(self._of_all(feature.shape[1]))  # a device without images does not know it
+            feature = feature if feature.shape[1] else feature.new_empty(0, width)
+            shares[name] = feature, place[kept], label[known], index[known]
+        return shares
+
+    def total_bytes(self) -> int:
+        """The size of all columns on all devices together. Every device has to call this."""
+        return sum(self._of_all(sum(rows.nbytes for rows in self._columns.values())))
+
+    def _of_all(self, number: int) -> list[int]:
+        """A number of each device, by rank."""
+        device = self._labels.parts[0].device
+        return [int(each) for each in join([torch.tensor([number], device=device)])]
+
+    def _all_rows(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Labels and indices of all devices, each image once, in order; its row of all ``count`` rows in rank order."""
+        label, order = join([self._labels.joined()]), join([self._orders.joined()])
         count = len(order)
         order, row = torch.sort(order, stable=True)
         new = torch.ones_like(order, dtype=torch.bool)
         new[1:] = order[1:] != order[:-1]  # a sampler may repeat images so that all devices get the same number
         row = row[new]
-        index = order[new] & ((1 << _INDEX_BITS) - 1)
-        in_order = row.equal(torch.arange(count, device=row.device))  # as on one device: nothing is copied
-        label = label if in_order else label[row]
-        return {
-            name: Features(_in_order(self._columns.pop(name).joined(), None if in_order else row, count), label, index)
-            for name in list(self._columns)
-        }
-
-
-class _Rows:
-    """Rows of numbers that come in parts, in one piece of memory if their number is known before."""
-
-    def __init__(self, empty: Tensor, expected: int) -> None:
-        self.parts = [empty]
-        self.expected = expected
-        self.used = 0  # rows of the last part
-
-    def append(self, rows: Tensor) -> None:
-        if not len(rows):
-            return
-        if self.used + len(rows) > len(self.parts[-1]):
-            self.parts[-1] = self.parts[-1][: self.used]
-            self.parts.append(self.parts[0].new_empty(max(self.expected, len(rows)), rows.shape[1]))
-            self.expected = self.used = 0
-        self.parts[-1][self.used : self.used + len(rows)] = rows
-        self.used += len(rows)
-
-    def joined(self) -> Tensor:
-        """All rows; none are left here."""
-        *parts, last = self.parts
-        self.parts = []
-        return _cat([*parts, last[: self.used]])
+        return label[row], order[new] & ((1 << _INDEX_BITS) - 1), row, count
 
 
 def check_rows(column: object, batch: Batch) -> Tensor:
@@ -167,7 +180,7 @@ def extract(
     encoders: Mapping[str, nn.Module],
     loader: Iterable[Batch],
     trainer: Trainer,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
     images: int | None = None,
 ) -> dict[str, Features]:
     """Takes the features of the images of a loader, in eval mode and in the Trainer's precision.
@@ -179,12 +192,23 @@ def extract(
         encoders: each maps images [B, C, H, W] to features [B, F], on the Trainer's device; a recipe does.
         loader: gives Batches.
         trainer: whose device and precision are used.
-        dtype: that the features are kept in.
+        dtype: that the features are kept in, of all encoders or of each by its name.
         images: number of images that the loader gives on this device; None reads it from a ``DataLoader``, if possible.
 
     Returns:
         The features that each encoder gives for the images of all devices.
     """
+    return collect(encoders, loader, trainer, dtype, images).gather_columns()
+
+
+def collect(
+    encoders: Mapping[str, nn.Module],
+    loader: Iterable[Batch],
+    trainer: Trainer,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
+    images: int | None = None,
+) -> Collector:
+    """Does the same, and leaves the features of each device where they are: in a collector."""
     limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
     if images is None:
         images = _images_of(loader)
@@ -198,50 +222,9 @@ def extract(
             collector.add_columns(
                 {name: forward(encoder, batch.image, trainer) for name, encoder in encoders.items()}, batch
             )
-    return collector.gather_columns()
+    return collector
 
 
 def _images_of(loader: object) -> int:
     sampler = getattr(loader, "sampler", None)
     return len(sampler) if isinstance(sampler, Sized) else 0
-
-
-def join(parts: list[Tensor]) -> Tensor:
-    """Joins tensors [n, ...] of all devices to one, in rank order; each device gives at least one, which may be empty.
-
-    Every device has to call this.
-    """
-    joined = _cat(parts)
-    return _cat(gather_all_tensors(joined)) if _are_several() else joined
-
-
-def _in_order(column: Tensor, row: Tensor | None, count: int) -> Tensor:
-    """Rows of all devices in the order ``row``, given this device's rows; None leaves the ``count`` rows as they are.
-
-    Devices send chunks, so that beside the result and the shares no more than a chunk is in memory.
-    """
-    if not _are_several():
-        return column if row is None else column[row]
-    shapes = torch.stack(gather_all_tensors(torch.tensor(column.shape, device=column.device))).tolist()
-    width, most = max(shape[1] for shape in shapes), max(shape[0] for shape in shapes)
-    place = torch.full((count,), -1, device=column.device)  # -1: a repeated image
-    row = torch.arange(count, device=column.device) if row is None else row
-    place[row] = torch.arange(len(row), device=column.device)
-    places = place.split([shape[0] for shape in shapes])
-    whole = column.new_empty(len(row), width)
-    column = column if len(column) else column.new_empty(0, width)
-    for rows in chunks(most, width * len(shapes), column.dtype):
-        for part, to in zip(gather_all_tensors(column[rows]), places):
-            known = to[rows] >= 0
-            whole[to[rows][known]] = part[known]
-    return whole
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    parts = [part for part in parts if len(part)] or parts[:1]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _are_several() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recipes.evaluation.bank import Bank
 from recipes.evaluation.classification import accuracy
 from recipes.evaluation.features import Features
 from recipes.evaluation.few_labels import few_label_draws
 from recipes.evaluation.linear import linear_probe
-from recipes.evaluation.neighbours import knn
+from recipes.evaluation.neighbours import knn, nearest
 from recipes.evaluation.tables import mean_and_std
 
 PIXEL_SIDE = 32
@@ -22,7 +23,12 @@ Accuracies = dict[str, dict[str, list[float]]]
 
 
 class Measured(NamedTuple):
-    """Features of the labelled images of the bank and of the test set, on the CPU."""
+    """Features on the CPU.
+
+    Attributes:
+        bank: the labelled training images that are most similar to some of the test images: see ``similar``.
+        test: the labelled test images.
+    """
 
     bank: Features
     test: Features
@@ -39,7 +45,7 @@ class Pixels(nn.Module):
 
 
 def measure(
-    bank: Features,
+    bank: Features | Bank,
     query: Features,
     num_classes: int,
     k: int,
@@ -48,9 +54,11 @@ def measure(
 ) -> dict[str, list[float]]:
     """Classifies images by the features of labelled ones.
 
+    If devices share the bank, each of them has to call this.
+
     Args:
         bank: labelled images.
-        query: labelled images to classify.
+        query: labelled images to classify, the same on every device.
         num_classes: number of classes.
         k: number of neighbours that vote, > 0.
         temperature: of their votes, > 0.
@@ -71,6 +79,15 @@ def measure(
     results["knn"] = score(knn(bank, query, num_classes, k, temperature))
     results["linear"] = score(linear_probe(bank, query, num_classes))
     return results
+
+
+def similar(bank: Bank, image: Tensor, k: int) -> Features:
+    """The images of a bank that are among the k most similar ones to any of a few images [M, F], in order.
+
+    If devices share the bank, each of them has to call this.
+    """
+    rows = torch.cat([row for _, row in nearest(bank, image, k)]).unique()
+    return Features(bank.take(rows), bank.label[rows], bank.index[rows])
 
 
 def draws_of_few_labels(

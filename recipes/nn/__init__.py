@@ -25,6 +25,7 @@ from recipes.nn.precision import AtLeastFloat32
 from recipes.nn.quadratic_penalty import QuadraticPenalty
 from recipes.nn.replay_buffer import Policy, ReplayBuffer
 from recipes.nn.replicated import Replicated, TensorList
+from recipes.nn.shuffle import Shuffle
 from recipes.nn.spread import feature_std
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ReplayBuffer",
     "Replicated",
     "ResNet",
+    "Shuffle",
     "Snapshot",
     "Stage",
     "TensorList",

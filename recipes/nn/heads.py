@@ -87,8 +87,8 @@ class MultiHead(nn.Module):
     def joined(self) -> nn.Linear:
         """One linear layer that gives the same, with copies of the weights."""
         layer = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features)
-        layer.weight.data = torch.cat([head.weight.detach() for head in self.heads])
-        layer.bias.data = torch.cat([head.bias.detach() for head in self.heads])
+        layer.weight = nn.Parameter(torch.cat([head.weight.detach() for head in self.heads]))
+        layer.bias = nn.Parameter(torch.cat([head.bias.detach() for head in self.heads]))
         return layer
 
     def apart(self, weight: Tensor, bias: Tensor) -> list[Tensor]:

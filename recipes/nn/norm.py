@@ -30,8 +30,7 @@ class CrossDeviceBatchNorm(LayerSync):
     the normalisation, such as the activation in timm's ``BatchNormAct2d``, is still done. ``nn.SyncBatchNorm`` and
     lazy layers that have no size yet are left alone.
 
-    The ``recipes`` command installs it. Elsewhere it is given to the Trainer; it works with the strategies that
-    Lightning applies such plugins for, ``ddp`` and ``fsdp``, and does nothing on a single device::
+    The ``recipes`` command installs it. Elsewhere it is given to the Trainer, and does nothing on a single device::
 
         Trainer(devices=2, plugins=CrossDeviceBatchNorm())
 

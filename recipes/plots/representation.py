@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUERIES = 8
-_NEIGHBOURS = 8
+NEIGHBOURS = 8
+"""Largest number of training images that are shown beside a test image."""
 _RIGHT, _WRONG = "#1a9850", "#d73027"
 
 
@@ -71,17 +72,15 @@ def neighbours(
     """Draws test images, the first of each of some classes, and their most similar images of the bank.
 
     Args:
-        bank: features of the labelled training images.
+        bank: features of the labelled training images, or of the most similar ones only.
         test: features of the labelled test images.
         train_images: maps indices [B] of the bank to images [B, C, H, W].
         test_images: the same for the test images.
         names: of the classes.
     """
-    classes = test.label.unique()
-    classes = classes[torch.linspace(0, len(classes) - 1, min(_QUERIES, len(classes))).long()]
-    query = torch.stack([(test.label == label).nonzero()[0, 0] for label in classes])  # [Q]
+    query = examples(test.label)
     similarity = F.normalize(test.feature[query]) @ F.normalize(bank.feature).T
-    similarity, nearest = similarity.topk(min(_NEIGHBOURS, len(bank.label)), dim=1)  # [Q, k]
+    similarity, nearest = similarity.topk(min(NEIGHBOURS, len(bank.label)), dim=1)  # [Q, k]
     found = train_images(bank.index[nearest.flatten()]).unflatten(0, nearest.shape)
     asked = test_images(test.index[query])
     right = (bank.label[nearest] == test.label[query][:, None]).tolist()
@@ -97,6 +96,13 @@ def neighbours(
     return image_grid(
         rows, title, ["test image", *(f"nearest {n + 1}" for n in range(nearest.shape[1]))], captions, frames
     )
+
+
+def examples(label: Tensor) -> Tensor:
+    """The test images that ``neighbours`` draws: the first of each of up to 8 classes, int64 [Q]; labels are [N]."""
+    classes = label.unique()
+    classes = classes[torch.linspace(0, len(classes) - 1, min(_QUERIES, len(classes))).long()]
+    return torch.stack([(label == each).nonzero()[0, 0] for each in classes])
 
 
 def table(accuracies: Accuracies, k: int, temperature: float, draws: int) -> Table:

@@ -84,7 +84,7 @@ class MeanTeacher(Classifier):
         self.views = views or Compose([RandomAffine(translate=4 / 32, padding="border"), HorizontalFlip(0.5)])
         self.teacher = MomentumCopy(self.encoder, self.head)
         self.val_student_accuracy, self.test_student_accuracy = (
-            accuracy(f"{split}/student_accuracy", num_classes) for split in ("val", "test")
+            accuracy(f"{split}/student_accuracy") for split in ("val", "test")
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -99,9 +99,9 @@ class MeanTeacher(Classifier):
             consistency = F.kl_div(student.log_softmax(1), targets, reduction="batchmean", log_target=True)
         weight = self.consistency_weight * self.risen()
         loss = supervised_loss + weight * consistency
-        self.log("train/loss", loss, sync_dist=True)
-        self.log("train/supervised_loss", supervised_loss, sync_dist=True)
-        self.log("train/consistency", consistency, sync_dist=True)
+        self.log("train/loss", loss)
+        self.log("train/supervised_loss", supervised_loss)
+        self.log("train/consistency", consistency)
         self.log("train/consistency_weight", weight)
         return loss
 

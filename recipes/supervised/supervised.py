@@ -48,5 +48,5 @@ class Supervised(Classifier):
         """Cross-entropy of one random view of every image, the mean over the labelled images of all devices."""
         logits = self.logits(self(self.view(batch, batch_idx)))
         loss = labelled_cross_entropy(logits, batch.label, self.gather(batch.label), self.label_smoothing)
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss

@@ -185,7 +185,7 @@ class FineTune(Classifier):
             distance = self.start.squared_distance(self._fine_tuned())
             loss = loss + self.l2_sp / 2 * distance
             self.log("train/l2_sp", distance)
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     # Which layers learn

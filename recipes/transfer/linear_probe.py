@@ -67,7 +67,7 @@ class LinearProbe(FrozenClassifier):
         """Cross-entropy of the linear classifier, the mean over the labelled images of all devices."""
         feature = self.feature(batch) if self.views is None else self(self.view(batch, batch_idx))
         loss = labelled_cross_entropy(self.logits(feature), batch.label, self.gather(batch.label))
-        self.log("train/loss", loss, sync_dist=True)
+        self.log("train/loss", loss)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from datamodules import Batch, ImageDataModule, ImageDataset
 from datamodules.base import is_labelled
+from recipes.base.together import Together
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.linear import GRID, SVMFit, fit_svm
+from recipes.evaluation.svm import GRID, SVMFit, fit_svm
 from recipes.nn import Encoder
 from recipes.transfer.frozen import FrozenClassifier
 
@@ -17,11 +18,14 @@ class SVM(FrozenClassifier):
     """Transfer learning: linear support vector machines on the features of a frozen encoder.
 
     The SVMs are solved once, before training begins, from the features of all training images. C is chosen on the
-    validation images. Training steps change nothing, but one step is needed to save the checkpoint
-    (``trainer.max_epochs: 1``, ``trainer.limit_train_batches: 1``). The solution is in the linear layer ``head``. Its
-    outputs are decision values, not logits, so their softmax has no meaning: ``predict`` gives a ``score``
-    [B, classes] instead of a ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of images may
-    have one class only.
+    validation images. Several devices share the values of C. Training steps change nothing, but one step is needed to
+    save the checkpoint (``trainer.max_epochs: 1``, ``trainer.limit_train_batches: 1``). The solution is in the linear
+    layer ``head``. Its outputs are decision values, not logits, so their softmax has no meaning: ``predict`` gives a
+    ``score`` [B, classes] instead of a ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of
+    images may have one class only.
+
+    If the features of all labelled training images take more than 1 GiB in float64 (65,536 images with the 2,048
+    features of a ResNet-50), every n-th of these images is used, and a line says so.
 
     Goyal et al. (2019, arXiv:1905.01235) compare encoders by linear SVMs on features of several stages, with a C for
     each task.
@@ -72,22 +76,24 @@ class SVM(FrozenClassifier):
             raise ValueError("SVM reads all training images before training: pass a DataModule of datamodules to fit")
         train = self._features(data, data.splits.train)
         val = self._features(data, data.splits.val) if is_labelled(data.splits.val) else None
-        found: SVMFit | ValueError | None = None
-        if self.trainer.is_global_zero:
-            val_feature, val_label = (None, None) if val is None else (val.feature, val.label)
-            try:
-                found = fit_svm(train.feature, train.label, val_feature, val_label, self.head.out_features, self.grid)
-            except ValueError as error:  # the other devices wait for what comes
-                found = error
-        found = self.trainer.strategy.broadcast(found)
-        if not isinstance(found, SVMFit):
-            raise ValueError(str(found))
-        self.solution = solution = found
+        val_feature, val_label = (None, None) if val is None else (val.feature, val.label)
+        self.solution = solution = fit_svm(
+            train.feature,
+            train.label,
+            val_feature,
+            val_label,
+            self.head.out_features,
+            self.grid,
+            results=Together(self.trainer).results,
+        )
         self.head.weight.copy_(solution.weight)
         self.head.bias.copy_(solution.bias)
         by = "validation images" if val is not None else "folds of the training images"
         shown = ", ".join(f"{c:g}: {100 * accuracy:.1f} %" for c, accuracy in solution.accuracies.items())
-        rank_zero_info(f"SVM: C = {solution.C:g}" + (f", by accuracy on {by} ({shown})" if shown else ""))
+        chosen = f", by accuracy on {by} ({shown})" if shown else ""
+        rank_zero_info(
+            f"SVM: C = {solution.C:g}{chosen}" + (f"; solved on {solution.subset}" if solution.subset else "")
+        )
 
     def _features(self, data: ImageDataModule, images: ImageDataset) -> Features:
         return extract({"svm": self}, data.in_order(images), self.trainer, self.head.weight.dtype)["svm"].to("cpu")

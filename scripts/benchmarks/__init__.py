@@ -15,4 +15,5 @@ PARTS = (
     "evaluation",
     "probe",
     "gpu",
+    "collectives",
 )

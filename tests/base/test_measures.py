@@ -63,7 +63,7 @@ def test_metrics_over_labelled_images_are_those_of_a_slow_loop():
     logits = torch.randn(60, 4, generator=generator, dtype=torch.float64)
     label = torch.randint(-1, 4, (60,), generator=generator)
     label[20:30] = -1  # a batch without any
-    loss, right = LabelledMetric("val/loss", CrossEntropy()), accuracy("val/accuracy", 4)
+    loss, right = LabelledMetric("val/loss", CrossEntropy()), accuracy("val/accuracy")
     loss.metric.set_dtype(torch.float64)
     for rows in torch.arange(60).split(10):
         loss(logits[rows], label[rows])

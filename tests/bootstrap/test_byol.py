@@ -143,7 +143,7 @@ def test_spread_of_projections_is_that_of_the_first_views(tmp_path):
     _, (one, _) = a_step(recipe, tmp_path, logged)
     z = F.normalize(recipe.projector(recipe.encoder(one)))
     expected = sum(column.var(correction=0).sqrt() for column in z.T) / 5 * 5**0.5
-    torch.testing.assert_close(logged["train/projection_std"], expected.detach())
+    torch.testing.assert_close(logged["train/projection_std"](), expected.detach())
 
 
 def test_without_a_target_the_gradient_flows_through_both_sides(tmp_path):

@@ -18,6 +18,7 @@ import recipes
 from recipes.cli import main
 from recipes.cli.catalogue import config_file, config_names, data_names, recipe_names
 from recipes.cli.run_directory import RUN_DIRECTORY, new_directory
+from tests.helpers.drawing import draw_nothing
 from tests.helpers.processes import run as run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -37,6 +38,7 @@ def fit(folder, *args):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    draw_nothing(left_out=False)
     return fit(tmp_path_factory.mktemp("run"), "--config", "simclr-digits", *SMALL)
 
 
@@ -239,6 +241,7 @@ def test_a_choice_of_batch_norm_is_left_alone(option):
     main(["fit", "--config", "supervised-digits", "--trainer.fast_dev_run", "1", option])
 
 
+@pytest.mark.draws
 def test_wandb_is_one_flag_and_its_files_are_in_the_run_directory_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for _ in range(2):  # Lightning's own way of saving the config fails in the second run

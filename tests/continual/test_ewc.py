@@ -5,9 +5,9 @@ import torch
 from lightning.pytorch import seed_everything
 
 from datamodules import TaskSequence
-from recipes.continual import FineTuning
+from recipes.continual import FineTuning, ewc
 from recipes.continual.ewc import EWC
-from recipes.nn import MLP
+from recipes.nn import MLP, diagonal_fisher
 from tests.continual.sequences import Stripes
 from tests.helpers.processes import run
 from tests.helpers.training import quiet_trainer
@@ -88,7 +88,7 @@ def test_the_loss_is_cross_entropy_plus_half_lambda_times_the_penalty():
         for parameter in recipe.held:
             parameter += 0.1
     logged = {}
-    recipe.log = lambda name, value, **_: logged.update({name: value.item()})
+    recipe.log = lambda name, value, **_: logged.update({name: (value() if callable(value) else value).item()})
     with recipe.trainer.precision_plugin.forward_context():
         total = recipe.training_step(batch, 0).item()
         logits = recipe.head(recipe(batch.image))[:, 2:]
@@ -132,14 +132,24 @@ def test_the_images_of_the_fisher_information_depend_on_seed_and_task_alone():
 
 
 def weights_of(devices, scenario):
+    """The weights, and of how many images this process computed the Fisher information at the end of each task."""
+    images = []
+
+    def noted(network, image, classes):
+        images.append(len(image))
+        return diagonal_fisher(network, image, classes)
+
+    ewc.diagonal_fisher = noted
     recipe = fit(lambda encoder, tasks: EWC(encoder, tasks, 10.0, fisher_images=7), devices, scenario)
-    return {name: tensor.numpy() for name, tensor in recipe.state_dict().items()}
+    return {name: tensor.numpy() for name, tensor in recipe.state_dict().items()}, images
 
 
 @pytest.mark.parametrize("scenario", ["task", "class", "domain"])
 def test_two_devices_learn_what_one_does(scenario):
-    (one,) = run(weights_of, 1, scenario)
-    two = run(weights_of, 2, scenario, processes=2)
+    ((one, images),) = run(weights_of, 1, scenario)
+    two, shares = zip(*run(weights_of, 2, scenario, processes=2))
+    assert images == [7, 7]
+    assert shares == ([4, 4], [3, 3])
     for name, expected in one.items():
         assert two[0][name] == pytest.approx(expected, rel=1e-10, abs=1e-12), name
         assert (two[0][name] == two[1][name]).all(), name

@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from datamodules import Digits
 from recipes import MoCo
@@ -135,6 +137,30 @@ def test_every_device_ends_with_the_queue_statistics_and_weights_of_one_device(t
         assert found.keys() == expected.keys()
         for name, value in found.items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+class Images(TorchDispatchMode):
+    """Notes how many images a device gets in each exchange."""
+
+    def __init__(self):
+        super().__init__()
+        self.received = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            self.received += [len(x) for x in tree_leaves(args[0]) if isinstance(x, torch.Tensor) and x.ndim >= 4]
+        return func(*args, **(kwargs or {}))
+
+
+def images_received(tmp_path):
+    with Images() as images:
+        fit(moco(projection_layers=1), tmp_path, devices=2, strategy="ddp", plugins=CrossDeviceBatchNorm())
+    return images.received
+
+
+def test_a_device_gets_the_images_of_its_own_share_alone(tmp_path):
+    for received in run(images_received, tmp_path, processes=2):
+        assert [count for count in received if count > 8] == [16] * 3  # of 32 in a step; others are convolutions
 
 
 def test_another_number_of_parts_gives_another_result(tmp_path):

@@ -16,8 +16,9 @@ from recipes import MeanTeacher, SimCLR, Supervised, TeacherStudent
 from recipes.augment import Compose, RandomAffine
 from recipes.base.checkpoint import load
 from recipes.cli import main
-from recipes.distillation import LayerLoss, Teacher, teacher_from
+from recipes.distillation import LayerLoss, Teacher, cached_logits, teacher_from
 from recipes.distillation.teacher import digest, unpacked
+from recipes.evaluation.features import forward
 from recipes.evaluation.runs import read_metrics
 from recipes.nn import MLP, ConvNet, CrossDeviceBatchNorm
 from tests.helpers.pictures import write_pictures
@@ -588,19 +589,30 @@ def two_devices(folder, cached, batch_size):
         plugins=[CrossDeviceBatchNorm()] if devices > 1 else None,
     )
     before = recipe.teacher.digest
+    asked = []
+
+    def noted(teacher, image, trainer):
+        asked.append(len(image))
+        return forward(teacher, image, trainer)
+
+    cached_logits.forward = noted
     trainer.fit(recipe, Digits(size=8, batch_size=batch_size))
     weights = {name: value.double().numpy() for name, value in recipe.state_dict().items()}
     return (
         weights,
         recipe.layer_losses.losses[0].images if not cached else None,
         before == digest(recipe.teacher.float()),
+        sum(asked[1:]),  # after the first images, by which a file is known
     )
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_two_devices_give_the_student_of_one(tmp_path, cached):
-    ((one, images, _),) = run(two_devices, tmp_path / "1", cached, 32)
-    (first, everyones, same), (second, _, _) = run(two_devices, tmp_path / "2", cached, 32, processes=2)
+    ((one, images, _, all_asked),) = run(two_devices, tmp_path / "1", cached, 32)
+    of_first, of_second = run(two_devices, tmp_path / "2", cached, 32, processes=2)
+    (first, everyones, same, asked), (second, _, _, also_asked) = of_first, of_second
+    assert asked + also_asked == all_asked, "the teacher sees each image once, on one of the devices"
+    assert asked - also_asked in (0, 1)
     assert images == everyones
     assert same
     for name in one:

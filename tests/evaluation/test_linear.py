@@ -221,7 +221,7 @@ def test_with_one_image_of_each_class_there_is_no_choice():
 def test_fewer_images_than_similar_features_and_a_large_c_are_solved_or_said_in_a_line(iterations, caplog, monkeypatch):
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     if iterations is not None:
-        monkeypatch.setattr("recipes.evaluation.linear._SVM_ITERATIONS", iterations)
+        monkeypatch.setattr("recipes.evaluation.svm._ITERATIONS", iterations)
     generator = torch.Generator().manual_seed(0)
     feature = torch.randn(60, 10, generator=generator) @ torch.randn(10, 80, generator=generator)
     feature = feature + 0.05 * torch.randn(60, 80, generator=generator)
@@ -247,3 +247,16 @@ def test_what_cannot_be_solved_is_refused(changed, message):
     given = {"feature": feature, "label": label, "grid": (1.0,), **changed}
     with pytest.raises(ValueError, match=message):
         fit_svm(val_feature=None, val_label=None, num_classes=3, **given)
+
+
+def test_a_svm_whose_features_would_take_too_much_memory_is_solved_on_a_subset_that_it_names() -> None:
+    bank, val = random_features(90, 0), random_features(40, 1)
+    label = bank.label.clone()
+    label[:6] = -1
+    third = slice(6, None, 3)
+    bound = {"max_bytes": 8 * 6 * 84 // 3, "grid": (0.01, 1.0)}
+    found = fit_svm(bank.feature, label, val.feature, val.label, 4, **bound)
+    expected = fit_svm(bank.feature[third], label[third], val.feature, val.label, 4, grid=bound["grid"])
+    assert torch.equal(found.weight, expected.weight)
+    assert found.accuracies == expected.accuracies
+    assert (found.subset, expected.subset) == ("one of every 3 labelled images: 28 of 84", "")

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 from torch.autograd import grad, gradcheck
@@ -141,3 +143,32 @@ def test_a_symmetric_tile_is_visited_once():
     with Products() as products:
         streamed_logsumexp_of_others(x, 1.0)
     assert products.count == tiles * (tiles + 1) / 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count[func.overloadpacket] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("anchors", "keys"), [(32, 65_536), (65_536, 32), (2048, 1024)])
+def test_the_tiles_of_a_gpu_are_chosen_by_their_area(anchors, keys, monkeypatch):
+    monkeypatch.setattr(streaming, "_tile_size", lambda vectors: 2048)
+    anchors, keys = vectors(anchors, 2, torch.float32), vectors(keys, 2, torch.float32, seed=1).detach()
+    with Operations() as operations:
+        streamed_logsumexp(anchors, keys, 1.0).sum().backward()
+    assert operations.count[torch.ops.aten.mm] == 2  # one tile, forward and backward: 64 were 32 rows high
+    assert operations.count.total() <= 40
+
+
+def test_nothing_is_left_out_where_nothing_has_to_be():
+    for exclude, left_out in ((None, 0), (torch.arange(5), 2)):
+        with Operations() as operations:
+            streamed_logsumexp(vectors(5), vectors(7, seed=1), 1.0, exclude).sum().backward()
+        assert operations.count[torch.ops.aten.scatter_add_] == left_out

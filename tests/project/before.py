@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from recipes.cli import main
-from tests.helpers.processes import draw_nothing, run
+from tests.helpers.drawing import draw_nothing
+from tests.helpers.processes import run
 
 STEPS = 3  # before the checkpoint, and again after it
 TASKS = 5  # of a sequence, each of one step: the run ends with them

@@ -24,7 +24,8 @@ from torch import Tensor
 from recipes.callbacks import Pictures
 from recipes.cli import main
 from recipes.cli.catalogue import config_file, config_names
-from tests.helpers.processes import draw_nothing, run
+from tests.helpers.drawing import draw_nothing
+from tests.helpers.processes import run
 
 
 def packaged(config: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 
 from recipes.cli import main
 from recipes.nn.finite import not_finite
-from tests.helpers.processes import draw_nothing, run
+from tests.helpers.drawing import draw_nothing
+from tests.helpers.processes import run
 from tests.system.exactness import CASES, TEACHER, arguments, packaged
 
 BEFORE = sorted((Path(__file__).parents[1] / "project" / "before").glob("*/*.ckpt"))

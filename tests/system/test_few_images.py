@@ -10,7 +10,8 @@ import math
 import pytest
 
 from recipes.cli import main
-from tests.helpers.processes import draw_nothing, run
+from tests.helpers.drawing import draw_nothing
+from tests.helpers.processes import run
 from tests.system.exactness import RECIPES, TEACHER, arguments, packaged
 
 OPTIONS = {
@@ -32,8 +33,8 @@ OF_ONE_RUN = {"seconds", "minutes", "training_minutes", "devices", "machine", "t
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def fit(args):
-    draw_nothing()
+def fit(args, draws=False):
+    draw_nothing(not draws)
     main(args)
 
 
@@ -76,7 +77,7 @@ def test_two_devices_measure_what_one_measures(config, count, teacher, tmp_path)
         changed["trainer.callbacks"] = json.dumps(callbacks)
         devices = {"trainer.devices": processes} | ({"trainer.strategy": "ddp"} if processes > 1 else {})
         args = arguments(config, tmp_path / str(processes), OPTIONS, changed | devices)
-        run(fit, args, processes=processes, timeout=100)
+        run(fit, args, processes == 1, processes=processes, timeout=100)
         found.append(numbers(tmp_path / str(processes)))
     one, two = found
     assert any(str(place[-1]).startswith("val/") for place in one)

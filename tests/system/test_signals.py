@@ -13,7 +13,8 @@ from lightning.pytorch import Callback
 
 from recipes.cli import main
 from recipes.cli.run_directory import RUN_DIRECTORY
-from tests.helpers.processes import draw_nothing, run
+from tests.helpers.drawing import draw_nothing
+from tests.helpers.processes import run
 from tests.system.exactness import OPTIONS, STEPS_OF_EPOCH, Run, _leaves, _relative, arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

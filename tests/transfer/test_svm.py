@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer, seed_everything
 import recipes
 from datamodules import Digits, Splits
 from recipes.cli import main
-from recipes.evaluation import fit_svm
+from recipes.evaluation import fit_svm, linear
 from recipes.nn import ConvNet
 from recipes.transfer.svm import SVM
 from tests.helpers.processes import run
@@ -40,9 +40,18 @@ def fit(folder, devices=1, data=None):
 
 
 def two_processes(folder):
+    """Gives the values of C that this process solved for."""
+    solved, solve = [], linear._solve
+
+    def noted(x, y, c, num_classes):
+        solved.append(c)
+        return solve(x, y, c, num_classes)
+
+    linear._solve = noted
     fit(folder, devices=2)
     with pytest.raises(ValueError, match="are of 1 class"):  # on both, and neither waits for the other
         fit(folder, devices=2, data=OneClass(size=8, batch_size=250))
+    return solved
 
 
 def test_the_head_is_the_solution_for_all_images_and_the_encoder_is_unchanged(tmp_path):
@@ -68,7 +77,7 @@ def test_the_head_is_the_solution_for_all_images_and_the_encoder_is_unchanged(tm
 
 
 def test_two_processes_find_the_same_solution_and_the_same_error(tmp_path):
-    run(two_processes, tmp_path, processes=2)
+    assert run(two_processes, tmp_path, processes=2) == [[0.1], [1e-3]], "each solves a share of the grid"
     fit(tmp_path)
     one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     for rank in two:

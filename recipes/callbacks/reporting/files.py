@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from datamodules import TaskSequence
 from datamodules.sources.names import printable
 from datamodules.wrappers.task_images import TaskImages
+from recipes.base.together import Together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,11 @@ _DPI = 120
 
 
 def picture_directory(trainer: Trainer) -> Path | None:
-    """Where pictures go; None on devices that draw none. Every device has to call this."""
+    """Where pictures go; None on devices that draw none. Every device has to call this.
+
+    The others wait here for what the first device has still to draw.
+    """
+    Together(trainer).wait()
     directory = trainer.log_dir or trainer.default_root_dir  # log_dir is a collective
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None

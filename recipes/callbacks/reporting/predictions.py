@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datamodules import Batch
 from recipes.callbacks.reporting.files import file_names
-from recipes.evaluation.features import join
+from recipes.evaluation.rows import join
 from recipes.evaluation.text_tables import comma_separated
 
 

@@ -117,17 +117,6 @@ class ProbeBudget:
         return Task(bank, 0 if images is None else len(images), data.num_classes, self._forward, widths, passes)
 
 
-def every_that_fits(images: int, width: int, max_bytes: int) -> int:
-    """The smallest step between the images of a bank with which their features, in float32, fit in memory.
-
-    Args:
-        images: number of images of the whole bank.
-        width: number of features of an image, of all rows of the table together.
-        max_bytes: largest size of the features.
-    """
-    return max(1, math.ceil(4 * width * images / max_bytes))
-
-
 def _left_out_of_bank(plan: Plan) -> str:
     return f"one of every {plan.every} images of the bank" if plan.every > 1 else ""
 

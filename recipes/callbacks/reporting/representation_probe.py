@@ -1,4 +1,3 @@
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +9,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules import Batch
-from recipes.callbacks.reporting.probe_budget import ProbeBudget, every_that_fits
+from recipes.callbacks.reporting.evaluation_file import write
+from recipes.callbacks.reporting.probe_bank import BankReader
+from recipes.callbacks.reporting.probe_budget import ProbeBudget
 from recipes.callbacks.reporting.progress import SaidOnce, shown
 from recipes.callbacks.reporting.references import TRAINED, References
 from recipes.callbacks.reporting.training_clock import TrainingClock
 from recipes.callbacks.running.feature_collector import FeatureCollector
+from recipes.evaluation.bank import Bank
 from recipes.evaluation.budget import Plan
-from recipes.evaluation.features import Features, extract
-from recipes.evaluation.representation import Measured, draws_of_few_labels, measure, summary
-from recipes.evaluation.tables import terminal, versions
-from recipes.plots.representation import table
+from recipes.evaluation.features import Features
+from recipes.evaluation.representation import Measured, draws_of_few_labels, measure, similar
+from recipes.evaluation.tables import terminal
+from recipes.plots.representation import NEIGHBOURS, examples, table
 
 _FEATURE = "feature"
 
@@ -61,9 +63,11 @@ class RepresentationProbe(Callback):
             these take as long as the trained encoder, or longer.
         max_share: largest share of the computing of the training that all measurements and pictures of the run may
             take, > 0. Some 60 billion operations, a few seconds, are always free. If null, everything is measured.
-        max_bytes: largest size of the features of the bank on each device, of all rows of the table together, > 0. The
-            default is 4 GiB: every third image of ImageNet while a ResNet-50 trains. Measuring takes about 300 MB more,
-            and on several devices this device's share once more.
+        max_bytes: largest size of the features of the bank, of all rows of the table together, > 0. Each device holds
+            its share, and measures with it; measuring takes about 100 MB more, and with 1,000 classes 800 MB on the
+            first device. Features that the encoder gives in half precision, as under ``bf16-mixed``, are kept in it,
+            without a loss. The default is 4 GiB: every second image of ImageNet while a ResNet-50 trains in
+            ``bf16-mixed``, every third in float32.
 
     Raises:
         ValueError: if a number is not positive, or ``every_n_epochs`` is negative.
@@ -110,7 +114,7 @@ class RepresentationProbe(Callback):
         self._checkpoint: str | None = None  # whose weights were put in after training
         self._counted = True  # whether the epochs and images of the weights are known
         self._tell = SaidOnce()
-        self._bank_subset = ""  # which of the images of the bank are used, if not all
+        self._bank = BankReader(max_bytes, self._tell)
         self._plan = Plan(1, draws, 3 if references else 1, tuple(labels_per_class))
         self._budget = ProbeBudget(self._plan, max_share, every_n_epochs)
         self._encoders: dict[str, nn.Module] = {}  # by row, while the images pass that are measured
@@ -141,11 +145,9 @@ class RepresentationProbe(Callback):
         queries, banks = self._queries_and_banks(trainer)
         if not banks:
             return
-        results: Any = None
         k = self._neighbours(banks[TRAINED])
-        if trainer.is_global_zero:
-            results = measure(banks[TRAINED], queries[TRAINED], _classes(trainer), k, self.temperature)
-        results = trainer.strategy.broadcast(results)
+        results = measure(banks[TRAINED], queries[TRAINED], _classes(trainer), k, self.temperature)
+        results = trainer.strategy.broadcast(results)  # devices of several kinds may round otherwise
         for name, values in results.items():
             pl_module.log(f"val/{name}", values[0], sync_dist=True)
         self.history.append((trainer.global_step, results["knn"][0], results["linear"][0]))
@@ -174,26 +176,25 @@ class RepresentationProbe(Callback):
             return
         k = self._neighbours(banks[TRAINED])
         few = self._few_labels(trainer, banks[TRAINED].label)
-        results: Any = None
-        if trainer.is_global_zero:
-            results = {
-                name: measure(banks[name], queries[name], _classes(trainer), k, self.temperature, few)
-                for name in shown(trainer, banks, "linear probe and kNN")
-            }
-        self.accuracies = trainer.strategy.broadcast(results)
+        results = {
+            name: measure(banks[name], queries[name], _classes(trainer), k, self.temperature, few)
+            for name in shown(trainer, banks, "linear probe and kNN")
+        }
+        self.accuracies = trainer.strategy.broadcast(results)  # devices of several kinds may round otherwise
         for name, columns in self.accuracies.items():
             prefix = "test/" if name == TRAINED else f"test/{name.replace(' ', '_')}/"
             for column, values in columns.items():
                 pl_module.log(f"{prefix}{column}", sum(values) / len(values), sync_dist=True)
+        drawn = {name: query.feature[examples(query.label)] for name, query in queries.items()}
+        near = {name: similar(banks[name], drawn[name], NEIGHBOURS) for name in banks}
         directory = trainer.log_dir or trainer.default_root_dir  # log_dir is a collective
         if not trainer.is_global_zero:
             return
-        self.measured = {name: Measured(banks[name].to("cpu"), queries[name].to("cpu")) for name in banks}
+        self.measured = {name: Measured(near[name].to("cpu"), queries[name].to("cpu")) for name in banks}
         terminal().print(table(self.accuracies, k, self.temperature, self._plan.draws))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(directory) / "evaluation.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._report(trainer, pl_module, k), indent=2) + "\n")
+            protocol = self._protocol(trainer, k, len(banks[TRAINED].label))
+            write(Path(directory) / "evaluation.json", trainer, pl_module, protocol, self.accuracies)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets the features go."""
@@ -215,49 +216,32 @@ class RepresentationProbe(Callback):
             return self._is_missing("there is no DataModule whose bank_dataloader() gives the training images in order")
         return bool(data.num_classes) or self._is_missing("the data has no classes")
 
-    def _has_labels(self, features: Features, name: str) -> bool:
+    def _has_labels(self, features: Features | Bank, name: str) -> bool:
         return len(features.label) > 0 or self._is_missing(f"the {name} have no labels")
 
     def _is_missing(self, reason: str) -> bool:
         self._tell("missing", f"RepresentationProbe measures nothing: {reason}.")
         return False
 
-    def _queries_and_banks(self, trainer: Trainer) -> tuple[dict[str, Features], dict[str, Features]]:
-        """Features, in float32, of the labelled images to classify and of the bank; none where labels are missing."""
+    def _queries_and_banks(self, trainer: Trainer) -> tuple[dict[str, Features], dict[str, Bank]]:
+        """Features of the labelled images to classify, in float32, and of the bank; none where labels are missing."""
         encoders, self._encoders = self._encoders, {}
         collected = FeatureCollector.of(trainer).gather()
         queries = {name: collected[_FEATURE if name == TRAINED else name].labelled() for name in encoders}
         queries = {name: query._replace(feature=query.feature.float()) for name, query in queries.items()}
         if not self._has_labels(queries[TRAINED], "images to classify"):
             return queries, {}
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.bank_dataloader()
-        all_images = getattr(loader.sampler, "count", len(loader.dataset))
-        width = sum(query.feature.shape[1] for query in queries.values())
-        needed = every_that_fits(all_images, width, self.max_bytes)
-        every = max(self._plan.every, needed)
-        if every > 1:
-            loader = data.bank_dataloader(every=every)
-        images = shown(trainer, loader, "images of the bank")
-        features = extract(encoders, images, trainer, images=len(loader.sampler))
-        banks = {name: bank.labelled() for name, bank in features.items()}
-        used = len(banks[TRAINED].label)
-        self._bank_subset = f"one of every {every} labelled images: {used:,} of {all_images:,}" if every > 1 else ""
-        if needed > 1:
-            self._tell(
-                f"bank of {width} features",
-                f"the features of the bank would take {4e-9 * width * all_images:.1f} GB and may take "
-                f"{self.max_bytes / 1e9:.1f} GB: it is {self._bank_subset} (--probe.max_bytes)",
-            )
+        widths = {name: query.feature.shape[1] for name, query in queries.items()}
+        banks = self._bank.read(trainer, encoders, widths, self._plan.every)
         if not self._has_labels(banks[TRAINED], "training images"):
             return queries, {}
-        for measured in (queries[TRAINED], banks[TRAINED]):
-            if not all(extreme.isfinite() for extreme in measured.feature.aminmax()):  # without a mask of all numbers
-                self._is_missing("some features are not finite, because training diverged")
-                return queries, {}
+        finite = [measured.is_finite() for measured in (Bank.of(queries[TRAINED]), banks[TRAINED])]
+        if not all(finite):
+            self._is_missing("some features are not finite, because training diverged")
+            return queries, {}
         return queries, banks
 
-    def _neighbours(self, bank: Features) -> int:
+    def _neighbours(self, bank: Bank) -> int:
         """The number of neighbours that vote: all images of a small bank."""
         images = len(bank.label)
         if self.k > images:
@@ -284,40 +268,20 @@ class RepresentationProbe(Callback):
         """Images of the whole training of this process; 0, which has no budget, if it only tests."""
         return self._training.images if self._training else 0
 
-    # Tables and files
-
-    def _report(self, trainer: Trainer, pl_module: LightningModule, k: int) -> dict[str, Any]:
-        bank, test = self.measured[TRAINED]
-        subsets = {
-            "bank_subset": self._bank_subset,
-            "test_subset": FeatureCollector.of(trainer).subset,
-        }
+    def _protocol(self, trainer: Trainer, k: int, bank_images: int) -> dict[str, Any]:
+        """How the numbers of the table came about."""
+        subsets = {"bank_subset": self._bank.subset, "test_subset": FeatureCollector.of(trainer).subset}
         return {
-            "recipe": type(pl_module).__name__,
-            "encoder": type(pl_module.encoder).__name__,
-            "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-            "protocol": {
-                "split": "test",
-                "model": "the weights given to the test, encoder in eval mode, test transforms",
-                **self._trained(trainer),
-                "run_seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-                "num_classes": _classes(trainer),
-                "bank_images": len(bank.label),
-                "test_images": len(test.label),
-                **{name: subset for name, subset in subsets.items() if subset},
-                "knn": {"k": k, "temperature": self.temperature, "similarity": "cosine"},
-                "linear": {"l2": 1.0, "solver": "L-BFGS", "features": "standardised over the bank"},
-                "few_labels": {
-                    "per_class": list(self._plan.few_labels),
-                    "draws": self._plan.draws,
-                    "seed": self.seed,
-                },
-                **self._budget.protocol(self._plan),
-                "precision": str(trainer.precision),
-                "devices": trainer.world_size,
-            },
-            "accuracy": summary(self.accuracies),
-            "versions": versions(),
+            **self._trained(trainer),
+            "run_seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "num_classes": _classes(trainer),
+            "bank_images": bank_images,
+            "test_images": len(self.measured[TRAINED].test.label),
+            **{name: subset for name, subset in subsets.items() if subset},
+            "knn": {"k": k, "temperature": self.temperature, "similarity": "cosine"},
+            "linear": {"l2": 1.0, "solver": "L-BFGS", "features": "standardised over the bank"},
+            "few_labels": {"per_class": list(self._plan.few_labels), "draws": self._plan.draws, "seed": self.seed},
+            **self._budget.protocol(self._plan),
         }
 
     # How long the encoder was trained

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first one stops the process in order, the second one at once."""
+"""SIGTERM, SIGINT and SLURM's requeue signal: the first one stops the process in order, the second one at once."""
 
 import multiprocessing
 import os
@@ -54,6 +54,7 @@ class Signals:
         self.outcome = ""
         self.children: Callable[[], list[Any]] = list
         self.leave_with: Callable[[int], int] = lambda code: code
+        self._also: dict[int, Callable[[], None]] = {}
         self._first = 0.0
         self._own = 0  # signals that the thread sends to the main thread
         self._raised = False
@@ -92,13 +93,26 @@ class Signals:
     def listen(self) -> None:
         """Takes the signals: again where Lightning has put its own handler, which exchanges data in the handler."""
         if self._before:
-            for number in NUMBERS:
+            for number in (*NUMBERS, *self._also):
                 signal.signal(number, self._handle)
 
+    def also(self, number: int, at_last: Callable[[], None]) -> None:
+        """Takes another signal in the same way.
+
+        Args:
+            number: number of the signal.
+            at_last: called before the process leaves because of this signal.
+        """
+        if self._before:
+            self._before.setdefault(number, signal.getsignal(number))
+            self._also[number] = at_last
+            self.listen()
+
     def tell(self) -> None:
-        """Says the outcome, if there is one."""
+        """Says the outcome, if there is one, and does what is left to do."""
         if self.outcome:
             self._say(self.outcome)
+        self._also.pop(self.number, lambda: None)()
 
     def leave(self) -> None:
         """Leaves the main thread, once the other processes of the run know of the signal."""
@@ -129,7 +143,7 @@ class Signals:
             self._end_if_late()
 
     def _got(self, number: int) -> None:
-        if number not in NUMBERS:
+        if number not in (*NUMBERS, *self._also):
             return
         if self._own:
             self._own -= 1
@@ -170,6 +184,8 @@ def _in_a_fork() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in _current._also:
+            signal.signal(number, signal.SIG_IGN)
 
 
 if hasattr(os, "register_at_fork"):

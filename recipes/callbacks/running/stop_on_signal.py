@@ -15,8 +15,8 @@ class StopOnSignal(AnyCheckpoint):
     Training stops after the optimiser step in progress, or at once while it waits for data. A validation is broken off;
     the resumed run repeats it. The end of an epoch, with what a continual recipe does at the end of a task, is
     finished first. The processes of a run stop after the same step, whichever of them got the signal. Outside of
-    training, all is saved already, and the process leaves at once. Under SLURM, Lightning's handler of the requeue
-    signal stays in place.
+    training, all is saved already, and the process leaves at once. The requeue signal of SLURM is one of the signals,
+    so that its checkpoint is not that of a step in progress, as from Lightning's handler.
 
     It has to be the last callback of the Trainer.
 
@@ -40,10 +40,10 @@ class StopOnSignal(AnyCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to train: from here on there is something to save."""
         self.signals.listen()
-        launcher: Any = trainer.strategy.launcher
-        self.signals.children = lambda: getattr(launcher, "procs", [])
         self._step = trainer.global_step
         self._agreement = Agreement(trainer)
+        # instead of Lightning's exchange at every step, which the host waits for
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         self.signals.may_leave = lambda: self._may_leave(trainer)
         self.signals.saves = True
 
@@ -140,3 +140,7 @@ class StopOnSignal(AnyCheckpoint):
             self.signals.outcome = (
                 f"after step {trainer.global_step}: {what} {path}; 'recipes fit --ckpt_path {path}' goes on"
             )
+
+
+def _nothing() -> None:
+    pass

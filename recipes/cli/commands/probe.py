@@ -18,7 +18,7 @@ from recipes.cli.commands.encoders import named_encoder, reading_of_runs, taken_
 from recipes.cli.run_directory import new_directory, nothing_left_if_refused
 from recipes.evaluation import StageReader, accuracy, fit_svm, knn, linear_probe, quiet_trainer
 from recipes.evaluation.features import Features, extract
-from recipes.evaluation.linear import GRID
+from recipes.evaluation.svm import GRID
 from recipes.evaluation.tables import new_table, per_cent, terminal, versions
 from recipes.nn import Encoder, stages
 from recipes.transfer.linear_probe import LinearProbe
@@ -176,7 +176,9 @@ def _fit(head: str, features: dict[str, Features], classes: int, options: Namesp
         parts = linear_probe(bank, both, classes).split([len(each.label) for each in queries.values()])
         predicted = dict(zip(queries, parts, strict=True))
     found: dict[str, Any] = {split: accuracy(predicted[split], each.label, classes) for split, each in queries.items()}
-    return found | ({"C": svm.C} if head == "svm" else {})
+    if head == "svm":
+        found |= {"C": svm.C, **({"bank_subset": svm.subset} if svm.subset else {})}
+    return found
 
 
 def _by_sgd(

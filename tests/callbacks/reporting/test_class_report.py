@@ -19,6 +19,8 @@ from recipes.nn import Encoder
 from tests.helpers.processes import run
 from tests.helpers.training import quiet_trainer
 
+pytestmark = pytest.mark.draws
+
 NAMES = ("cat", "dog", "owl")
 # the brightest pixel of an image is the class that it is taken for
 PIXELS = [[200, 0, 0], [90, 100, 0], [0, 250, 10], [0, 0, 200], [0, 0, 255], [30, 20, 10], [100, 0, 90]]

@@ -21,6 +21,8 @@ from recipes.nn import Encoder
 from tests.helpers.processes import run
 from tests.helpers.training import quiet_trainer
 
+pytestmark = pytest.mark.draws
+
 NAMES = ("cat", "dog", "owl")
 PIXELS = torch.randint(0, 256, (40, 1, 1, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 LABELS = torch.randint(-1, 3, (40,), generator=torch.Generator().manual_seed(1))

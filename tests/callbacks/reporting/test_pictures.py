@@ -12,6 +12,8 @@ from recipes.callbacks.reporting import pictures
 from recipes.nn import ConvNet
 from tests.helpers.training import quiet_trainer
 
+pytestmark = pytest.mark.draws
+
 
 def trainer(path: Path, callback: Pictures, **options: Any) -> Trainer:
     return quiet_trainer(callbacks=[callback], default_root_dir=path, limit_val_batches=0, **options)

@@ -22,6 +22,7 @@ from recipes import SimCLR
 from recipes.callbacks import CollapseMonitor, Health, Pictures, RepresentationProbe
 from recipes.callbacks.reporting.probe_budget import ProbeBudget
 from recipes.nn import ConvNet
+from tests.helpers.drawing import draw_nothing
 
 
 def digits(batch_size: int = 128) -> Digits:
@@ -42,7 +43,8 @@ def trainer(path: Path, *callbacks: Callback, **options: Any) -> Trainer:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """One run with all callbacks, fit and test."""
+    """One run with all callbacks, fit and test, and with its pictures."""
+    draw_nothing(left_out=False)
     path = tmp_path_factory.mktemp("run")
     probe = RepresentationProbe(every_n_epochs=2, draws=4)
     model = recipe()
