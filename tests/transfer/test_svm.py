@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer, seed_everything
 import recipes
 from datamodules import Digits, Splits
 from recipes.cli import main
-from recipes.evaluation import fit_svm, linear
+from recipes.evaluation import fit_svm, svm
 from recipes.nn import ConvNet
 from recipes.transfer.svm import SVM
 from tests.helpers.processes import run
@@ -41,13 +41,13 @@ def fit(folder, devices=1, data=None):
 
 def two_processes(folder):
     """Gives the values of C that this process solved for."""
-    solved, solve = [], linear._solve
+    solved, solve = [], svm._solve
 
     def noted(x, y, c, num_classes):
         solved.append(c)
         return solve(x, y, c, num_classes)
 
-    linear._solve = noted
+    svm._solve = noted
     fit(folder, devices=2)
     with pytest.raises(ValueError, match="are of 1 class"):  # on both, and neither waits for the other
         fit(folder, devices=2, data=OneClass(size=8, batch_size=250))
