@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -100,8 +100,11 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
         if self._splits is None or self._read_with != self._all_chosen:
             for name in ("image_shape", "_statistics"):  # of images that were read otherwise
                 vars(self).pop(name, None)
-            self._splits, self._read_with = self.load(), self._all_chosen
-            self._tell()
+            with self._reading_sources():
+                self._splits = self.load()
+            self._read_with = self._all_chosen
+            if not (self.sources and self._is_read_by_another):  # the outermost one tells
+                self._tell()
             self._statistics_are_shared = False
         if self._place[0] > 1 and not self._statistics_are_shared:
             self._share_statistics()
@@ -113,8 +116,10 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
 
     @rank_zero_only
     def _tell(self) -> None:
-        """Prints what was found."""
-        rank_zero_info(f"{type(self).__name__}: {counted(self.splits, [data.splits for data in self.sources])}")
+        """Prints what was found, unless it is what the one wrapped DataModule has printed."""
+        found = counted(self.splits, [data.splits for data in self.sources])
+        if [found] != [counted(data.splits) for data in self.sources]:
+            rank_zero_info(f"{type(self).__name__}: {found}")
 
     def teardown(self, stage: str) -> None:
         """Gives the images, labels and classes back as they were before the run."""
@@ -138,8 +143,8 @@ class ImageDataModule(ReadsLikeNetwork, LightningDataModule):
     def reading(self) -> Reading:
         """How the images are read; after ``setup``."""
         if self.sources:
-            wrapped: ImageDataModule = self.sources[0]
-            return wrapped.reading
+            first, *others = (data.reading for data in self.sources)
+            return reduce(Reading.keeping, others, first)
         channels, height, width = self.image_shape
         return Reading(height if height == width else None, channels)
 

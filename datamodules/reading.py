@@ -1,6 +1,7 @@
 """How images are read: the properties that a network's images share, whatever DataModule they come from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -17,11 +18,14 @@ class Reading(NamedTuple):
         image_size: height and width of the images in pixels.
         channels: 1 (grey) or 3 (RGB).
         value_range: pixel values that become black and white, see ``ImageFolder``.
+        for_training: names of images that are never for validation or testing, because the network was trained on them
+            while their class had no others.
     """
 
     image_size: int | None = None
     channels: int | None = None
     value_range: ValueRange | None = None
+    for_training: tuple[str, ...] | None = None
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> "Reading":
@@ -29,7 +33,10 @@ class Reading(NamedTuple):
         saved = checkpoint.get("reading")
         if isinstance(saved, Mapping):
             return cls(
-                _size(saved.get("image_size")), _channels(saved.get("channels")), _range(saved.get("value_range"))
+                _size(saved.get("image_size")),
+                _channels(saved.get("channels")),
+                _range(saved.get("value_range")),
+                _names(saved.get("for_training")),
             )
         shape = checkpoint.get("image_shape")
         if isinstance(shape, list | tuple) and len(shape) == 3 and shape[1] == shape[2]:
@@ -39,7 +46,12 @@ class Reading(NamedTuple):
     def filled(self, other: "Reading") -> "Reading":
         """This reading, with the values of another one where there are none."""
         known = {name: value for name, value in self._asdict().items() if value is not None}
-        return other._replace(**known)
+        return other._replace(**known).keeping(other)
+
+    def keeping(self, other: "Reading") -> "Reading":
+        """This reading, with the images of another one that are for training."""
+        names = {*(self.for_training or ()), *(other.for_training or ())}
+        return self._replace(for_training=tuple(sorted(names)) or None)
 
     def differences(self, other: "Reading") -> str:
         """Says in what two readings differ, ours first: of the properties that both know."""
@@ -61,6 +73,11 @@ def _size(value: Any) -> int | None:
 
 def _channels(value: Any) -> int | None:
     return value if isinstance(value, int) and value in (1, 3) else None
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    whole = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return tuple(value) if whole else None
 
 
 def _range(value: Any) -> ValueRange | None:
@@ -87,6 +104,7 @@ class ReadsLikeNetwork:
     usual_reading: ClassVar[Reading] = Reading()
     trainer: Any
     _stated = _of_network = Reading()
+    _is_read_by_another = False
 
     def read_as(self, reading: Reading) -> None:
         """Reads the images like others, except where an argument says otherwise.
@@ -107,7 +125,8 @@ class ReadsLikeNetwork:
     def _chosen(self) -> Reading:
         """The values that hold now."""
         chosen = self._stated.filled(self._of_network).filled(self.usual_reading)
-        return Reading(**{field: getattr(chosen, field) for field in self.reading_options})
+        fields = (*self.reading_options, "for_training")
+        return Reading(**{field: getattr(chosen, field) for field in fields})
 
     @property
     def _all_chosen(self) -> tuple[Any, ...]:
@@ -115,14 +134,27 @@ class ReadsLikeNetwork:
         return (self._chosen, *(data._all_chosen for data in self.sources))
 
     def _ask_network(self) -> None:
-        """Takes what the arguments leave open from the network of the run, if there is one.
+        """Takes what the arguments leave open from the network of the run. Without a run, forgets earlier networks.
 
         What a DataModule wraps has no run of its own, although it may have had one before.
         """
+        if self._is_read_by_another:
+            return
         state = getattr(self.trainer, "state", None)
-        if state is not None and state.status == TrainerStatus.RUNNING:
-            reading = getattr(self.trainer.lightning_module, "reading", None)
-            self._read_like(Reading(), reading if isinstance(reading, Reading) else Reading())
+        runs = state is not None and state.status == TrainerStatus.RUNNING
+        reading = getattr(self.trainer.lightning_module, "reading", None) if runs else None
+        self._read_like(Reading(), reading if isinstance(reading, Reading) else Reading())
+
+    @contextmanager
+    def _reading_sources(self) -> Iterator[None]:
+        """Has the sources read as this DataModule does, and not ask for themselves."""
+        try:
+            for data in self.sources:
+                data._is_read_by_another = True
+            yield
+        finally:
+            for data in self.sources:
+                data._is_read_by_another = False
 
     def _read_like(self, lasting: Reading, network: Reading) -> None:
         """Takes what the arguments leave open, for good or until the next network."""

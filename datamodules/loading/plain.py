@@ -16,13 +16,16 @@ _FORMS = (
 
 
 class PlainBatches:
-    """Makes the Batches of a run; images are counted where the loader gives no index."""
+    """Makes and checks the Batches of a run; images are counted where the loader gives no index."""
 
     def __init__(self) -> None:
         self._counted: dict[tuple[Any, ...], int] = {}  # images, by loader and epoch
 
     def make(self, given: Any, trainer: Trainer, dataloader_idx: int) -> tuple[Batch, bool]:
-        """Makes a Batch; the first of a loader in an epoch is checked for its range.
+        """Makes a Batch, and checks the range of its images.
+
+        Every batch in the memory of the CPU is checked. Of a loader that gives batches on another device, only the
+        first batch of an epoch is, because the check waits for the device.
 
         Args:
             given: a Batch, or what ``as_batch`` takes.
@@ -43,7 +46,7 @@ class PlainBatches:
             made = given
         else:
             made = as_batch(given, trainer.global_rank + first * trainer.world_size, trainer.world_size)
-        if first == 0:
+        if first == 0 or made.image.device.type == "cpu":
             check_range(made.image)
         self._counted[place] = first + len(made.image)
         return made, first == 0
@@ -93,7 +96,7 @@ def check_range(image: Tensor) -> None:
     """
     if not image.is_floating_point() or image.ndim != 4 or not len(image):
         return
-    low, high = float(image.min()), float(image.max())
+    low, high = (float(end) for end in image.aminmax())
     if not (low >= 0 and high <= 1):
         remedy = "Leave out Normalize and its like, because recipes normalise after their augmentations"
         if low >= 0 and high <= 255:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -35,25 +35,34 @@ def split(label: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return [torch.from_numpy(part) for part in (*parts, np.sort(rest))]
 
 
-def split_by_name(names: Iterable[str], label: Tensor, val: float, test: float) -> tuple[Tensor, Tensor, Tensor]:
+def split_by_name(
+    names: Iterable[str], label: Tensor, val: float, test: float, for_training: Collection[str] = ()
+) -> tuple[Tensor, Tensor, Tensor]:
     """Assigns each image to a split by a hash of its name, so that no other image matters.
 
     The hash is a number in [0, 1). Images below ``test`` are for testing, those from 1 - ``val`` for validation. A
     larger share therefore keeps the images of a smaller one, and images that are added or removed move no other image.
-    One exception: if none of a class were left for training, its image nearest to the middle is.
+    One exception: if none of a class were left for training, its image nearest to the middle is. It would return to its
+    split once the class has others: no rule without memory gives every class a training image and never tests on one
+    that was trained on. ``for_training`` is the memory.
 
     Args:
         names: names of the N images, such as "cat/1.png".
         label: int64 [N], the class of each image.
         val: expected share of the images for validation, >= 0.
         test: expected share of the images for testing, >= 0; both shares are less than 1 together.
+        for_training: names of images that are for training whatever their hash, because a network was trained on them.
 
     Returns:
         The positions of the images for training, ascending, and of those for validation and testing, int64. The latter
         are ordered by their hash, so that their first batches stand for all.
     """
+    names = list(names)
     place = torch.tensor([_hashed(name) for name in names], dtype=torch.float64)
     is_test, is_val = place < test, place >= 1 - val
+    if for_training:
+        kept = torch.tensor([same_name(name) in for_training for name in names], dtype=torch.bool)
+        is_test, is_val = is_test & ~kept, is_val & ~kept
     present, class_of = label.unique(return_inverse=True)
     trained = torch.zeros(len(present), dtype=torch.bool).index_fill_(0, class_of[~(is_test | is_val)], True)
     for missing in (~trained).nonzero().flatten():
@@ -64,10 +73,26 @@ def split_by_name(names: Iterable[str], label: Tensor, val: float, test: float) 
     return (~(is_test | is_val)).nonzero().flatten(), drawn[0], drawn[1]
 
 
-def _hashed(name: str) -> float:
-    """A number in [0, 1) with 53 random bits; the same on every file system, whatever form it keeps accents in."""
+def only_for_want_of_others(names: Iterable[str], val: float, test: float) -> tuple[str, ...]:
+    """The names of the training images that are so because their class had no other, sorted.
+
+    Args:
+        names: names of the training images, as for ``split_by_name``.
+        val: share of the images for validation.
+        test: share of the images for testing.
+    """
+    return tuple(sorted(same_name(name) for name in names if not test <= _hashed(name) < 1 - val))
+
+
+def same_name(name: str) -> str:
+    """A name as it is on every file system, whatever form that keeps accents in."""
     name = name if name.isascii() else unicodedata.normalize("NFC", name)
-    digest = hashlib.blake2b(os.fsencode(name.replace(os.sep, "/")), digest_size=8).digest()
+    return name.replace(os.sep, "/")
+
+
+def _hashed(name: str) -> float:
+    """A number in [0, 1) with 53 random bits."""
+    digest = hashlib.blake2b(os.fsencode(same_name(name)), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53
 
 

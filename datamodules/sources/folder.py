@@ -47,7 +47,8 @@ class ImageFolder(ImageDataModule):
 
     A hash of its name decides to which split an image of ``root/<class>/*`` belongs, such as of "cat/1.png". Images
     that are added or removed therefore move no other image, but for one: if all images of a class would be for
-    validation and testing, one of them is for training, until the class has others.
+    validation and testing, one of them is for training, until the class has others. A network that was trained on such
+    an image remembers its name, and is never tested on it.
 
     Files in all formats that Pillow reads are images, and HEIF files if ``pillow-heif`` is installed. Others are left
     out, with a line that counts them. Every file is read once, whatever links lead to it. A warning counts the
@@ -140,6 +141,7 @@ class ImageFolder(ImageDataModule):
         self._cache = cache
         self._pictures: Pictures | None = None
         self._found: _Found | None = None
+        self._kept: tuple[str, ...] = ()
         self._shared: SharedImages | None = None
         self._paths: dict[str, list[Path]] = {}
         self._matched_paths: dict[str, list[Path]] = {}
@@ -161,8 +163,13 @@ class ImageFolder(ImageDataModule):
 
     @property
     def reading(self) -> Reading:
-        """How the images are read."""
-        return self._chosen
+        """How the images are read, and which are for training because their class has no others."""
+        return self._chosen.keeping(Reading(for_training=self._kept))
+
+    @property
+    def _for_training(self) -> tuple[str, ...]:
+        """Names of images that a network was trained on because their class had no others."""
+        return self._chosen.for_training or ()
 
     @property
     def _decoding(self) -> tuple[int, int, ValueRange | None, int]:
@@ -239,6 +246,21 @@ class ImageFolder(ImageDataModule):
                 f"the same images, it may test on training images. Pass split_by={rule!r}"
             )
         super().load_state_dict(position)
+        self._keep_training_images()
+
+    def _keep_training_images(self) -> None:
+        """Splits again without the images that the checkpoint's network was trained on, if they are in other splits."""
+        network = getattr(self.trainer, "lightning_module", None)
+        reading = getattr(network, "reading", None)
+        if self._found is None or not isinstance(reading, Reading) or self._chosen.keeping(reading) == self._chosen:
+            return
+        self._of_network = self._of_network.keeping(reading)
+        matched, self._matched = self._matched, None
+        parts = self._split(self._found.pictures, self._found.bad, draw=bool(self._found.pictures.class_names))
+        self._splits, self._paths = self._splits_of(self._found, parts), self._found.pictures.paths_of(parts)
+        self._read_with = self._all_chosen
+        if matched is not None:
+            self.match_classes(matched.class_names, strict=False)
 
     def prepare_data(self) -> None:
         """Decodes the images for all processes of a machine: Lightning lets one of them do this.
@@ -281,6 +303,9 @@ class ImageFolder(ImageDataModule):
         self._found = _Found(pictures, image, bad)
         parts = self._split(pictures, bad, draw=bool(pictures.class_names))
         self._paths = pictures.paths_of(parts)
+        drawn = self.split_by == "name" and bool(pictures.class_names)
+        fractions = self.val_fraction, self.test_fraction
+        self._kept = pictures.only_for_want_of_others(parts, *fractions) if drawn else ()
         return self._splits_of(self._found, parts)
 
     def _splits_of(self, found: "_Found", parts: dict[str, Tensor]) -> Splits:
@@ -304,7 +329,7 @@ class ImageFolder(ImageDataModule):
     def _split(self, pictures: Pictures, bad: list[int], draw: bool) -> dict[str, Tensor]:
         """The positions of the images of each non-empty split; missing ones are drawn only with ``draw``."""
         val, test = (self.val_fraction, self.test_fraction) if draw else (0.0, 0.0)
-        return pictures.split(val, test, self.split_by, bad)
+        return pictures.split(val, test, self.split_by, bad, self._for_training)
 
     def _remedy(self) -> str:
         drawn = self._found is not None and not self._found.pictures.has_splits

@@ -2,13 +2,14 @@
 
 import glob
 import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from datamodules.loading.split import split, split_by_name
+from datamodules.loading.split import only_for_want_of_others, split, split_by_name
 from datamodules.sources.listing import ImageFile, Listing, class_folders, list_images, list_paths
 from datamodules.sources.names import printable
 
@@ -52,7 +53,9 @@ class Pictures:
         """Whether the folder is divided into splits."""
         return "all" not in self.parts
 
-    def split(self, val: float, test: float, by: str, bad: list[int]) -> dict[str, Tensor]:
+    def split(
+        self, val: float, test: float, by: str, bad: list[int], for_training: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """Returns the positions of the images of each split that is not empty. Splits without a folder are drawn.
 
         Args:
@@ -60,6 +63,7 @@ class Pictures:
             test: expected share of the images that is drawn for testing, if there are no folders of splits.
             by: ``name`` or ``position``.
             bad: positions of the files that cannot be read.
+            for_training: names of images that are not drawn, by ``name``.
 
         Raises:
             ValueError: if no training image of a class can be read.
@@ -79,11 +83,20 @@ class Pictures:
             drawn = split(label, [round(val * len(pool)), round(test * len(pool))])
             drawn = [drawn[2], drawn[0], drawn[1]]
         else:
-            folder = len(os.path.join(self.folders[drawn_from], ""))
-            names = (self.files[row].path[folder:] for row in pool.tolist())
-            drawn = list(split_by_name(names, label, val, test))
+            drawn = list(split_by_name(self._names(drawn_from, pool), label, val, test, for_training))
         parts = dict(zip(("train", "val", "test"), (pool[rows] for rows in drawn), strict=True)) | parts
         return {name: rows for name, rows in parts.items() if len(rows)}
+
+    def _names(self, part: str, rows: Tensor) -> Iterator[str]:
+        """The names that the split goes by, of files in the folder of a part."""
+        folder = len(os.path.join(self.folders[part], ""))
+        return (self.files[row].path[folder:] for row in rows.tolist())
+
+    def only_for_want_of_others(self, parts: dict[str, Tensor], val: float, test: float) -> tuple[str, ...]:
+        """The names of the images that are for training because their class has no others, given the split by name."""
+        drawn_from = "train" if self.has_splits else "all"
+        val, test = 0.0 if "val" in self.parts else val, 0.0 if self.has_splits else test
+        return only_for_want_of_others(self._names(drawn_from, parts["train"]), val, test)
 
     def paths_of(self, parts: dict[str, Tensor]) -> dict[str, list[Path]]:
         """Returns the files of each split, given their positions."""

@@ -148,9 +148,11 @@ class _Walk:
         classes = [entry.name for entry in entries if entry.is_dir() and not _leads_up(entry, real)]
         images = [entry.name for entry in entries if self._is_image(entry.name) and not entry.is_dir()]
         if classes and images:
+            ext = os.path.splitext(images[0])[1]
             self.listing.mixed = self.listing.mixed or (
                 f"{folder} holds folders ({classes[0]}) and images ({images[0]}) side by side: "
-                "put every image into the folder of its class, or all of them into one folder without others"
+                "put every image into the folder of its class. To train without labels, set root to a pattern: "
+                f"'{folder}/**/*{ext}' for all such images, or '{folder}/*{ext}' for those beside the folders"
             )
             classes = []
         self.listing.files[split] = []

@@ -79,7 +79,8 @@ class SemiSupervised(ImageDataModule):
     def prepare_data(self) -> None:
         """Downloads or prepares what ``base`` needs."""
         self._ask_network()
-        self.base.prepare_data()
+        with self._reading_sources():
+            self.base.prepare_data()
 
     def load(self) -> Splits:
         """Reads the images of ``base``, and hides labels."""

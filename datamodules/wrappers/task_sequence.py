@@ -194,8 +194,9 @@ class TaskSequence(ImageDataModule):
     def prepare_data(self) -> None:
         """Downloads or prepares what the DataModules need."""
         self._ask_network()
-        for data in (self.base, *self.then):
-            data.prepare_data()
+        with self._reading_sources():
+            for data in (self.base, *self.then):
+                data.prepare_data()
 
     def load(self) -> TaskSplits:
         """Reads the images, and sorts them into tasks."""

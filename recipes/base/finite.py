@@ -214,9 +214,10 @@ class FiniteCheck:
             "no loss before it was finite" if self._last_finite is None else f"last finite loss {self._last_finite:g}"
         )
         half = "precision bf16-mixed or 32-true, " if str(self._trainer.precision).startswith("16") else ""
-        clipped = "or --trainer.gradient_clip_val 1"
+        clipped = "or clipped gradients (gradient_clip_val 1 of the Trainer)"
         if not self.skips:
-            clipped = "--trainer.gradient_clip_val 1, or --health.on_nonfinite skip for single bad batches"
+            clipped = "clipped gradients (gradient_clip_val 1 of the Trainer) or, for single bad batches, the callback "
+            clipped += "Health with on_nonfinite skip (--health.on_nonfinite skip)"
         saved = getattr(self._trainer.checkpoint_callback, "_last_checkpoint_saved", "")
         return (
             f"{what} at step {number} (learning rate {lr:g}, {last}). Try {half}a lower learning rate, a longer "

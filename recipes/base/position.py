@@ -74,9 +74,10 @@ def steps_of_run(trainer: Trainer) -> int:
     """Number of optimiser steps of the whole run.
 
     Raises:
-        ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run, or only ``max_epochs`` does for data
-            without length.
+        ValueError: if neither ``max_epochs`` nor ``max_steps`` limits the run, if only ``max_epochs`` does for data
+            without length, or if ``limit_train_batches`` is 0.
     """
+    _check_limit(trainer)
     total = _estimated_steps(trainer)  # -1: epochs without length
     if total == -1:
         raise ValueError(
@@ -114,6 +115,11 @@ def steps_left(trainer: Trainer) -> float:
     return min(by_steps, steps_until(trainer, trainer.max_epochs))
 
 
+def _check_limit(trainer: Trainer) -> None:
+    if not (limit := trainer.limit_train_batches):
+        raise ValueError(f"trainer.limit_train_batches is {limit}: training needs at least one batch")
+
+
 def steps_between(trainer: Trainer, first: int, stop: int) -> int:
     """Number of optimiser steps in the epochs of a run, from ``first`` on and before ``stop``.
 
@@ -124,9 +130,8 @@ def steps_between(trainer: Trainer, first: int, stop: int) -> int:
         ValueError: if ``limit_train_batches`` is 0: Lightning then never counts them. As ``steps_of_run``, for data
             without length.
     """
+    _check_limit(trainer)
     limit, lengths = trainer.limit_train_batches, _epoch_lengths(trainer)
-    if not limit:
-        raise ValueError(f"trainer.limit_train_batches is {limit}: training needs at least one batch")
     if lengths is None and math.isinf(trainer.num_training_batches):
         return steps_of_run(trainer)
     counted: list[tuple[int, float]] = [(max(stop - first, 0), trainer.num_training_batches)]

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -147,6 +147,23 @@ class Recipe(AnyRecipe):
                     module.set_dtype(torch.float32)
         return self
 
+    def of_task(self, task: int | None) -> Self:
+        """States the task of images that come without one. Only continual recipes have tasks.
+
+        Args:
+            task: number of the task, from 1. If null, the task is unknown.
+
+        Returns:
+            The recipe itself.
+
+        Raises:
+            ValueError: if a task is given, and the recipe has none.
+        """
+        if task is not None:
+            name = type(self).__name__
+            raise ValueError(f"task is {task}, but {name} has not learned a sequence of tasks: leave task out")
+        return self
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the features [B, F], which callbacks collect and measure."""
         return self(batch.image)
@@ -286,7 +303,7 @@ class Recipe(AnyRecipe):
         """Makes a Batch of what a loader gives that is not of an ``ImageDataModule``, and checks it."""
         trainer = self.trainer
         made, is_first = self._plain_batches.make(batch, trainer, dataloader_idx)
-        if not trainer.predicting:
+        if not trainer.predicting and (is_first or made.label.device.type == "cpu"):
             check_labels(self, made.label)
         if trainer.training:
             check_indices(self, batch)
@@ -400,7 +417,7 @@ class Recipe(AnyRecipe):
         if not self._has_stepped:
             self._has_stepped = self.trained = True
             self.normalize.keep()
-            self.reading = getattr(self.datamodule, "reading", self.reading)
+            self.reading = getattr(self.datamodule, "reading", self.reading).keeping(self.reading)
             if any(parameter.requires_grad for parameter in self.encoder.parameters()):
                 self.encoder.pretrained = True
                 self.encoder.reading = self.reading

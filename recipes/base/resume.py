@@ -5,9 +5,11 @@ import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from recipes.base.recipe import Recipe
 
 _OPTIONS = "options"  # the key in checkpoints
+_AS_CREATED: WeakKeyDictionary[Callback, dict[str, Any]] = WeakKeyDictionary()  # states before the first run
 
 
 class Resume(Callback):
@@ -55,8 +58,13 @@ class Resume(Callback):
         self._had_schedule = False  # one of recipes.optim
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts the changed options of the callbacks into their states, before these are loaded."""
+        """Puts the changed options of the callbacks into their states, before these are loaded.
+
+        A test or a prediction has the states of the checkpoint as they are.
+        """
         self._record_callbacks(trainer)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         self._checkpoint = checkpoint
         self._had_schedule = any("step" in state for state in checkpoint.get("lr_schedulers", []))
         then = checkpoint.get(_OPTIONS, {}).get("callbacks", {})
@@ -101,7 +109,10 @@ class Resume(Callback):
 
     def _record_callbacks(self, trainer: Trainer) -> None:
         if self._callbacks is None:
-            states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if callback not in _AS_CREATED:  # later, a state also has the progress of earlier runs
+                    _AS_CREATED[callback] = copy.deepcopy(callback.state_dict())
+            states = {callback.state_key: _AS_CREATED[callback] for callback in trainer.callbacks}  # type: ignore[attr-defined]
             self._callbacks = copy.deepcopy({name: state for name, state in states.items() if state})
 
     def _record_optimizers(self, trainer: Trainer) -> None:

@@ -3,13 +3,11 @@
 import errno
 import gc
 import importlib
-import logging
 import multiprocessing
 import os
 import shutil
 import sys
 import traceback
-import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,6 +26,7 @@ from recipes.cli.arguments import config_folders, prepared, taken_imports
 from recipes.cli.catalogue import OVERVIEW, families, table
 from recipes.cli.messages import Refused, report
 from recipes.cli.peers import Peers, note_for_torchrun
+from recipes.cli.quiet import quiet
 from recipes.cli.run_directory import RUN_DIRECTORY, is_first, know_machine, remove_if_refused
 from recipes.cli.training import Command
 from recipes.errors import RunFailed, nearest
@@ -51,12 +50,11 @@ def main(args: Sequence[str] | None = None) -> None:
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(OVERVIEW)
         return
-    _be_quiet()
     know_machine()
     launched = RUN_DIRECTORY in os.environ and not is_first()
     # Lightning watches the processes that it launched, and kills this run if one leaves with another code than 0
     code_of = (lambda code: 0) if launched else (lambda code: code)
-    with Signals() as signals, Peers(lambda code: _end_after_another(code_of(code), signals)) as peers:
+    with quiet(), Signals() as signals, Peers(lambda code: _end_after_another(code_of(code), signals)) as peers:
         signals.leave_with = code_of
         try:
             _run(args, signals, peers)
@@ -147,24 +145,6 @@ def _leave_process_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()  # they end with the last reference to the group, and the model that was wrapped has one
         torch.distributed.destroy_process_group()
-
-
-def _be_quiet() -> None:
-    """Hides advertisements, and warnings about what this project does on purpose."""
-    for message in (
-        r".*isinstance\(treespec, LeafSpec\)",
-        ".*does not have many workers",
-        ".*Total length of `list` across ranks is zero",  # data without a validation split
-        r".*functional.all_gather is deprecated",  # Lightning calls it, and is pinned
-        ".*The dirpath has changed",  # every run has a directory of its own
-        ".*overridden `on_before_batch_transfer` in `LightningModule`",  # our DataModules have no such hook
-        ".*module\\(s\\) in eval mode at the start of training",  # frozen layers, teachers
-        r"\s*Importing '.*' is not allowed",  # the command refuses such a path in one line
-        ".*persistent_workers.*reload_dataloaders_every_n_epochs",  # the loader of a task stays the same
-    ):
-        warnings.filterwarnings("ignore", message)
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def _meant_for_the_user(error: BaseException) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from jsonargparse import ArgumentParser
 
+from datamodules import ImageDataModule
 from recipes.base.imports import class_named, refusal
 from recipes.errors import nearest
 
@@ -88,7 +89,12 @@ def _unknown_argument(message: str) -> str | None:
         return None
     path, option = found[-1]
     name = path.rpartition(".")[2]
-    return f"{name} has no argument {option!r}{nearest(option, _arguments(path))}; see --model.help or --data.help"
+    known = _arguments(path)
+    words = f"{name} has no argument {option!r}{nearest(option, known)}; "
+    folders = _arguments("datamodules.ImageFolder")
+    if issubclass(_imported(path), ImageDataModule) and "base" in known and option in folders:
+        return words + f"for other images, add --data ImageFolder; for those of {name}, set --data.base.{option}"
+    return words + "see --model.help or --data.help"
 
 
 def _ambiguous(message: str) -> str | None:

@@ -67,6 +67,20 @@ def new_directory(parent: Path) -> Path:
     return directory
 
 
+def goes_on_elsewhere(checkpoint: Path, directory: Path) -> str | None:
+    """Says where a resumed run goes on, if it is not beside the run of its checkpoint; None if it is.
+
+    Args:
+        checkpoint: that the run is resumed from.
+        directory: of the run.
+    """
+    folder = checkpoint.absolute().parent
+    runs = (folder.parent if folder.name == "checkpoints" else folder).parent.parent
+    if runs.resolve() == directory.absolute().parent.parent.resolve():
+        return None
+    return f"the resumed run goes on in {directory}; for the folder of its first part, add --runs {runs}"
+
+
 def is_first() -> bool:
     """Whether this is the first of the processes of a run."""
     return rank() == 0

@@ -3,7 +3,6 @@
 import inspect
 import re
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -15,13 +14,9 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import LayerSync
-from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import recipes
-from datamodules import ImageDataModule, TaskSequence
-from recipes.base import resume
+from datamodules import ImageDataModule
 from recipes.base.checkpoint import classes_of, reading_of, saved_run
 from recipes.base.imports import check_classes
 from recipes.base.kinds import check_nulls
@@ -46,18 +41,16 @@ from recipes.callbacks import (
     Summary,
 )
 from recipes.cli.arguments import IMPORT_HELP
-from recipes.cli.changes import changes, refusal, told
+from recipes.cli.changes import changes, told
 from recipes.cli.classes import class_changes, own_defaults
+from recipes.cli.fit_words import how_it_ended, words_of_fit
 from recipes.cli.messages import Refused, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.peers import Peers
-from recipes.cli.run_directory import is_first, new_directory, nothing_left_if_refused
+from recipes.cli.run_directory import goes_on_elsewhere, is_first, new_directory, nothing_left_if_refused
 from recipes.cli.slurm import earlier_checkpoint, job, requeue, requeue_signal
-from recipes.continual.answers import with_task
 from recipes.distillation.teacher import teacher_from
-from recipes.errors import CheckpointMismatch
 from recipes.nn import CrossDeviceBatchNorm
-from recipes.nn.encoders.files import about_checkpoint
 
 CALLBACKS = {  # those that every run has, by the word that their options begin with
     "checkpoint": Checkpoint,
@@ -219,6 +212,8 @@ class Command(LightningCLI):
             self.changed = changes(then, yaml.safe_load(self.text))
             rank_zero_info(told(self.changed))
         self.directory = new_directory(parent)
+        if resumed and (note := goes_on_elsewhere(Path(config.ckpt_path), self.directory)):
+            rank_zero_info(note)
         for each in _listed(config.trainer.logger):
             arguments = getattr(each, "init_args", {})
             if "save_dir" in arguments and arguments["save_dir"] in (None, "."):
@@ -277,30 +272,13 @@ class Command(LightningCLI):
 
     def before_predict(self) -> None:
         """States the task of the images."""
-        with_task(self.model, self.config[self.subcommand].task)
+        recipe: Any = self.model
+        recipe.of_task(self.config[self.subcommand].task)
 
     def fit(self, model: Recipe, **options: Any) -> None:
         """Trains; a checkpoint that does not fit is refused with the options that have changed."""
-        try:
+        with words_of_fit(self.trainer, self.changed, options.get("ckpt_path")):
             self.trainer.fit(model, **options)
-        except CheckpointMismatch as error:
-            raise ValueError(refusal(self.changed, error)) from None
-        except (RuntimeError, MisconfigurationException) as error:
-            found = re.search(r"conditioned on metric `?([^\s`]+)`? which is not available", str(error))
-            if found is None:
-                raise
-            known = ", ".join(sorted(self.trainer.callback_metrics))
-            raise ValueError(
-                f"monitor is {found[1]}, which is not measured in this run: set it to one of {known} (option monitor "
-                "of the schedule or the callback)"
-            ) from error
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
-            if not options.get("ckpt_path") or not _while_restoring(error):
-                raise
-            what = f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f"{options['ckpt_path']} is damaged, so the run cannot be resumed ({what}): use another checkpoint"
-            ) from error
 
     def test(self, model: Recipe, datamodule: ImageDataModule, **options: Any) -> None:
         """Prints what the recipe itself measures; the table of the probe stands above it."""
@@ -319,30 +297,12 @@ class Command(LightningCLI):
         elif self.trainer.state.finished:
             if not self.trainer.global_step:
                 rank_zero_warn("nothing was trained: the numbers are those of the network at its initialisation")
-            elif self.best.file is not None:
-                states = self.best.load_best(self.model)
-                self._get(self.config_init, "probe").weights_of(self.best.file, states)
-                rank_zero_info(about_checkpoint(self.best.file))
             else:
-                in_tasks = isinstance(self.datamodule, TaskSequence)
-                why = "it has learned all tasks" if in_tasks else "no callback monitors a validation measure"
-                rank_zero_info(f"the last state of the run is tested, because {why}")
+                if self.best.file is not None:
+                    states = self.best.load_best(self.model)
+                    self._get(self.config_init, "probe").weights_of(self.best.file, states)
+                rank_zero_info(how_it_ended(self.trainer, self.best.file))
             self.test(self.model, self.datamodule)
-
-
-def _while_restoring(error: Exception) -> bool:
-    """Whether a library or the resume stumbled over what a checkpoint holds; errors in our words do not count."""
-    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if isinstance(error, ValueError) and Path(frames[-1].co_filename).is_relative_to(Path(recipes.__file__).parent):
-        return False
-    return any(
-        (code.co_filename == checkpoint_connector.__file__ and re.match("resume_start|_?restore", code.co_name))
-        or (code.co_filename == resume.__file__ and code.co_name in _RESUMING)
-        for code in frames
-    )
-
-
-_RESUMING = ("on_load_checkpoint", "on_fit_start", "on_train_start")  # of recipes.base.resume
 
 
 def _with_directory(config: Any, directory: str) -> Any:

@@ -68,6 +68,7 @@ class AddedClasses(TaskSequence):
         options = (base, then, way, scenario, number, None, None, None, epochs_per_task, batch_size, num_workers)
         super().__init__(*options)  # type: ignore[arg-type]
         self._new = TaskSequence(*options)  # type: ignore[arg-type]  # without the classes of the classifier
+        self._new._is_read_by_another = True
         self.classifier = Path(classifier).expanduser()
         self.given_names = None if class_names is None else tuple(class_names)
         self.num_tasks += 1

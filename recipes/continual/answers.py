@@ -1,6 +1,6 @@
 """The answers of a continual recipe: which classes an image may be of, with and without its task."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -10,23 +10,8 @@ from torch import Tensor, nn
 from datamodules import Batch, TaskBatch, Tasks, TaskSequence
 from recipes.base.classifier import Classifier
 from recipes.base.measures import accuracy
-from recipes.base.recipe import Recipe
 from recipes.continual.evaluation import masked
 from recipes.nn import Encoder, MultiHead
-
-
-def with_task(recipe: Recipe, task: int | None) -> Recipe:
-    """States the task of images that come without one to a recipe; see ``ContinualClassifier.of_task``.
-
-    Raises:
-        ValueError: if the predictions of the recipe do not depend on the task, or if that task was not trained.
-    """
-    if isinstance(recipe, ContinualClassifier):
-        return recipe.of_task(task)
-    if task is not None:
-        name = type(recipe).__name__
-        raise ValueError(f"task is {task}, but {name} has not learned a sequence of tasks: leave task out")
-    return recipe
 
 
 class ContinualClassifier(Classifier):
@@ -67,7 +52,7 @@ class ContinualClassifier(Classifier):
         self.register_buffer("own_labels", own, persistent=False)  # [tasks, classes]
         self.test_task_accuracies = nn.ModuleList(accuracy(f"test/task_{task}") for task in range(1, len(tasks) + 1))
 
-    def of_task(self, task: int | None) -> "ContinualClassifier":
+    def of_task(self, task: int | None) -> Self:
         """States the task of images that come without one: those of ``classify`` and of data that is no TaskSequence.
 
         Args:
@@ -85,9 +70,10 @@ class ContinualClassifier(Classifier):
                 f"the scenario {self.tasks.scenario}. Leave task out"
             )
         trained = self.begun or len(self.tasks)
-        if task is not None and not 1 <= task <= trained:
+        if task is not None and not (type(task) is int and 1 <= task <= trained):
             raise ValueError(
-                f"task is {task}: it must be between 1 and {trained}, the number of tasks that were trained"
+                f"task is {task}: it must be a whole number between 1 and {trained}, the number of tasks that were "
+                "trained, or null for an unknown task"
             )
         self.asked_task = task
         return self

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -258,8 +259,8 @@ def _measures(last: Mapping[str, float], reports: Mapping[str, Any]) -> dict[str
         prefix = "test/" if row == "trained_encoder" else f"test/{row}/"
         for column, value in columns.items():
             found[f"{prefix}{column}"] = value["mean"] if isinstance(value, dict) else value
-    aware = reports.get("continual", {}).get("view") == "aware"  # reports of earlier versions do not know the task
-    if (classes := reports.get("classes")) and not aware:
+    aware = reports.get("continual", {}).get("view") == "aware"
+    if (classes := reports.get("classes")) and (not aware or _knows_the_task(classes, last)):
         found.setdefault("test/accuracy", classes["accuracy"])
         found |= {f"test/macro_{name}": value for name, value in classes["macro"].items()}
     if distillation := reports.get("distillation"):
@@ -272,6 +273,11 @@ def _measures(last: Mapping[str, float], reports: Mapping[str, Any]) -> dict[str
         found |= {f"test/{name}": value for name, value in continual.get("measures", {})[view].items()}
         found |= {"test/forward_transfer": None} if undefined else {}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _knows_the_task(classes: Mapping[str, Any], last: Mapping[str, float]) -> bool:
+    """Whether a report of classes is of predictions that use the task; those of earlier versions do not."""
+    return math.isclose(classes["accuracy"], last.get("test/accuracy", math.nan), abs_tol=1e-4)
 
 
 def _cost(last: Mapping[str, float], reports: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, float]:

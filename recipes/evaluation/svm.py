@@ -1,11 +1,13 @@
 """Linear support vector machines on frozen features."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from recipes.evaluation.bank import Bank
@@ -16,6 +18,7 @@ from recipes.evaluation.linear import standard
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # our choice, for standardised features
 MAX_BYTES = 1 << 30
 _FOLDS = 5
+_ITERATIONS = 10_000  # ten times scikit-learn's limit
 
 
 class SVMFit(NamedTuple):
@@ -134,11 +137,22 @@ def _folds(y: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def _solve(x: Tensor, y: Tensor, c: float, num_classes: int) -> tuple[Tensor, Tensor]:
     """Weights [classes, F] and biases [classes] for standardised features."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
     # Newton's method on the primal problem, for fewer images than features too: the coordinate descent on the dual
     # that scikit-learn would choose there takes 10 to 100 times as long for C of 1 and more, and stops before the end
-    machine = LinearSVC(C=c, dual=False).fit(x.numpy(), y.numpy())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        machine = LinearSVC(C=c, dual=False, max_iter=_ITERATIONS).fit(x.numpy(), y.numpy())
+    for warning in caught:
+        if not issubclass(warning.category, ConvergenceWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        rank_zero_info(
+            f"the support vector machine with C = {c:g} was stopped after {_ITERATIONS:,} iterations, before its end: "
+            "this C may be better than its accuracy tells"
+        )
     found, offset = torch.from_numpy(machine.coef_), torch.from_numpy(machine.intercept_)
     if len(found) == 1:  # two classes: the second against the first
         found, offset = torch.cat([-found, found]), torch.cat([-offset, offset])

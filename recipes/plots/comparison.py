@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVES = ("train/loss", "val/accuracy", "val/knn", "val/linear")
+CURVES = ("train/loss", "val/loss", "val/accuracy", "val/knn", "val/linear")
 _NAME = 40  # letters of a name
 _POINTS = 200  # of a curve; more are averaged
 _PER_ROW = 4  # panels of bars

@@ -37,7 +37,7 @@ def table(report: Mapping[str, Any]) -> Table:
     images = {"test": "test", "val": "validation"}[report["protocol"]["split"]]
     result = new_table(
         title=f"{report['recipe']} on {report['data']}: accuracy after {which} (%)",
-        caption=f"On the {images} images; the scenario is {report['scenario']}{asks}.",
+        caption=f"On the {images} images; the scenario is {report['scenario']}{asks}.{_without_images(last)}",
     )
     result.add_column("", no_wrap=True, overflow="ellipsis")
     for view in views:
@@ -46,9 +46,17 @@ def table(report: Mapping[str, Any]) -> Table:
         cells = (per_cent(last[view][task]) for view in views)
         result.add_row(f"task {shortened(name, _NAMES)}", *cells, end_section=task + 1 == learned)
     for measure in MEASURES:
-        name = measure.replace("_", " ")
-        result.add_row(name, *(per_cent(report["measures"][view][measure]) for view in views))
+        values = [report["measures"][view][measure] for view in views]
+        if any(value is not None for value in values):
+            result.add_row(measure.replace("_", " "), *map(per_cent, values))
     return result
+
+
+def _without_images(last: Mapping[str, Sequence[float | None]]) -> str:
+    """Names the tasks that were not measured after the last one, which leaves averages over all tasks without value."""
+    rows = zip(*last.values(), strict=True)
+    missing = [str(number) for number, row in enumerate(rows, 1) if all(value is None for value in row)]
+    return f" There are no images of task {', '.join(missing)}, and so no averages." if missing else ""
 
 
 def task_names(tasks: Sequence[Sequence[str]]) -> list[str]:
@@ -112,12 +120,14 @@ def over_tasks(matrices: Mapping[str, Tensor], names: Sequence[str]) -> Figure:
     figure = new_figure(2.2 + 3.6 * len(views), 3.6)
     grid = figure.subplots(1, len(views), squeeze=False, sharey=True)[0]
     for axes, (title, matrix) in zip(grid, views.items()):
-        for task in range(learned):
+        for task in (task for task in range(learned) if not matrix[1:, task].isnan().all()):
             shade = colormaps["viridis"](0.92 * task / max(1, learned - 1))
             after = np.arange(task + 1, learned + 1)
             label = shortened(names[task], 18) if learned <= _NUMBERED else None
             axes.plot(after, 100 * matrix[after, task], color=shade, marker="o", markersize=3, lw=1, label=label)
-        axes.plot(range(1, learned + 1), 100 * mean_over_tasks(matrix), color="black", lw=2.2, label="mean")
+        mean = mean_over_tasks(matrix)
+        if not mean.isnan().all():
+            axes.plot(range(1, learned + 1), 100 * mean, color="black", lw=2.2, label="mean")
         tasks_axis(axes, learned)
         if len(views) > 1:
             axes.set_title(title, fontsize=10)

@@ -85,6 +85,14 @@ def test_loaders_are_not_taken_for_the_data_of_the_run_before():
     assert trainer.validate(recipe, DataLoader(images, batch_size=2), verbose=False)
 
 
+def test_a_trainer_at_its_limit_is_refused_for_a_recipe_without_gradient_steps():
+    trainer = quiet_trainer(max_epochs=1, limit_train_batches=1)
+    trainer.fit(SVM(ConvNet((4,)), num_classes=10, grid=(1.0,)), datamodule=Digits(size=8))
+    second = SVM(ConvNet((4,)), num_classes=10, grid=(1.0,))
+    with pytest.raises(ValueError, match="reached its limit in an earlier run, after step 1"):
+        trainer.fit(second, datamodule=Digits(size=8))
+
+
 def test_a_trainer_that_has_nothing_left_to_do_is_refused():
     trainer, data = quiet_trainer(max_steps=2), Digits(size=8, batch_size=32)
     trainer.fit(supervised(), datamodule=data)

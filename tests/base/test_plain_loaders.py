@@ -108,6 +108,15 @@ def test_images_out_of_range_are_refused_in_a_call_and_in_batches(recipe, tmp_pa
         fit(trained, DataLoader(batches, batch_size=None), tmp_path, limit_val_batches=0)
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_images_out_of_range_are_refused_in_whichever_batch_they_come(stage, tmp_path):
+    image = torch.rand(8, 1, 16, 16)
+    image[-1, 0, 3, 3] = 1.5
+    trainer = quiet_trainer(max_epochs=1, default_root_dir=tmp_path, limit_val_batches=1.0 if stage != "fit" else 0)
+    with pytest.raises(ValueError, match=r"images are from 0\S* to 1.5: floats must be in \[0, 1\]"):
+        getattr(trainer, stage)(build(Supervised), pairs(image=image))
+
+
 @pytest.mark.parametrize("wrong", [2, -2])
 def test_a_label_that_is_no_class_is_refused_wherever_it_comes_in_a_loader(wrong, tmp_path):
     label = torch.tensor([0, 1, 0, 1, 1, 0, -1, wrong])

@@ -268,8 +268,12 @@ def test_the_check_for_divergence_is_added_once_and_only_where_the_trainer_has_n
 @pytest.mark.parametrize("limit", [0, 0.0])
 def test_a_schedule_without_training_batches_is_refused_by_the_name_of_the_option(limit):
     trainer = quiet_trainer(max_epochs=1, limit_train_batches=limit)
-    with pytest.raises(ValueError, match=r"trainer\.limit_train_batches is 0.*: training needs at least one batch"):
-        steps_between(trainer, 0, 1)
+    for act in (
+        lambda: steps_between(trainer, 0, 1),
+        lambda: trainer.fit(build("Supervised"), Digits(batch_size=64)),
+    ):
+        with pytest.raises(ValueError, match=r"trainer\.limit_train_batches is 0.*: training needs at least one batch"):
+            act()
 
 
 def test_a_number_is_logged_without_waiting_for_a_gpu(monkeypatch):

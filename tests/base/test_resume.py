@@ -123,6 +123,29 @@ def test_a_raised_patience_acts_and_the_best_score_continues(tmp_path):
     assert stopping.best_score == first.trainer.early_stopping_callback.best_score
 
 
+def test_the_progress_of_an_earlier_run_is_no_option_of_a_callback_that_is_used_again(tmp_path):
+    class Counter(Callback):
+        epochs = 0
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.epochs += 1
+
+        def state_dict(self):
+            return {"epochs": self.epochs}
+
+        def load_state_dict(self, state_dict):
+            self.epochs = state_dict["epochs"]
+
+    first = Run(tmp_path, supervised(), callbacks=[Counter()], max_epochs=1)
+    counter = Counter()
+    Run(tmp_path, supervised(), callbacks=[counter], max_epochs=3)
+    Run(tmp_path, supervised(), after=first, callbacks=[counter], max_epochs=2)
+    assert counter.epochs == 2
+    tester = quiet_trainer(callbacks=[counter])
+    tester.test(supervised(), datamodule=Digits(size=8), ckpt_path=first.path, verbose=False)
+    assert counter.epochs == 1
+
+
 def test_the_best_score_of_a_checkpoint_callback_continues_in_another_folder(tmp_path):
     def best(name):
         return ModelCheckpoint(tmp_path / name, monitor="val/loss", filename="best")

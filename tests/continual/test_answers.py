@@ -13,6 +13,7 @@ from datamodules import ImageDataModule, ImagesInMemory, Splits, TaskSequence
 from recipes.callbacks import ClassReport, PredictionFile
 from recipes.callbacks.reporting import class_report
 from recipes.continual import ContinualRecipe, FineTuning, ICaRL
+from tests.base.test_plain_loaders import ALONE, OWN, build
 from tests.continual.sequences import Stripes, made, trainer
 
 RECIPES = [
@@ -102,10 +103,18 @@ def test_a_task_that_cannot_be_is_refused():
     data = stripes("task")
     recipe = made(FineTuning, data)
     recipe.begun = 1
-    for task in (0, 2):
-        with pytest.raises(ValueError, match=f"task is {task}: it must be between 1 and 1"):
+    for task in (0, 2, 1.0, "1", True):
+        with pytest.raises(ValueError, match=f"task is {task}: it must be a whole number between 1 and 1"):
             recipe.of_task(task)
     with pytest.raises(ValueError, match="a TaskSequence, which knows the task of each image"):
         trainer().predict(recipe.of_task(1), data)
     with pytest.raises(ValueError, match="trained in the scenario class. Leave task out"):
         made(ICaRL, stripes("class")).of_task(1)
+
+
+@pytest.mark.parametrize("kind", ALONE, ids=lambda kind: kind.__name__)
+def test_a_task_is_refused_by_every_recipe_that_learns_no_sequence(kind):
+    recipe = build(kind, **OWN.get(kind, {}))
+    with pytest.raises(ValueError, match=f"task is 1, but {kind.__name__} has not learned a sequence of tasks"):
+        recipe.of_task(1)
+    assert recipe.of_task(None) is recipe

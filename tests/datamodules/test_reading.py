@@ -5,7 +5,7 @@ import torch
 
 import datamodules
 import recipes
-from datamodules import Digits, ImageDataModule, ImageFolder, SemiSupervised, TaskSequence
+from datamodules import Digits, ImageDataModule, ImageFolder, SemiSupervised, Subset, TaskSequence
 from datamodules.reading import Reading
 from recipes.nn import ConvNet
 from tests.helpers.pictures import write_pictures
@@ -60,6 +60,20 @@ def test_what_a_datamodule_wraps_is_read_as_the_network_was_trained(kind, pictur
     assert recipe.reading == Reading(9, 1)
     data = wrapped(kind, ImageFolder(pictures))
     assert predicted_shape(recipe, data) == (1, 9, 9)
+
+
+@pytest.mark.parametrize("kind", [None, *WRAPPERS])
+def test_data_that_is_set_up_by_hand_forgets_the_network_of_an_earlier_run(kind, pictures):
+    base = ImageFolder(pictures)
+    data = base if kind is None else wrapped(kind, base)
+    assert predicted_shape(trained(wrapped(kind or Subset, ImageFolder(pictures, 9, 1))), data) == (1, 9, 9)
+    base.prepare_data()
+    base.setup()
+    assert base.image_shape == (3, 224, 224)
+    assert predicted_shape(trained(wrapped(kind or Subset, ImageFolder(pictures, 9, 1))), data) == (1, 9, 9)
+    data.prepare_data()
+    data.setup()
+    assert data.image_shape == (3, 224, 224)
 
 
 def test_digits_are_read_at_the_size_of_the_network_and_an_argument_beats_it():

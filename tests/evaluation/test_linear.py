@@ -217,13 +217,19 @@ def test_with_one_image_of_each_class_there_is_no_choice():
     assert ((feature.double() @ fit.weight.T + fit.bias).argmax(1) == label).all()
 
 
-def test_fewer_images_than_similar_features_and_a_large_c_are_solved_to_the_end():
+@pytest.mark.parametrize("iterations", [None, 2])
+def test_fewer_images_than_similar_features_and_a_large_c_are_solved_or_said_in_a_line(iterations, caplog, monkeypatch):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    if iterations is not None:
+        monkeypatch.setattr("recipes.evaluation.svm._ITERATIONS", iterations)
     generator = torch.Generator().manual_seed(0)
     feature = torch.randn(60, 10, generator=generator) @ torch.randn(10, 80, generator=generator)
     feature = feature + 0.05 * torch.randn(60, 80, generator=generator)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # scikit-learn warns of what has not converged
+        warnings.simplefilter("error")
         fit_svm(feature, torch.arange(60) % 3, None, None, 3, grid=(10.0,))
+    lines = [line for line in caplog.messages if "C = 10 was stopped after" in line]
+    assert len(lines) == (iterations is not None)
 
 
 @pytest.mark.parametrize(

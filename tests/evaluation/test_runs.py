@@ -56,11 +56,14 @@ def test_a_continual_run_has_the_measures_of_its_view_and_its_cost(tmp_path: Pat
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("view", "macro"), [("aware", False), ("agnostic", True)])
+@pytest.mark.parametrize(
+    ("view", "of_classes", "macro"),
+    [("aware", 0.25, False), ("aware", 0.75, True), ("agnostic", 0.25, True)],  # earlier versions: without the task
+)
 def test_an_accuracy_is_the_logged_one_and_scores_by_class_are_of_its_view(
-    view: str, macro: bool, tmp_path: Path
+    view: str, of_classes: float, macro: bool, tmp_path: Path
 ) -> None:
-    classes = {"accuracy": 0.25, "images": 360, "macro": {"precision": 0.5, "recall": 0.5, "f1": 0.5}}
+    classes = {"accuracy": of_classes, "images": 360, "macro": {"precision": 0.5, "recall": 0.5, "f1": 0.5}}
     continual = {
         "recipe": "LwF", "view": view, "measures": {view: {}},
         "cost": {"seconds": [], "flops_per_image": [], "bytes": {"parameters": 0, "buffers": 0}}, "protocol": {},

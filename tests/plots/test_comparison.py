@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from recipes.base.measures import LabelledMetric
+from recipes.callbacks import RepresentationProbe
 from recipes.evaluation.comparison import Group, grouped, shared
 from recipes.evaluation.runs import read_run
-from recipes.plots.comparison import accuracy_curves, curves, forgetting_bars, measure_bars, plane
+from recipes.nn import ConvNet
+from recipes.plots.comparison import CURVES, accuracy_curves, curves, forgetting_bars, measure_bars, plane
+from recipes.supervised import Supervised
 from tests.helpers.written_runs import evaluation, matrix, write_run
 
 MATRICES = [matrix(seed) for seed in range(3)]  # two seeds of lwf, one of joint
@@ -83,3 +87,10 @@ def test_continual_figures_show_the_continual_groups_in_their_colours(groups: li
         learning = statistics.mean(statistics.mean(each[t + 1][t] for t in range(3)) for each in rows)
         old = statistics.mean(statistics.mean(each[3][:2]) for each in rows)
         assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((100 * learning, 100 * old))
+
+
+def test_every_validation_measure_of_a_classifier_and_of_the_probe_has_a_curve() -> None:
+    recipe = Supervised(ConvNet((4,)), num_classes=2)
+    measured = [part.name for part in recipe.modules() if isinstance(part, LabelledMetric)]
+    measured += RepresentationProbe().labelled_measures
+    assert {name for name in measured if name.startswith("val/")} <= set(CURVES)

@@ -19,6 +19,7 @@ GUIDE = [path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.m
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 PLACES = re.findall(r"`([a-z_/]+\.py)`: ((?:`\w+`(?:, )?)+)", DESIGN)
 BLOCKS = re.findall(r"(<!-- needs: a run -->\n)?```python\n(.*?)```", README, re.S)
+OF_GUIDE = re.findall(r"(<!-- needs: a run -->\n)```python\n(.*?)```", "\n".join(GUIDE), re.S)
 COMMANDS = re.findall(r"^    (recipes [^#\n]*)", "\n".join([README, *GUIDE]), re.M)
 RUN = re.compile(r"runs/[a-z-]+/<time>")
 
@@ -38,13 +39,14 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("needs_run", "code"), BLOCKS)
-def test_python_of_readme_runs_as_printed(needs_run, code, run):
+@pytest.mark.parametrize(("needs_run", "code"), [*BLOCKS, *OF_GUIDE])
+def test_python_of_readme_and_guide_runs_as_printed(needs_run, code, run):
     exec(compile(RUN.sub(str(run), code) if needs_run else code, "README.md", "exec"), {})
 
 
 def test_readme_has_python_to_run():
     assert len(BLOCKS) == 2
+    assert len(OF_GUIDE) == 1
     assert len(BLOCKS[0][1].strip().split("seed_everything(0)\n")[1].splitlines()) <= 10
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import Batch
 from recipes.callbacks.reporting.files import picture_directory, save
-from recipes.evaluation.continual import AccuracyMatrix, measures, tasks_learned, view_of
+from recipes.evaluation.continual import AccuracyMatrix, forgetting_by_task, measures, tasks_learned, view_of
 from recipes.evaluation.cost import memory
 from recipes.evaluation.tables import number, terminal, versions
 from recipes.plots.continual import forgetting_bars, heat_map, over_tasks, table, task_names
@@ -39,8 +39,8 @@ class ContinualReport(Callback):
       Replayed images and old networks are included. Null if a part of the recipe is compiled, which hides the counts.
 
     ``pictures/accuracy-matrix.png`` shows the matrices, ``pictures/accuracy-over-tasks.png`` the accuracies over the
-    tasks, and ``pictures/forgetting.png`` the forgetting of each task. The pictures are also logged to Weights & Biases
-    if a ``WandbLogger`` is used. Nothing is written under ``fast_dev_run``.
+    tasks, and ``pictures/forgetting.png`` the forgetting of each task, if it was measured. The pictures are also logged
+    to Weights & Biases if a ``WandbLogger`` is used. Nothing is written under ``fast_dev_run``.
     """
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ class ContinualReport(Callback):
         names = task_names(report["tasks"])
         save(heat_map(matrices, names), pictures / "accuracy-matrix.png", trainer)
         save(over_tasks(matrices, names), pictures / "accuracy-over-tasks.png", trainer)
-        if tasks_learned(matrices["aware"]) > 1:
+        if not forgetting_by_task(matrices["aware"]).isnan().all():
             save(forgetting_bars(matrices, names), pictures / "forgetting.png", trainer)
 
     def _report(self, trainer: Trainer, recipe: Any, matrices: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class RepresentationProbe(Callback):
         self._training: TrainingClock | None = None  # of the training that this process has begun or taken up
         self._fits = False
         self._checkpoint: str | None = None  # whose weights were put in after training
+        self._counted = True  # whether the epochs and images of the weights are known
         self._tell = SaidOnce()
         self._bank = BankReader(max_bytes, self._tell)
         self._plan = Plan(1, draws, 3 if references else 1, tuple(labels_per_class))
@@ -125,7 +126,7 @@ class RepresentationProbe(Callback):
             self._clock, self._training = TrainingClock(), None
         self._fits = stage == "fit"
         if self._fits:
-            self._training, self._checkpoint = self._clock, None
+            self._training, self._checkpoint, self._counted = self._clock, None, True
 
     # While training
 
@@ -293,15 +294,23 @@ class RepresentationProbe(Callback):
             states: of the callbacks in it.
         """
         self._checkpoint = checkpoint.name
-        if state := states.get(self.state_key):
-            self._clock = TrainingClock.of(state)
+        self._counted = self.state_key in states
+        if self._counted:
+            self._clock = TrainingClock.of(states[self.state_key])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes whose weights the recipe has from now on."""
+        if not self._fits:
+            self._checkpoint = Path(str(trainer.ckpt_path)).name
+            self._counted = self.state_key in checkpoint["callbacks"]
 
     def _trained(self, trainer: Trainer) -> dict[str, Any]:
         """What the protocol states of the training, and of the checkpoint whose weights are measured."""
-        name = Path(trainer.ckpt_path).name if trainer.ckpt_path else self._checkpoint
+        name = self._checkpoint
         if name is None and self._training and self._training.images:
             name = "the last state of the training"
-        weights = {"name": name, "epochs": self._clock.epochs, "training_images_seen": self._clock.images}
+        epochs, images = (self._clock.epochs, self._clock.images) if self._counted else (None, None)
+        weights = {"name": name, "epochs": epochs, "training_images_seen": images}
         return {**(self._training or self._clock).protocol(), "checkpoint": weights}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,13 +1,9 @@
 """``recipes export``: the model of a run in files that need nothing of this project."""
 
 import argparse
-import copy
 import json
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.nn import functional as F
-from torchvision import models
 
 from datamodules.reading import LARGEST_SIZE, Reading
 from datamodules.sources.decode import described
@@ -25,9 +21,18 @@ from recipes.base.checkpoint import checkpoint_path, load
 from recipes.base.classifier import Classifier
 from recipes.base.recipe import Recipe
 from recipes.cli.arguments import IMPORT_HELP
-from recipes.continual.answers import ContinualClassifier, with_task
+from recipes.cli.commands.exported import (
+    Model,
+    named,
+    onnx_session,
+    output_name,
+    plain_network,
+    program_of,
+    write_onnx,
+    write_weights,
+)
+from recipes.continual.answers import ContinualClassifier
 from recipes.evaluation.tables import versions
-from recipes.nn import MultiHead, TorchvisionEncoder
 
 FORMATS = ("torch", "onnx", "safetensors")
 _PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
@@ -79,10 +84,10 @@ def export(
     ``encoder.safetensors`` holds the weights of the encoder by the names that torchvision or timm have for them, so
     that ``torchvision.models.resnet18().load_state_dict(safetensors.torch.load_file(file), strict=False)`` misses the
     last layer alone. Where the whole model is a network of torchvision, ``model.safetensors`` has that layer too, for
-    ``resnet18(num_classes=...)``; these two want normalised images. Both state mean and standard deviation, so that an
-    encoder with one of them as its ``weights`` normalises images in the same way. ``export.json`` says what the files
-    take and give: names of the classes, mean and standard deviation, shape of an image, and the steps from a picture
-    to an image.
+    ``resnet18(num_classes=...)``; otherwise ``export.json`` says why not. These two want normalised images. Both state
+    mean and standard deviation, so that an encoder with one of them as its ``weights`` normalises images in the same
+    way. ``export.json`` says what the files take and give: names of the classes, mean and standard deviation, shape of
+    an image, and the steps from a picture to an image.
 
     Each file is loaded again, and its outputs are compared with those of the recipe for noise and smooth pictures, one
     image and a batch at a time. Nothing is left behind if one differs.
@@ -111,13 +116,14 @@ def export(
     path = checkpoint_path(ckpt_path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     folder = Path(output) if output is not None else run / "export"
-    recipe = with_task(load(path), task).to(memory_format=torch.contiguous_format)
+    recipe = load(path).of_task(task).to(memory_format=torch.contiguous_format)
     if isinstance(recipe, ContinualClassifier):
         recipe.tell_choice()
     shape = _image_shape(recipe, path, image_size)
     pictures = _pictures(shape)
     expected = _outputs(recipe, pictures)
     differences: dict[str, float] = {}
+    left_out: dict[str, Any] = {}
 
     def check(name: str, exported: Callable[[Tensor], Tensor], allowed: float) -> None:
         differences[name] = _difference(exported, pictures, expected)
@@ -127,25 +133,36 @@ def export(
                 f"and {allowed:.0e} is allowed; nothing was written"
             )
 
+    def write_whole_model(path: Path) -> dict[str, Any]:
+        """Writes the model as a network of torchvision, or says why a classifier has no such form."""
+        try:
+            plain = plain_network(recipe)
+            if _difference(plain, pictures, expected) > _SAME_OPERATIONS:
+                raise ValueError(f"{named(recipe)} computes its outputs otherwise than a network of torchvision")
+        except ValueError as error:
+            if isinstance(recipe, Classifier):
+                rank_zero_info(f"{path.name} is not written: {error}. encoder.safetensors has the encoder")
+            return {"left_out": {path.name: str(error)}}
+        write_weights(plain[-1], path, recipe)
+        check(path.name, plain, _SAME_OPERATIONS)
+        return {}
+
     existing = next(parent for parent in folder.absolute().parents if parent.is_dir())
     with TemporaryDirectory(dir=existing, prefix=".export") as temporary:
         parts = Path(temporary)
         if {"torch", "onnx"} & set(formats):
-            program = _program(recipe, shape)
+            program = program_of(recipe, shape)
             if "torch" in formats:
                 torch.export.save(program, parts / "model.pt2")
                 check("model.pt2", torch.export.load(parts / "model.pt2").module(), _SAME_OPERATIONS)
             if "onnx" in formats:
-                _write_onnx(program, parts / "model.onnx", recipe)
-                check("model.onnx", _onnx_session(parts / "model.onnx"), _OTHER_LIBRARY)
+                write_onnx(program, parts / "model.onnx", recipe)
+                check("model.onnx", onnx_session(parts / "model.onnx"), _OTHER_LIBRARY)
         if "safetensors" in formats:
-            _write_weights(recipe.encoder.network, parts / "encoder.safetensors", recipe)
+            write_weights(recipe.encoder.network, parts / "encoder.safetensors", recipe)
             check("encoder.safetensors", lambda image: _outputs(recipe, [image])[0], _SAME_OPERATIONS)
-            plain = _plain_network(recipe)
-            if plain is not None and _difference(plain, pictures, expected) <= _SAME_OPERATIONS:
-                _write_weights(plain[-1], parts / "model.safetensors", recipe)
-                check("model.safetensors", plain, _SAME_OPERATIONS)
-        report = _report(recipe, shape, formats, differences)
+            left_out = write_whole_model(parts / "model.safetensors")
+        report = _report(recipe, shape, formats, differences) | left_out
         (parts / "export.json").write_text(json.dumps(report, indent=2) + "\n")
         folder.mkdir(parents=True, exist_ok=True)
         for file in parts.iterdir():
@@ -156,24 +173,6 @@ def export(
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see recipes export --help")
-
-
-class _Model(nn.Module):
-    """Maps images to what is exported of a recipe."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.recipe.classify(image) if isinstance(self.recipe, Classifier) else self.recipe(image)
-
-
-def _output(recipe: Recipe) -> str:
-    """The name of what is exported of a recipe."""
-    if not isinstance(recipe, Classifier):
-        return "features"
-    return "logits" if recipe.has_probabilities else "scores"
 
 
 def _require(packages: Sequence[str]) -> None:
@@ -208,7 +207,7 @@ def _pictures(shape: tuple[int, ...]) -> list[Tensor]:
 @torch.no_grad()
 def _outputs(recipe: Recipe, pictures: list[Tensor]) -> list[Tensor]:
     """What the recipe itself gives."""
-    model = _Model(recipe)
+    model = Model(recipe)
     try:
         return [model(picture) for picture in pictures]
     except (RuntimeError, ValueError) as error:
@@ -230,98 +229,6 @@ def _difference(model: Callable[[Tensor], Tensor], pictures: list[Tensor], expec
     return torch.stack(differences).max().item()
 
 
-def _program(recipe: Recipe, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    """The recipe as a graph, without the weights that it uses for training alone, as those of a projector."""
-    model = _Model(copy.deepcopy(recipe))
-    program = _traced(model, shape)
-    places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for place in program.graph_signature.input_specs:
-        if place.target is not None and not places[place.arg.name].users:
-            module, _, name = place.target.rpartition(".")
-            setattr(model.get_submodule(module), name, None)
-    return _traced(model, shape)
-
-
-def _traced(model: _Model, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    images = torch.rand(_BATCH, *shape)
-    try:
-        with _quiet():
-            return torch.export.export(model, (images,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
-    except Exception as error:  # of many kinds, for code that has no graph or is made for one number of images
-        raise ValueError(
-            f"torch.export has no program for {_named(model.recipe)} and any number of images ({_reason(error)}); "
-            "--formats safetensors exports the weights alone"
-        ) from error
-
-
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, recipe: Recipe) -> None:
-    try:
-        with _quiet():
-            torch.onnx.export(
-                program,
-                f=path,
-                input_names=["image"],
-                output_names=[_output(recipe)],
-                external_data=False,  # one file
-                verbose=False,
-            )
-    except Exception as error:  # of many kinds, for operations that have no ONNX form
-        raise ValueError(
-            f"ONNX has no form for {_named(recipe)} ({_reason(error)}); --formats torch safetensors exports the other "
-            "formats"
-        ) from error
-
-
-def _named(recipe: Recipe) -> str:
-    return f"{type(recipe).__name__} with {type(recipe.encoder).__name__}"
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the first cause of an error."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _onnx_session(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
-
-
-def _write_weights(network: nn.Module, path: Path, recipe: Recipe) -> None:
-    """Writes the weights of a network with the normalisation of its images, and has it take those of the file."""
-    from safetensors.torch import load_file, save
-
-    known = recipe.normalize.known or ()
-    notes = {name: json.dumps(numbers[: recipe.encoder.in_channels]) for name, numbers in zip(("mean", "std"), known)}
-    path.write_bytes(save(network.state_dict(), notes))
-    network.load_state_dict(load_file(path))
-
-
-def _plain_network(recipe: Recipe) -> nn.Sequential | None:
-    """The normalisation, and torchvision's network with the weights of encoder and head; None where they do not fit."""
-    encoder = recipe.encoder
-    if not isinstance(recipe, Classifier) or not isinstance(encoder, TorchvisionEncoder):
-        return None
-    size = {name: value for name, value in encoder.made_with.items() if name == "image_size" and value}
-    top = recipe.head.joined() if isinstance(recipe.head, MultiHead) else recipe.head
-    network = models.get_model(encoder.made_with["name"], weights=None, num_classes=top.out_features, **size)
-    try:
-        missing, unexpected = network.load_state_dict(encoder.network.state_dict(), strict=False)
-    except RuntimeError:  # another first convolution
-        return None
-    layer = missing[0].rpartition(".")[0] if missing else ""
-    head = network.get_submodule(layer)
-    if unexpected or set(missing) != {f"{layer}.weight", f"{layer}.bias"} or not isinstance(head, nn.Linear):
-        return None
-    if head.weight.shape != top.weight.shape:  # reads another stage
-        return None
-    head.load_state_dict(top.state_dict())
-    return nn.Sequential(recipe.normalize, network).eval()
-
-
 def _report(
     recipe: Recipe, shape: tuple[int, ...], formats: Sequence[str], differences: dict[str, float]
 ) -> dict[str, Any]:
@@ -332,7 +239,7 @@ def _report(
         "input": "float32 [B, C, H, W] in [0, 1]",
         "image_shape": list(shape),
         "picture": _picture(recipe, shape),
-        "output": f"{_output(recipe)} [B, {'classes' if isinstance(recipe, Classifier) else 'F'}]",
+        "output": f"{output_name(recipe)} [B, {'classes' if isinstance(recipe, Classifier) else 'F'}]",
         "classes": classes,
         **(_tasks(recipe) if isinstance(recipe, ContinualClassifier) else {}),
         "mean": recipe.normalize.mean[: shape[0]].tolist(),
@@ -364,19 +271,3 @@ def _picture(recipe: Recipe, shape: tuple[int, ...]) -> dict[str, Any]:
     if height != width:
         return {"resize": f"{height} rows, {width} columns"}
     return described(Reading(height, channels, recipe.reading.value_range))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leaves out what the exporters tell their own authors."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)

@@ -5,7 +5,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -96,6 +96,26 @@ def checkpoint_file(path: str | Path, resume: bool = False) -> Path | None:
     names = (LAST,) if resume else (BEST, LAST)
     files = (folder / name for folder in folders for name in names)
     return next((file for file in files if file.is_file()), None)
+
+
+@contextmanager
+def downloading(weights: str, instead: str) -> Iterator[None]:
+    """Says what to do where weights cannot be downloaded.
+
+    Args:
+        weights: which they are.
+        instead: what else to set.
+
+    Raises:
+        OSError: if a library cannot download them.
+    """
+    try:
+        yield
+    except OSError as error:  # those of urllib, requests and huggingface_hub
+        reason = str(getattr(error, "reason", error)).strip().splitlines() or [type(error).__name__]
+        raise OSError(
+            f"the {weights} cannot be downloaded ({reason[0]}): download them elsewhere, and {instead}"
+        ) from error
 
 
 def about_checkpoint(file: Path) -> str:

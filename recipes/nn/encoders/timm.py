@@ -1,12 +1,16 @@
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 from torch import Tensor
 
 from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder, named_normalization
+from recipes.nn.encoders.files import downloading
 from recipes.nn.encoders.weights import load_weights
+
+_INSTEAD = "give a file of them (--model.encoder.pretrained false --model.encoder.weights FILE)"
 
 
 class TimmEncoder(Encoder):
@@ -47,7 +51,8 @@ class TimmEncoder(Encoder):
             raise ValueError(f"timm has no model {name!r}{meant}: give a name that timm.list_models() lists")
         size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
         try:
-            network = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **size)
+            with downloading(f"pretrained weights of {name}", _INSTEAD) if pretrained else nullcontext():
+                network = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **size)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise

@@ -1,7 +1,6 @@
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import torch
@@ -10,6 +9,7 @@ from torchvision import models
 
 from recipes.errors import nearest
 from recipes.nn.encoders.base import Encoder, named_normalization
+from recipes.nn.encoders.files import downloading
 from recipes.nn.encoders.group_norm import Norm, use_norm
 from recipes.nn.encoders.weights import NULL, check_finite, load_weights, matched, with_choice
 
@@ -76,12 +76,10 @@ class TorchvisionEncoder(Encoder):
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = weights not in known  # torchvision warns if it is left out
 
-        try:
+        with downloading(
+            f"weights {weights} of {name}", "give a file of them as weights (--model.encoder.weights FILE)"
+        ):
             network = models.get_model(name, **options)
-        except URLError as error:
-            raise OSError(
-                f"the weights {weights} of {name} cannot be downloaded ({error.reason}): give a file of them instead"
-            ) from error
         use_norm(network, norm)
         if stem == "small":
             _make_small(network, name)

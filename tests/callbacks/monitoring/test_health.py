@@ -167,6 +167,7 @@ def test_skip_ends_after_ten_batches_in_a_row(tmp_path: Path) -> None:
 def test_skip_is_recommended_to_a_run_that_does_not_skip(mode: str, tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="gradient_clip_val 1") as failure:
         fit(Slope(), [float("nan")] * 11, tmp_path, mode)
+    assert "(gradient_clip_val 1 of the Trainer)" in str(failure.value)
     assert ("on_nonfinite skip" in str(failure.value)) == (mode == "stop")
 
 

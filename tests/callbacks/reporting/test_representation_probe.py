@@ -224,9 +224,30 @@ def test_only_the_test_in_a_training_has_a_budget_and_it_is_that_of_the_whole_tr
     assert "reduced" in here
     assert "reduced" not in later
     best = {"name": "best.ckpt", "epochs": 2, "training_images_seen": 2 * 2 * 128}
-    assert later["checkpoint"] == best
+    assert here["checkpoint"] == later["checkpoint"] == best
     assert (here["epochs"], here["training_images_seen"]) == (3, 3 * 2 * 128)
     assert (later["epochs"], later["training_images_seen"]) == (2, 2 * 2 * 128)
+
+
+def test_the_protocol_names_the_weights_that_were_loaded_last(tmp_path: Path) -> None:
+    model, options = recipe(), {"draws": 1, "labels_per_class": [], "references": False}
+    it = trainer(tmp_path, RepresentationProbe(**options), max_epochs=1, limit_train_batches=2)
+
+    def checkpoint(file: Path | None) -> Any:
+        it.test(model, digits(), ckpt_path=file, verbose=False)
+        return json.loads((tmp_path / "evaluation.json").read_text())["protocol"]["checkpoint"]
+
+    it.fit(model, digits())
+    it.save_checkpoint(tmp_path / "a.ckpt")
+    trained = {"epochs": 1, "training_images_seen": 2 * 128}
+    assert checkpoint(None) == {"name": "the last state of the training", **trained}
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    content["callbacks"].pop("RepresentationProbe")
+    torch.save(content, tmp_path / "of another Trainer.ckpt")
+    of_another = {"name": "of another Trainer.ckpt", "epochs": None, "training_images_seen": None}
+    assert checkpoint(tmp_path / "of another Trainer.ckpt") == of_another
+    assert checkpoint(None) == of_another
+    assert checkpoint(tmp_path / "a.ckpt") == {"name": "a.ckpt", **trained}
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def no_internet(url, **options):
         ([], "no encoder is given"),
         (["--encoder", "resnt18"], "did you mean 'resnet18'"),
         (["--encoder", "resnet18", "--weights", "IMAGENET"], "for resnet18 one of DEFAULT, IMAGENET1K_V1"),
-        (["--encoder", "resnet18", "--weights", "DEFAULT"], "cannot be downloaded .*no route to host.*give a file"),
+        (["--encoder", "resnet18", "--weights", "DEFAULT"], "cannot be downloaded .*no route to host.*weights FILE"),
         (["--encoder", "runs/nothing"], "no checkpoint at runs/nothing"),
         (["--encoder", "a", "b", "c", "--weights", "x", "y"], "3 encoders and 2 weights"),
         (["--encoder", "ConvNet", "--verify", "maybe"], "verify is maybe"),

@@ -178,6 +178,30 @@ def test_a_head_that_is_not_on_top_of_the_whole_network_is_exported_as_it_is(opt
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("encoder", "reason"),
+    [
+        (
+            lambda: TorchvisionEncoder("resnet18", stem="small"),
+            "first convolution of this TorchvisionEncoder is not",
+        ),
+        (lambda: ConvNet((4,), in_channels=3), "Supervised with ConvNet is no network of torchvision"),
+    ],
+)
+def test_an_export_says_why_the_whole_model_is_no_network_of_torchvision(
+    encoder, reason, resnet, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    recipe = recipes.Supervised(encoder(), num_classes=3).eval()
+    recipe.image_shape = (3, 32, 32)
+    monkeypatch.setattr(export, "load", lambda path: recipe)
+    export.export(resnet, tmp_path, ["safetensors"])
+    assert not (tmp_path / "model.safetensors").exists()
+    report = json.loads((tmp_path / "export.json").read_text())
+    assert reason in report["left_out"]["model.safetensors"]
+    assert any(line.startswith("model.safetensors is not written: ") and reason in line for line in caplog.messages)
+
+
 def test_classes_that_were_never_seen_are_no_difference(convnet, tmp_path):
     checkpoint = torch.load(convnet / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint["state_dict"]["head.bias"][3] = -torch.inf  # as a support vector machine has it
@@ -191,7 +215,7 @@ def test_an_export_that_differs_is_an_error_and_leaves_no_file(of, convnet, tmp_
     if of == "torch":
         monkeypatch.setattr(torch.export, "load", lambda path: _Off())
     elif of == "onnx":
-        monkeypatch.setattr(export, "_onnx_session", lambda path: lambda image: _Off().module()(image))
+        monkeypatch.setattr(export, "onnx_session", lambda path: lambda image: _Off().module()(image))
     else:
         load = safetensors.load_file
         monkeypatch.setattr(
@@ -324,7 +348,7 @@ def test_a_task_that_is_given_leaves_its_classes_alone(convnet, monkeypatch, tmp
     assert logits.isfinite().tolist() == [[label in (2, 3) for label in range(10)]] * 3
     report = json.loads((tmp_path / "export.json").read_text())
     assert (report["scenario"], report["task"], report["tasks"][1]) == ("task", 2, [2, 3])
-    with pytest.raises(ValueError, match="task is 6: it must be between 1 and 5"):
+    with pytest.raises(ValueError, match="task is 6: it must be a whole number between 1 and 5"):
         export.export(convnet, tmp_path, ["torch"], task=6)
     _used("Supervised", monkeypatch)
     with pytest.raises(ValueError, match="task is 1, but Supervised has not learned a sequence of tasks"):

@@ -555,8 +555,11 @@ def test_for_predictions_a_class_that_train_has_not_is_unlabelled(split, tmp_pat
 def test_class_folders_and_pictures_side_by_side_are_an_error(tmp_path):
     write(tmp_path, "cat/a.png")
     write(tmp_path, "b.png")
-    with pytest.raises(ValueError, match=r"\(cat\) and images \(b.png\) side by side"):
+    with pytest.raises(ValueError, match=r"\(cat\) and images \(b.png\) side by side") as error:
         ready(tmp_path)
+    both, beside = re.findall(r"'([^']*\*[^']*)'", str(error.value))
+    assert len(ready(both).splits.train) == 2
+    assert len(ready(beside).splits.train) == 1
 
 
 def test_a_misspelt_split_is_an_error(tmp_path):
