@@ -1,9 +1,9 @@
 """Long work of a run: its processes share it, or wait for the one that does it, however long that takes."""
 
-import functools
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Trainer
@@ -64,7 +64,11 @@ class Together:
         self.of_first(lambda: None)
 
 
-@functools.lru_cache(maxsize=1)
+_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # a reference would keep the threads of gloo alive
+
+
 def _group(world: Any) -> Any:
     """One group for all waits of the processes, as long as they are joined."""
-    return torch.distributed.new_group(backend="gloo", timeout=LIMIT)
+    if world not in _groups:
+        _groups[world] = torch.distributed.new_group(backend="gloo", timeout=LIMIT)
+    return _groups[world]

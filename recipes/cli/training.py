@@ -251,7 +251,8 @@ class Command(LightningCLI):
         self.peers.watch(made)
         if (number := requeue_signal(made)) is not None:
             self.signals.also(number, lambda: requeue() if made.is_global_zero else None)
-        self.signals.children = lambda: getattr(made.strategy.launcher, "procs", [])
+        launcher = made.strategy.launcher  # not the Trainer, whose model keeps the process group alive
+        self.signals.children = lambda: getattr(launcher, "procs", [])
         return made
 
     def _has_summary(self, trainer: Any) -> bool:
