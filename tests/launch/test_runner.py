@@ -1,5 +1,7 @@
 """A grid of runs: order, results after every run, and going on after a kill."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -7,7 +9,7 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from recipes.launch import Grid, Job, KeptRuns, fit, measure, results, runner
+from tests.helpers.processes import run
 
 TWO = Grid(
     about="Two batch sizes",
@@ -272,33 +275,38 @@ def test_a_run_without_a_report_has_what_it_logged(tmp_path):
     }  # fmt: skip
 
 
-KILLED = f"""
-from pathlib import Path
-from recipes.launch import Grid, measure
+def sweep(folder):
+    """Trains two seeds, and returns the numbers of the runs that were to be made."""
+    os.chdir(folder)
+    grid = Grid(variants={"one": "--config supervised-digits"}, common=f"{LEAN} --trainer.max_epochs 1")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        measure(grid, Path("sweep.json"), seeds=[0, 1])
+    return [line.split(":")[0] for line in said.getvalue().splitlines()]
 
-grid = Grid(variants={{"one": "--config supervised-digits"}}, common="{LEAN} --trainer.max_epochs 1")
-measure(grid, Path("sweep.json"), seeds=[0, 1])
-"""
+
+def killed_sweep(folder):
+    """The same, but the process and the run that it has started are killed a second after the first run."""
+    os.setsid()  # a group of its own
+
+    def kill():
+        while not (folder / "sweep.json").exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    sweep(folder)
 
 
 @pytest.mark.slow
 def test_a_grid_that_is_killed_goes_on_with_the_run_that_was_killed(tmp_path):
-    command = [sys.executable, "-c", KILLED]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert killed.stdout.readline().startswith("1 of 2: one, seed 0: ")
-    time.sleep(1)  # the second run goes on
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    assert run(killed_sweep, tmp_path) == [signal.SIGKILL]
     before = json.loads((tmp_path / "sweep.json").read_text())["variants"]["one"]["runs"]
-    assert [run["seed"] for run in before] == [0]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["1 of 1"]
+    assert [each["seed"] for each in before] == [0]
+    assert run(sweep, tmp_path) == [["1 of 1"]]
     after = json.loads((tmp_path / "sweep.json").read_text())["variants"]["one"]
     assert after["runs"][0] == before[0]
-    assert [run["seed"] for run in after["runs"]] == [0, 1]
-    accuracy = [run["metrics"]["test/accuracy"] for run in after["runs"]]
+    assert [each["seed"] for each in after["runs"]] == [0, 1]
+    accuracy = [each["metrics"]["test/accuracy"] for each in after["runs"]]
     expected = {"mean": statistics.mean(accuracy), "std": statistics.stdev(accuracy)}
     assert after["measured"]["test/accuracy"] == pytest.approx(expected, abs=1e-4)
