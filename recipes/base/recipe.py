@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import torch
@@ -201,8 +202,8 @@ class Recipe(AnyRecipe):
             *args: of ``LightningModule.log``.
             **options: of ``LightningModule.log``.
         """
-        if isinstance(value, int | float):
-            value = torch.full((), value, device=self.device, dtype=torch.get_default_dtype())
+        if isinstance(value, Real):
+            value = torch.full((), float(value), device=self.device, dtype=torch.get_default_dtype())
         of_step = self._current_fx_name == "training_step"
         if of_step and not isinstance(value, Metric) and not options.get("rank_zero_only"):
             self._step_log.add(self, name, value, *args, **options)

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch import strategies
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -95,7 +96,7 @@ def trainer_errors() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, KeyError, RuntimeError, ImportError, MisconfigurationException) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".!")
         raise ValueError(
             f"the Trainer cannot be created: {reason}. Change the options trainer.*; see --help"
         ) from error
@@ -110,17 +111,22 @@ def _check_strategy(given: Any) -> None:
     """Refuses strategies that recipes cannot have, and those for notebooks, which start functions and not commands."""
     option = "trainer.strategy"
     if isinstance(given, str):
-        check_strategy(given, option)
+        check_strategy(getattr(strategies, given, given), option)  # by its class or by its name
         arguments, name = _registered_arguments(given), given
-        _check_word(option, given, strategy_names())
+        known = [each for each in strategy_names() if _is_started_by_command(_registered_arguments(each))]
+        _check_word(option, given, [*known, given] if arguments else known)
     else:
         check_strategy(class_named(given.class_path), option)
         arguments, name = given.get("init_args", {}), given.class_path.rpartition(".")[2]
-    if (method := arguments.get("start_method", "popen")) != "popen":
+    if not _is_started_by_command(arguments):
         raise ValueError(
-            f"{option} is {name}, which starts processes by {method}, for notebooks: it must be ddp, which starts "
-            "the command once for each device"
+            f"{option} is {name}, which starts processes by {arguments['start_method']}, for notebooks: it must be "
+            "ddp, which starts the command once for each device"
         )
+
+
+def _is_started_by_command(arguments: Any) -> bool:
+    return bool(arguments.get("start_method", "popen") == "popen")
 
 
 def _registered_arguments(strategy: str) -> Any:

@@ -18,11 +18,10 @@ class SVM(FrozenClassifier):
     """Transfer learning: linear support vector machines on the features of a frozen encoder.
 
     The SVMs are solved once, before training begins, from the features of all training images. C is chosen on the
-    validation images. Several devices share the values of C. Training steps change nothing, but one step is needed to
-    save the checkpoint (``trainer.max_epochs: 1``, ``trainer.limit_train_batches: 1``). The solution is in the linear
-    layer ``head``. Its outputs are decision values, not logits, so their softmax has no meaning: ``predict`` gives a
-    ``score`` [B, classes] instead of a ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of
-    images may have one class only.
+    validation images. Several devices share the values of C. Training steps change nothing; one is taken, after which
+    the checkpoint is saved and the run ends. The solution is in the linear layer ``head``. Its outputs are decision
+    values, not logits, so their softmax has no meaning: ``predict`` gives a ``score`` [B, classes] instead of a
+    ``probability``. Under ``fast_dev_run`` nothing is solved, because one batch of images may have one class only.
 
     If the features of all labelled training images take more than 1 GiB in float64 (65,536 images with the 2,048
     features of a ResNet-50), every n-th of these images is used, and a line says so.
@@ -60,7 +59,11 @@ class SVM(FrozenClassifier):
         return torch.optim.SGD(self.head.parameters(), lr=0.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """A loss of 0, which moves nothing: without one, Lightning does not train on several devices."""
+        """A loss of 0, which moves nothing: without one, Lightning does not train on several devices.
+
+        There is nothing left to learn, so the run ends after this step.
+        """
+        self.trainer.should_stop = True
         return 0 * (self.head.weight.sum() + self.head.bias.nan_to_num(neginf=0).sum())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

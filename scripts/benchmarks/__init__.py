@@ -16,4 +16,5 @@ PARTS = (
     "probe",
     "gpu",
     "collectives",
+    "earlier",
 )

@@ -23,9 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import quiet, versions
+from benchmarks.common import ROOT, checked_out, quiet, versions
 
-ROOT = Path(__file__).resolve().parents[2]
 TEACHER = "supervised-digits"
 EPOCH, STEPS, LOGGED = 6, 12, 8  # of two epochs; the second begins with step 7, whose values may be new
 BETWEEN = (9, 10, 11)
@@ -59,13 +58,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     names = options.configs or of_recipes()
     found: dict[str, Any] = {"task": f"steps {BETWEEN} between logged steps, their mean, and step {LOGGED}, logged"}
     if options.before:
-        with tempfile.TemporaryDirectory() as folder:
-            git = ["git", "-C", str(ROOT), "worktree"]
-            subprocess.run([*git, "add", "--detach", f"{folder}/code", options.before], check=True, capture_output=True)
-            try:
-                found["before"] = {"commit": options.before, **_measured(Path(folder) / "code", names)}
-            finally:
-                subprocess.run([*git, "remove", "--force", f"{folder}/code"], check=True)
+        with checked_out(options.before) as code:
+            found["before"] = {"commit": options.before, **_measured(code, names)}
     return {**found, **_measured(ROOT, names), "versions": versions("lightning")}
 
 
@@ -92,7 +86,7 @@ def of_recipes() -> list[str]:
     found: dict[str, str] = {}
     for name in config_names():
         if name.endswith("-digits") and not name.startswith(("teacher-", "svm-")):
-            found[_packaged(name)["model"]["class_path"]] = name
+            found[packaged(name)["model"]["class_path"]] = name
     return sorted(found.values(), key=lambda name: (name != TEACHER, name))
 
 
@@ -136,7 +130,7 @@ def _run_all(folder: Path, rank: int, names: list[str]) -> None:
     for name in names:
         store = f"file://{folder / name}.store"
         torch.distributed.init_process_group("gloo", store, rank=rank, world_size=2)  # the command ends with its end
-        config = _packaged(name)
+        config = packaged(name)
         options = {"config": name, "runs": folder / "runs", **OPTIONS}
         options["trainer.callbacks.path"] = folder / f"{name}.json"
         if "teacher" in config["model"].get("init_args", {}):
@@ -145,7 +139,7 @@ def _run_all(folder: Path, rank: int, names: list[str]) -> None:
         main(["fit", *(f"--{option}={value}" for option, value in options.items())])
 
 
-def _packaged(name: str) -> dict[str, Any]:
+def packaged(name: str) -> dict[str, Any]:
     import yaml
 
     from recipes.cli.catalogue import config_file

@@ -3,11 +3,15 @@
 import importlib.metadata
 import logging
 import statistics
+import subprocess
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 Runs = dict[str, list[float]]
 
 
@@ -33,6 +37,19 @@ def medians(runs: Runs) -> dict[str, float]:
 def ratio(runs: Runs, name: str, other: str) -> float:
     """The median over the rounds of one run's number over another's: what is slow for a round is slow for both."""
     return round(statistics.median(a / b for a, b in zip(runs[name], runs[other])), 4)
+
+
+@contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """The folder of a temporary worktree that has the code of a commit."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "code"
+        subprocess.run([*git, "add", "--detach", str(code), commit], check=True, capture_output=True)
+        try:
+            yield code
+        finally:
+            subprocess.run([*git, "remove", "--force", str(code)], check=True)
 
 
 def new_peak() -> None:

@@ -46,6 +46,13 @@ class Read(Callback):
         self.of_epoch = {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 
+class LogsBetween(Read):
+    """Logs a value of its own between the training step and the optimiser step."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.log("norm", torch.ones(()))
+
+
 class Logging(Recipe):
     """Logs, at batch b of rank r, the number 10 b + 4 r in many ways."""
 

@@ -1,11 +1,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import recipes
-from tests.base.logged_steps import BATCHES, Read, logged
+from datamodules import Digits
+from tests.base.logged_steps import BATCHES, Logging, LogsBetween, Read, Rows, logged
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 FOLDER = Path(recipes.__file__).parent
 
@@ -31,13 +35,13 @@ def test_a_logged_step_has_the_values_of_all_devices():
     rows, _, of_epoch, computed = on_two(Read())
     assert rows == [(2, {**of_batch(2), "odd": 12.0})]
     assert of_epoch == {**of_batch(4), "odd": 32.0}, "the last step of an epoch is read, too"
-    assert computed == [0, 1, 2, 4], "a function is called when its value is read: here, first when a name is new"
+    assert computed == [0, 2, 4], "a function is called when its value is read"
 
 
 def test_between_read_steps_all_devices_keep_the_last_values():
     _, values, _, _ = on_two(Read())
     seen = [each["mean"] for each in values]
-    assert seen == [2.0, 12.0, 22.0, 22.0, 42.0], "new names at the first two; then a logged step, and the last"
+    assert seen == [2.0, 2.0, 22.0, 22.0, 42.0], "the first of the epoch, a logged step, and the last"
 
 
 def test_a_monitored_value_is_read_at_every_step():
@@ -74,7 +78,68 @@ def test_on_one_device_every_step_has_its_own_values():
     assert [each["mean"] for each in values] == [0.0, 10.0, 20.0, 30.0, 40.0]
     assert {of_epoch[name] for name in ("mean", "late", "both_step")} == {40.0}
     assert {of_epoch[name] for name in ("both", "both_epoch", "slow")} == {20.0}
+    assert [each["both"] for each in values] == [0.0, 10.0, 20.0, 30.0, 40.0], "until the epoch ends, as with Lightning"
     assert computed == [0, 2, 4]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_another_hook_logs_in_between_takes_nothing_away(devices):
+    """Lightning forgets the values of a hook where another one has logged since, at the first batch of an epoch."""
+    options = {"of_epoch": True, "max_epochs": 2, "log_every_n_steps": 1}
+    if devices == 1:
+        rows, values, of_epoch, _ = logged(1, LogsBetween(), **options)
+        mean = 20.0
+    else:
+        rows, values, of_epoch, _ = on_two(LogsBetween(), **options)
+        mean = 22.0
+    assert of_epoch["slow"] == of_epoch["both_epoch"] == mean
+    steps = [row for _, row in rows if "mean" in row]
+    assert [row["mean"] for row in steps] == [mean - 20 + 10 * batch for batch in [*range(BATCHES)] * 2]
+    assert all({"late", "norm", "number"} <= row.keys() for row in steps)
+    assert [each["mean"] for each in values] == [row["mean"] for row in steps]
+
+
+def test_devices_that_log_different_values_are_told_which():
+    assert run(_different, processes=2) == [
+        f"devices log different values in a training step; this one logs {name}: log the same names on every device"
+        for name in ("rank 0", "rank 1, and more")
+    ]
+
+
+def _different():
+    class Different(Logging):
+        def training_step(self, batch, batch_idx):
+            for name in [f"rank {self.global_rank}", "and more"][: 1 + self.global_rank]:
+                self.log(name, torch.zeros(()))
+            return self(batch.image).sum()
+
+    trainer = quiet_trainer(2, max_epochs=1, limit_train_batches=BATCHES, limit_val_batches=0)
+    with pytest.raises(ValueError, match="different values") as raised:
+        trainer.fit(Different(), Digits(size=8, batch_size=16))
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("value", [np.float32(3), np.int64(3), True])
+def test_any_number_is_logged(value):
+    assert _of_one(value) == {"it": float(value)}
+
+
+@pytest.mark.parametrize(("value", "words"), [({"a": 1.0}, "cannot be logged"), (torch.zeros(2), "single element")])
+def test_what_is_no_number_has_the_error_of_lightning(value, words):
+    with pytest.raises(ValueError, match=words):
+        _of_one(value)
+
+
+def _of_one(value):
+    class One(Logging):
+        def training_step(self, batch, batch_idx):
+            self.log("it", value)
+            return self(batch.image).sum()
+
+    rows = Rows()
+    trainer = quiet_trainer(logger=rows, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
+    trainer.fit(One(), Digits(size=8, batch_size=16))
+    return rows.rows[0][1]
 
 
 def names(rows):

@@ -1,5 +1,7 @@
 """Strategies that split the weights are refused by name: from the command, and from Python before anything starts."""
 
+import re
+
 import pytest
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
@@ -85,4 +87,8 @@ def test_the_command_refuses_strategies_for_notebooks(name, capsys):
 def test_data_parallel_of_old_is_refused_with_the_names_that_are_known(capsys):
     line = refused("dp", capsys)
     assert line.startswith("trainer.strategy is dp (did you mean 'ddp'?): it must be one of auto, ddp, ")
-    assert "fsdp" not in line
+    assert not {"fsdp", "ddp_fork", "ddp_spawn"} & {*re.findall(r"\w+", line)}
+
+
+def test_the_class_of_a_strategy_is_known_by_its_name_alone(capsys):
+    assert refused("ModelParallelStrategy", capsys).startswith("trainer.strategy is ModelParallelStrategy: it must be")

@@ -10,6 +10,7 @@ from recipes.evaluation import fit_svm, svm
 from recipes.nn import ConvNet
 from recipes.transfer.svm import SVM
 from tests.helpers.processes import run
+from tests.helpers.training import quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -128,3 +129,10 @@ def test_a_datamodule_is_needed(tmp_path):
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
     with pytest.raises(ValueError, match="pass a DataModule"):
         trainer.fit(SVM(ConvNet((4, 8)), 10), data.train_dataloader())
+
+
+def test_the_run_ends_after_the_solution_however_many_epochs_it_may_have():
+    trainer = quiet_trainer(max_epochs=1000)
+    trainer.fit(SVM(ConvNet((4,), in_channels=1), 10), Digits(size=8))
+    assert trainer.global_step == 1
+    assert trainer.callback_metrics["val/accuracy"] > 0.3

@@ -75,10 +75,10 @@ class ProbeBudget:
             for when, plan in plans.items()
             if (words := self._left_out(plan) if when == "at the end" else _left_out_of_bank(plan))
         ]
-        above = self.max_share is not None and share > self.max_share
-        short = " (a few seconds, which are always allowed)" if above and total <= FREE else ""
         reduced = f" To keep it small, {'; '.join(left)} (--probe.max_share null measures everything)." if left else ""
-        return f"Evaluation takes about {100 * share:.0f} % of the computing of the training{short}.{reduced}"
+        if total <= FREE:
+            return f"Evaluation takes a few seconds.{reduced}"
+        return f"Evaluation takes about {100 * share:.0f} % of the computing of the training.{reduced}"
 
     def protocol(self, plan: Plan) -> dict[str, Any]:
         """What the protocol of a test states of parts that are left out."""
