@@ -111,7 +111,8 @@ def _check_strategy(given: Any) -> None:
     """Refuses strategies that recipes cannot have, and those for notebooks, which start functions and not commands."""
     option = "trainer.strategy"
     if isinstance(given, str):
-        check_strategy(getattr(strategies, given, given), option)  # by its class or by its name
+        of_name = getattr(strategies, given, None)
+        check_strategy(of_name if isinstance(of_name, type) else given, option)
         arguments, name = _registered_arguments(given), given
         known = [each for each in strategy_names() if _is_started_by_command(_registered_arguments(each))]
         _check_word(option, given, [*known, given] if arguments else known)
