@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -404,8 +403,10 @@ class ImageFolder(ImageDataModule):
         if keep or self.on_error == "skip":
             shape = (len(paths), self.channels, self.image_size, self.image_size) if keep else None
             self._shared = SharedImages((VERSION, *self._decoding, keep), paths)
-            with suppress(ValueError, MemoryError):  # every process meets it again in ``setup``, and none waits
+            try:
                 self._shared.decode(shape, lambda into: self._decode_all(paths, into)[1])
+            except (ValueError, MemoryError):  # every process meets it again in ``setup``, and none waits
+                self._shared.remove()
 
     def _all_have_read(self) -> None:
         if self._shared is not None:

@@ -44,15 +44,17 @@ def test_a_checkpoint_of_an_earlier_commit_is_read_and_trained_on_as_then(checkp
         assert_alike({key: measured[name][key] for key in values}, values)
 
 
-def assert_alike(found, expected):
+def assert_alike(found, expected, name=""):
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for key in expected:
-            assert_alike(found[key], expected[key])
+            assert_alike(found[key], expected[key], str(key) if "linear" not in name else name)
     elif isinstance(expected, list):
         assert len(found) == len(expected)
         for one, other in zip(found, expected):
-            assert_alike(one, other)
+            assert_alike(one, other, name)
+    elif "linear" in name and isinstance(expected, float):  # solved in float32 then, and in float64 now
+        assert found == pytest.approx(expected, abs=2e-3)
     elif isinstance(expected, float | torch.Tensor):
         torch.testing.assert_close(found, expected, **TOLERANCE)
     else:

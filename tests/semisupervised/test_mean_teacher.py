@@ -40,7 +40,8 @@ def few_labels(**options):
 def recipe_and_batch(step=30, total=100, **arguments):
     """A recipe as it is after some steps, when its teacher is no longer equal to it, and a batch."""
     recipe = build(**arguments).double()
-    recipe.trainer = SimpleNamespace(world_size=1, global_step=step, current_epoch=0, estimated_stepping_batches=total)
+    run = {"global_step": step, "current_epoch": 0, "estimated_stepping_batches": total, "limit_train_batches": 1.0}
+    recipe.trainer = SimpleNamespace(world_size=1, **run)
     recipe.log = lambda *_, **__: None
     with torch.no_grad():
         for parameter in recipe.teacher.parameters():
