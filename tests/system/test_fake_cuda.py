@@ -12,7 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, seed_everything
 
-from recipes import Supervised
+from recipes import SVM, Supervised
 from recipes.augment.base import constants
 from recipes.launch.configs import config_file, config_names
 from recipes.nn import ConvNet
@@ -76,7 +76,8 @@ def waits_of(recipe, data):
             accelerator="auto", strategy=strategy(), callbacks=[steps], max_epochs=epochs, **batches
         )
         trainer.fit(recipe, data)
-    assert all(steps.waits.values())  # both kinds were seen
+    assert steps.waits["validation"]
+    assert steps.waits["training"] or isinstance(recipe, SVM)  # which ends with its first step
     return {kind: sum(waits, Counter()) for kind, waits in steps.waits.items()}
 
 
