@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.base import ImageDataModule, Splits
 from datamodules.loading.dataset import ImageDataset, ImageFiles, ImagesInMemory
+from datamodules.loading.processes import are_several
 from datamodules.loading.split import check_fraction
 from datamodules.loading.split_counts import counted
 from datamodules.paths import OutputPath
@@ -30,7 +31,7 @@ from datamodules.sources.decode import (
 from datamodules.sources.duplicates import copies
 from datamodules.sources.layout import Pictures, find, folder_of, label_remedy, training_classes
 from datamodules.sources.names import printable
-from datamodules.sources.shared import SharedImages, are_several
+from datamodules.sources.shared import SharedImages
 
 
 class ImageFolder(ImageDataModule):

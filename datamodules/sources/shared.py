@@ -19,12 +19,6 @@ _RUN = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SL
 _FREE = 0.9  # of the free space, which others need too
 
 
-def are_several() -> bool:
-    """Whether this process is one of several that are joined."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
 class SharedImages:
     """A file of decoded images, which the processes of a run share on a machine.
 
@@ -33,7 +27,7 @@ class SharedImages:
     the process that has decoded it ends.
 
     Args:
-        settings: of the decoding.
+        settings: what the decoded images depend on, beside the files.
         paths: paths of the files that are decoded.
     """
 

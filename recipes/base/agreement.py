@@ -3,6 +3,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from datamodules.loading.processes import are_several
+
 
 class Agreement:
     """Lets all processes of a run stop at the same batch, although only one of them has a reason to.
@@ -19,7 +21,7 @@ class Agreement:
     def __init__(self, trainer: Trainer) -> None:
         self._group: Any = None
         self._asked: tuple[Any, torch.Tensor] | None = None
-        if trainer.world_size > 1 and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if trainer.world_size > 1 and are_several():
             # a group of its own on the CPU, whatever the devices are: the order of other exchanges does not matter
             self._group = torch.distributed.new_group(backend="gloo")
 

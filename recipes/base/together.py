@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch import Trainer
 
+from datamodules.loading.processes import are_several
+
 T = TypeVar("T")
 
 LIMIT = timedelta(days=1)  # of a single wait; gloo notices at once if a process it waits for is gone
@@ -26,7 +28,7 @@ class Together:
 
     def __init__(self, trainer: Trainer) -> None:
         self.world_size, self.rank = trainer.world_size, trainer.global_rank
-        several = trainer.world_size > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
+        several = trainer.world_size > 1 and are_several()
         self._group = _group(torch.distributed.group.WORLD) if several else None
 
     def results(self, jobs: Sequence[Callable[[], T]]) -> list[T]:

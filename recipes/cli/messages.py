@@ -217,7 +217,7 @@ def report(message: str, place: str = "") -> None:
     """Prints one line about an error.
 
     Args:
-        message: of the error.
+        message: what was wrong, in one line.
         place: process of the run in which it happened, if there are several.
     """
     sys.stderr.write(f"recipes: error: {place and f'{place}: '}{' '.join(message.split())}\n")

@@ -35,7 +35,7 @@ def quiet() -> Iterator[None]:
 
 
 class _Lines(logging.Filter):
-    """Lets each line of information pass once, and none of Lightning's that say what the command says itself."""
+    """Passes each line of information once, and drops those of Lightning that repeat a line of the command."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -67,18 +67,18 @@ def new_directory(parent: Path) -> Path:
     return directory
 
 
-def goes_on_elsewhere(checkpoint: Path, directory: Path) -> str | None:
-    """Says where a resumed run goes on, if it is not beside the run of its checkpoint; None if it is.
+def continues_elsewhere(checkpoint: Path, directory: Path) -> str | None:
+    """A line with the directory in which a resumed run continues; None if it is beside that of the checkpoint.
 
     Args:
-        checkpoint: that the run is resumed from.
-        directory: of the run.
+        checkpoint: checkpoint that the run is resumed from.
+        directory: directory of the resumed run.
     """
     folder = checkpoint.absolute().parent
     runs = (folder.parent if folder.name == "checkpoints" else folder).parent.parent
     if runs.resolve() == directory.absolute().parent.parent.resolve():
         return None
-    return f"the resumed run goes on in {directory}; for the folder of its first part, add --runs {runs}"
+    return f"the resumed run continues in {directory}; to keep it beside its first part, add --runs {runs}"
 
 
 def is_first() -> bool:

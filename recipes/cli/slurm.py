@@ -1,4 +1,4 @@
-"""Jobs of SLURM that are started once more: the run goes on where it was."""
+"""Restarted jobs of SLURM: their run is resumed from its last checkpoint."""
 
 import os
 import subprocess

@@ -47,7 +47,7 @@ from recipes.cli.fit_words import how_it_ended, words_of_fit
 from recipes.cli.messages import Refused, missing_package, one_line
 from recipes.cli.options import check_options, trainer_errors, with_homes
 from recipes.cli.peers import Peers
-from recipes.cli.run_directory import goes_on_elsewhere, is_first, new_directory, nothing_left_if_refused
+from recipes.cli.run_directory import continues_elsewhere, is_first, new_directory, nothing_left_if_refused
 from recipes.cli.slurm import earlier_checkpoint, job, requeue, requeue_signal
 from recipes.distillation.teacher import teacher_from
 from recipes.nn import CrossDeviceBatchNorm
@@ -212,7 +212,7 @@ class Command(LightningCLI):
             self.changed = changes(then, yaml.safe_load(self.text))
             rank_zero_info(told(self.changed))
         self.directory = new_directory(parent)
-        if resumed and (note := goes_on_elsewhere(Path(config.ckpt_path), self.directory)):
+        if resumed and (note := continues_elsewhere(Path(config.ckpt_path), self.directory)):
             rank_zero_info(note)
         for each in _listed(config.trainer.logger):
             arguments = getattr(each, "init_args", {})

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from datamodules import Batch
+from datamodules.loading.processes import are_several
 from recipes.evaluation import chunks
 from recipes.evaluation.features import Features, collect, forward
-from recipes.evaluation.rows import are_several
 from recipes.nn import evaluating
 
 _HALF = torch.bfloat16, torch.float16

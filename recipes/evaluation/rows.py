@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from datamodules.loading.processes import are_several
 from recipes.evaluation.chunks import chunks
 
 
@@ -93,9 +94,3 @@ def only(rows: Tensor, kept: Tensor) -> Tensor:
         rows[end : end + len(few)] = few
         end += len(few)
     return rows[:end]
-
-
-def are_several() -> bool:
-    """Whether this process is one of several that are joined."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.overrides import TorchFunctionMode
 
+from datamodules.loading.processes import are_several
+
 
 class CrossDeviceBatchNorm(LayerSync):
     """Computes batch norm over the global batch: a plugin for the Trainer, on any kind of device.
@@ -108,7 +110,7 @@ class _AcrossDevices(_Changed):
     """Computes the batch statistics over all devices."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if self.training and are_several():
             return self._forward_across(*args, **kwargs)
         return super().forward(*args, **kwargs)
 

@@ -45,7 +45,7 @@ class Failure(Callback):
     """Fails after the first batch in one process, while the other one waits in an exchange, or for very long.
 
     Args:
-        rank: of the process that fails.
+        rank: number of the process that fails.
         others_sleep: whether the other process does not even come to an exchange.
     """
 

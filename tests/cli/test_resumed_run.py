@@ -80,7 +80,7 @@ def resumed(first, tmp_path, monkeypatch, told):
 def test_a_resumed_run_obeys_its_options_and_prints_what_changed(first, resumed, told):
     line, place, checkpoint = told
     runs = first.parent.parent
-    assert place == f"the resumed run goes on in {resumed}; for the folder of its first part, add --runs {runs}"
+    assert place == f"the resumed run continues in {resumed}; to keep it beside its first part, add --runs {runs}"
     assert re.search("best.ckpt is taken: it has the best val/loss of the run, .* after epoch 1$", checkpoint)
     begin, _, changed = line.partition(": ")
     assert begin == "changed by this resume"

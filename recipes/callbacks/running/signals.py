@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from datamodules.loading.processes import are_several
+
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 _ONE = 0.5  # seconds in which signals count as one: timeout(1) and some schedulers send two
 _POLL = 0.5  # seconds between two looks at what other processes of the run got
@@ -194,10 +196,7 @@ if hasattr(os, "register_at_fork"):
 
 def _store() -> Any:
     """What the processes of a run share; None for a process alone."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return None
-    return distributed.distributed_c10d._get_default_store()
+    return torch.distributed.distributed_c10d._get_default_store() if are_several() else None
 
 
 def _tell_others(number: int) -> None:
