@@ -208,7 +208,7 @@ def collect(
     dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
     images: int | None = None,
 ) -> Collector:
-    """Does the same, and leaves the features of each device where they are: in a collector."""
+    """Takes the features as ``extract`` does, and leaves those of each device in a collector, on the device."""
     limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
     if images is None:
         images = _images_of(loader)
