@@ -186,7 +186,7 @@ def _logistic_regression(
 def _solve_together(solver: torch.optim.LBFGS, objective: Callable[[], Tensor], bank: Bank, *variables: Tensor) -> None:
     """Has the solver of the first device choose the points at which all devices compute their part of the objective.
 
-    Solvers on every device could part: the number of evaluations hangs on the last bit of a sum.
+    A solver on every device could take another path: the number of evaluations depends on the last bit of a sum.
     """
     going = variables[0].new_ones(1)
 
